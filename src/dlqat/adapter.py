@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training adds to one frozen weight, and the exact integers that it means.
+
+DL-QAT (arXiv 2504.09223), per group of inputs of one output row:
+
+    V  = W0 + s * offset / 64 + (alpha / r) B A      the latent weight, float32
+    q  = clip(round(V / s) + z, qmin, qmax)          integer codes
+    W' = snap(m * s) * (q - z)                       what the layer multiplies with
+
+`fold` returns q, z and snap(m * s): nothing is rounded after training, so folding is exact (law 2).
+`offset` is a prepared start (GPTQ, AutoRound: where a better rounding wants the latent weight to be),
+kept apart from W0 so that the float teacher, W0, stays in the same layer at one byte a weight.
+
+The corners of the paper's field are the same value with parts left out: no LoRA is PEQA, no magnitude
+is NNCF's FQ_LORA, no magnitude with trained scales is L4Q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dlqat import atomic
+from dlqat.folded import Quantized
+from dlqat.grid import Grid, quantize
+from dlqat.refusal import Refusal
+
+OFFSET_UNIT = 1.0 / 64
+"""A step of `offset`, in steps of the grid; int8 reaches two grid steps either way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """scales and magnitude float32 [out, groups], zero_points int8 [out, groups], lora_a [r, in],
+    lora_b [out, r] (already without alpha / r, which is `scaling`), offset int8 [out, in]."""
+
+    grid: Grid
+    scales: Tensor
+    zero_points: Tensor | None = None
+    magnitude: Tensor | None = None
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+    scaling: float = 1.0
+    offset: Tensor | None = None
+
+
+def grid_scales(adapter: Adapter) -> Tensor:
+    """s: the scales that codes are made on."""
+    return adapter.grid.round_scales(adapter.scales)
+
+
+def folded_scales(adapter: Adapter) -> Tensor:
+    """snap(m * s): the scales that ship, float32 [out, groups]."""
+    s = grid_scales(adapter)
+    return s if adapter.magnitude is None else adapter.grid.round_scales(adapter.magnitude * s)
+
+
+def rows(adapter: Adapter, block: slice) -> Adapter:
+    """The adapter of some output rows (views)."""
+
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[block]
+
+    return replace(
+        adapter,
+        scales=adapter.scales[block],
+        zero_points=cut(adapter.zero_points),
+        magnitude=cut(adapter.magnitude),
+        lora_b=cut(adapter.lora_b),
+        offset=cut(adapter.offset),
+    )
+
+
+def latent(weight: Tensor, adapter: Adapter) -> Tensor:
+    """V [out, in] float32, a fresh tensor."""
+    v = weight.to(torch.float32)
+    if adapter.lora_a is not None and adapter.lora_b is not None:
+        v = torch.addmm(v, adapter.lora_b.float(), adapter.lora_a.float(), alpha=adapter.scaling)
+    elif v is weight:
+        v = v.clone()
+    if adapter.offset is not None:
+        out, groups = adapter.scales.shape
+        step = (grid_scales(adapter) * OFFSET_UNIT)[..., None]
+        v.view(out, groups, -1).addcmul_(adapter.offset.view(out, groups, -1).to(torch.float32), step)
+    return v
+
+
+def fold(weight: Tensor, adapter: Adapter) -> Quantized:
+    """The integers of weight [out, in] under `adapter`: exactly those of the training forward."""
+    codes = quantize(latent(weight, adapter), grid_scales(adapter), adapter.zero_points, adapter.grid)
+    return Quantized(adapter.grid, codes, folded_scales(adapter), adapter.zero_points)
+
+
+_TENSORS = ("scales", "zero_points", "magnitude", "lora_a", "lora_b", "offset")
+
+
+def write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Adapter tensors named MODULE.field to one safetensors file, atomically; grids travel in the recipe."""
+    with atomic.file(path) as draft:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft)
+
+
+def read(path: Path, grids: Mapping[str, tuple[Grid, float]]) -> dict[str, Adapter]:
+    """The adapters of `path` for modules with the given grid and alpha / r. Refusal names the damage."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise Refusal(f"{path} cannot be read ({error}); train again") from error
+    adapters: dict[str, Adapter] = {}
+    for name, (grid, scaling) in grids.items():
+        parts = {f: tensors[f"{name}.{f}"] for f in _TENSORS if f"{name}.{f}" in tensors}
+        if "scales" not in parts:
+            raise Refusal(f"{path}: {name}.scales is missing; train again")
+        adapter = Adapter(grid, **parts, scaling=scaling)
+        if (reason := damage(adapter)) is not None:
+            raise Refusal(f"{path}: {name}.{reason}; train again")
+        adapters[name] = adapter
+    return adapters
+
+
+def damage(adapter: Adapter) -> str | None:
+    """What is wrong with the numbers of an adapter, or None: 'magnitude holds a value <= 0', ..."""
+    groups = adapter.scales.shape
+    for field in _TENSORS:
+        tensor: Tensor | None = getattr(adapter, field)
+        if tensor is None:
+            continue
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return f"{field} holds NaN or infinity"
+        if field in ("scales", "magnitude") and not bool((tensor > 0).all()):
+            return f"{field} holds a value <= 0"
+        if field in ("magnitude", "zero_points") and tensor.shape != groups:
+            return f"{field} has shape {tuple(tensor.shape)}, scales have {tuple(groups)}"
+    if (adapter.lora_a is None) != (adapter.lora_b is None):
+        return "lora_a and lora_b must come together"
+    if adapter.grid.symmetric != (adapter.zero_points is None):
+        return "zero_points and the grid's symmetry disagree"
+    return None

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write beside, then rename: a reader sees the old content or the new, never a half (kill -9 included)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def folder(target: Path) -> Generator[Path]:
+    """A fresh folder beside `target` that takes its place when the block ends, or vanishes if it raises."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.draft")
+    old = target.with_name(f".{target.name}.old")
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    draft.mkdir()
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(old)
+    draft.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def file(target: Path) -> Generator[Path]:
+    """A path beside `target` to write to; renamed over `target` when the block ends."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.draft")
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def text(target: Path, content: str) -> None:
+    """Write `content` to `target` atomically."""
+    with file(target) as draft:
+        draft.write_text(content, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""folded/: the integers of a model, as a Hugging Face folder that transformers loads by itself.
+
+    config.json            the model's, with compressed-tensors' quantization_config
+    model.safetensors      quantized linears as `pack-quantized` (weight_packed, weight_scale, ...), asymmetric
+                           ones as `int-quantized` (weight int8, weight_scale, weight_zero_point): transformers
+                           5.23 cannot load packed zero-points; norms, biases and the rest as dense float32
+    integers.safetensors   codes and scales of what stands dense above: embeddings (transformers has no
+                           quantized Embedding), low-rank and clustered layers; same four suffixes
+    dlqat.json             format version, structure and training spec of every layer
+    tokenizer, generation_config, chat template as the source model has them
+
+AutoModelForCausalLM.from_pretrained(folder) is therefore the reference, and none of our code is in it.
+Layers are read when they are asked for, so a model larger than memory can be exported.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dlqat import atomic, folded
+from dlqat.architecture import Config
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.grid import Grid
+from dlqat.recipe import LayerSpec
+from dlqat.refusal import Refusal
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+class Lazy(Mapping[str, T]):
+    """A mapping whose values are read when they are asked for, and not kept."""
+
+    def __init__(self, names: list[str], load: Callable[[str], T]) -> None:
+        self._names, self._load = names, load
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedModel:
+    """A model of integers. Layers by module name (model.embed_tokens, model.layers.0.self_attn.q_proj,
+    ..., lm_head unless it is tied), all other parameters by full name (norms, biases)."""
+
+    config: Config
+    layers: Mapping[str, Folded]
+    tensors: Mapping[str, Tensor]
+    specs: Mapping[str, LayerSpec]
+
+
+def write(model: FoldedModel, target: Path, files: Path) -> None:
+    """Write folded/ atomically at `target`; tokenizer and generation files are copied from `files`."""
+    main: dict[str, Tensor] = {name: t.to(torch.float32).contiguous() for name, t in model.tensors.items()}
+    aside: dict[str, Tensor] = {}
+    for name, layer in model.layers.items():
+        if (reason := folded.check(layer, name)) is not None:
+            raise Refusal(f"{reason}; the layer cannot be folded")
+        if isinstance(layer, Quantized) and _in_transformers(name):
+            main.update(_store(layer, name))
+            continue
+        exact = isinstance(layer, Quantized) and layer.grid.power_of_two
+        main[f"{name}.weight"] = folded.dense(layer).to(torch.bfloat16 if exact else torch.float32)
+        for path, leaf in folded.leaves(layer, name):
+            aside.update(_store(leaf, path))
+        aside.update({path: ids.to(torch.int32) for path, ids in folded.labels(layer, name)})
+    structure = {name: _describe(layer) for name, layer in model.layers.items()}
+    record = {
+        "format": FORMAT,
+        "layers": structure,
+        "specs": {name: asdict(spec) for name, spec in model.specs.items()},
+    }
+    with atomic.folder(target) as draft:
+        copy_tokenizer(files, draft)
+        save_file(main, draft / "model.safetensors", metadata={"format": "pt"})
+        save_file(aside, draft / "integers.safetensors")
+        config = {**model.config, "dtype": "float32", "quantization_config": _quantization_config(model)}
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (draft / "dlqat.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> FoldedModel:
+    """Open folded/. Refusal names what is missing, truncated, misshapen or not a number."""
+    folder = Path(folder)
+    record, config = _json(folder / "dlqat.json"), _json(folder / "config.json")
+    if record.get("format") != FORMAT:
+        raise Refusal(f"{folder}/dlqat.json has format {record.get('format')!r}, this dlqat reads {FORMAT}; fold again")
+    names = {**_names(folder / "model.safetensors"), **_names(folder / "integers.safetensors")}
+
+    def tensor(name: str) -> Tensor:
+        if name not in names:
+            raise Refusal(f"{folder}: tensor {name} is missing; fold the model again")
+        with safe_open(names[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def layer(name: str) -> Folded:
+        found = _build(record["layers"][name], name, tensor)
+        if (reason := folded.check(found, name)) is not None:
+            raise Refusal(f"{folder}: {reason}")
+        return found
+
+    def parameter(name: str) -> Tensor:
+        found = tensor(name)
+        if not bool(torch.isfinite(found).all()):
+            raise Refusal(f"{folder}: tensor {name} holds NaN or infinity")
+        return found
+
+    plain = sorted(
+        n
+        for n, path in names.items()
+        if path.name == "model.safetensors" and (n.endswith(".bias") or n.rpartition(".")[0] not in record["layers"])
+    )
+    config = {k: v for k, v in config.items() if k != "quantization_config"}
+    specs = {name: LayerSpec(**spec) for name, spec in record["specs"].items()}
+    return FoldedModel(config, Lazy(list(record["layers"]), layer), Lazy(plain, parameter), specs)
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what an app needs beside the weights: tokenizer, chat template, generation settings."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _in_transformers(name: str) -> bool:
+    """transformers has a quantized Linear, but no quantized Embedding."""
+    return not name.endswith("embed_tokens")
+
+
+def _store(leaf: Quantized, name: str) -> dict[str, Tensor]:
+    scales = leaf.scales.to(torch.float32).contiguous()
+    if leaf.zero_points is not None:
+        return {
+            f"{name}.weight": leaf.codes.contiguous(),
+            f"{name}.weight_scale": scales,
+            f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
+        }
+    return {
+        f"{name}.weight_packed": pack_to_int32(leaf.codes, leaf.grid.bits),
+        f"{name}.weight_scale": scales,
+        f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
+    }
+
+
+def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantized:
+    scales = tensor(f"{name}.weight_scale")
+    if not grid.symmetric:
+        return Quantized(grid, tensor(f"{name}.weight"), scales, tensor(f"{name}.weight_zero_point"))
+    shape = torch.Size(tensor(f"{name}.weight_shape").tolist())
+    packed = tensor(f"{name}.weight_packed")
+    words = -(-shape[1] * grid.bits // 32)
+    if tuple(packed.shape) != (shape[0], words):
+        raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
+    return Quantized(grid, unpack_from_int32(packed, grid.bits, shape), scales)
+
+
+def _describe(layer: Folded) -> dict[str, Any]:
+    match layer:
+        case Quantized(grid=grid):
+            return {"kind": "quantized", **asdict(grid)}
+        case LowRank(left, right):
+            return {"kind": "low_rank", "left": _describe(left), "right": _describe(right)}
+        case Clustered(centroids, _):
+            return {"kind": "clustered", "centroids": _describe(centroids)}
+        case Sum(parts):
+            return {"kind": "sum", "parts": [_describe(p) for p in parts]}
+
+
+def _build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
+    match node["kind"]:
+        case "quantized":
+            return _restore(Grid(**{k: v for k, v in node.items() if k != "kind"}), name, tensor)
+        case "low_rank":
+            return LowRank(_build(node["left"], f"{name}.left", tensor), _build(node["right"], f"{name}.right", tensor))
+        case "clustered":
+            return Clustered(_build(node["centroids"], f"{name}.centroids", tensor), tensor(f"{name}.labels"))
+        case "sum":
+            return Sum(tuple(_build(p, f"{name}.{i}", tensor) for i, p in enumerate(node["parts"])))
+        case other:
+            raise Refusal(f"{name}: layer kind {other!r} is not known to this dlqat")
+
+
+def _layout(grid: Grid) -> str:
+    return "pack-quantized" if grid.symmetric else "int-quantized"
+
+
+def _quantization_config(model: FoldedModel) -> dict[str, Any]:
+    """compressed-tensors' config: one group per grid, its layers named one by one."""
+    grids: dict[Grid, list[str]] = {}
+    rest: list[str] = []
+    for name, layer in model.layers.items():
+        if isinstance(layer, Quantized) and _in_transformers(name):
+            grids.setdefault(layer.grid, []).append(name)
+        else:
+            rest.append(name)
+    groups: dict[str, Any] = {}
+    for i, (grid, names) in enumerate(grids.items()):
+        group = (
+            {"strategy": "channel"} if grid.group_size is None else {"strategy": "group", "group_size": grid.group_size}
+        )
+        weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric, "dynamic": False, **group}
+        groups[f"group_{i}"] = {"targets": names, "weights": weights, "format": _layout(grid)}
+    ignore = sorted({*rest, *([] if "lm_head" in model.layers else ["lm_head"])})
+    layouts = {_layout(grid) for grid in grids}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": ignore,
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Refusal(f"{path} does not exist; is {path.parent} a folded/ folder?") from error
+    except ValueError as error:
+        raise Refusal(f"{path} is no JSON: {error}") from error
+
+
+def _names(path: Path) -> dict[str, Path]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict.fromkeys(file.keys(), path)
+    except FileNotFoundError as error:
+        raise Refusal(f"{path} does not exist; fold the model again") from error
+    except SafetensorError as error:
+        raise Refusal(f"{path} is damaged or truncated ({error}); fold the model again") from error

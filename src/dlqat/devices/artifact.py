@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An artifact folder: where its program lies and whether its files are the ones that were written.
+
+Shared by devices (which load it) and by the proof (which reads its bytes). It knows the layout that
+docs/check.md states and nothing of the code that writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlqat import atomic
+from dlqat.refusal import Refusal
+
+PROGRAMS = {".onnx": "onnx"}
+"""Suffix of the program file -> format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Where the programs are. `manifest` is the content of manifest.json, or empty."""
+
+    folder: Path
+    program: Path
+    """The file that gives the logits of all positions: for scoring text, and for the proof."""
+    generator: Path
+    """The file that apps generate with (genai_config.json names it); it may give the last logits only."""
+    manifest: Mapping[str, Any]
+
+    @property
+    def format(self) -> str:
+        return PROGRAMS[self.program.suffix]
+
+    @property
+    def programs(self) -> tuple[Path, ...]:
+        """The files, each once."""
+        return tuple(dict.fromkeys((self.program, self.generator)))
+
+
+def find(folder: Path) -> Artifact:
+    """The artifact in `folder`. Refusal if there is none, or more than one program to choose from."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise Refusal(f"{folder} is not a folder; give the folder that dlqat-export wrote (model_dir/onnx)")
+    manifest = read_json(folder / "manifest.json")
+    generator = _generator(folder)
+    if isinstance(named := manifest.get("model"), str):
+        program = _named(folder, named, "manifest.json")
+        return Artifact(folder, program, generator or program, manifest)
+    found = sorted(p for p in (*folder.glob("*"), *folder.glob("onnx/*")) if p.suffix in PROGRAMS)
+    found = [p for p in found if p != generator] or found
+    if len(found) != 1:
+        what = f"{len(found)} programs ({', '.join(p.name for p in found)})" if found else "no program"
+        raise Refusal(f"{folder} holds {what} ({', '.join(PROGRAMS)}); expected one, as dlqat-export writes it")
+    return Artifact(folder, found[0], generator or found[0], manifest)
+
+
+def _generator(folder: Path) -> Path | None:
+    """The file that onnxruntime-genai would run."""
+    found: Any = read_json(folder / "genai_config.json")
+    for key in ("model", "decoder", "filename"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return _named(folder, found, "genai_config.json") if isinstance(found, str) else None
+
+
+def _named(folder: Path, name: str, where: str) -> Path:
+    program = folder / name
+    if program.suffix not in PROGRAMS or not _inside(program, folder):
+        raise Refusal(f"{folder / where} names the model {name!r}, which is no program of this folder")
+    if not program.is_file():
+        raise Refusal(f"{program} is missing, and {where} names it; export again")
+    return program
+
+
+def damage(artifact: Artifact) -> Iterator[str]:
+    """Every file of the manifest that is missing or whose bytes are not the ones that were written."""
+    files = artifact.manifest.get("files", {})
+    for name, entry in sorted(files.items()):
+        path = artifact.folder / name
+        if not _inside(path, artifact.folder):
+            yield f"{name}: manifest.json names a file outside its folder"
+        elif not path.is_file():
+            yield f"{name}: manifest.json names it, but it is missing"
+        elif atomic.sha256(path) != entry.get("sha256"):
+            yield f"{name}: its sha256 is not the one in manifest.json; the file was changed or damaged"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file. Refusal if it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refusal(f"{path} is no JSON ({error}); export again") from error
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} is no JSON object; export again")
+    return content
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device is: something that runs an artifact, or says why not.
+
+A device is a runtime together with the machine under it: onnxruntime on this host, ExecuTorch, an
+emulated ARM64, a browser, a phone behind adb. All answer the same three questions: can you run here
+(`available`), in which ways do you compute (`settings`), and what are the logits (`Session.logits`).
+The proof in dlqat.runtime_tests is written against these Protocols and knows no runtime by name.
+
+A Setting is one way to compute with one artifact. What matters to a proof is `activations`:
+
+    float   every product is a float32 product: the artifact must equal the reference tightly
+    int8    the runtime rounds each linear's input to int8 by itself: it is judged against a
+            reference that does the same (dlqat.runtime_tests.arithmetic)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Activations = Literal["float", "int8"]
+
+
+class DeviceFailure(Exception):
+    """A runtime that does not load or run what it was given. The message is its own, on one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way to run an artifact on a device."""
+
+    activations: Activations = "float"
+    optimize: bool = True
+    """Whether the runtime may rewrite the graph (all of its optimizations, or none)."""
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.activations} activations, graph optimizations {'on' if self.optimize else 'off'}"
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent inside the runtime, and the tokens that they bought."""
+
+    load_seconds: float = 0.0
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+
+class Session(Protocol):
+    """An artifact loaded under one Setting, with one key-value cache. DeviceFailure where the runtime fails."""
+
+    @property
+    def timings(self) -> Timings: ...
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens to the cache, any number: prefill, then decode.
+
+        float32 [len(token_ids), vocab], or [1, vocab] from a program that gives the last row only.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What ran, as JSON values: runtime, version, CPU and its features, threads, levels, kernels."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class Device(Protocol):
+    """A runtime on a machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    def available(self) -> str | None:
+        """None if the device can run here, else the reason why not and what to install or connect."""
+        ...
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        """The ways in which the device computes with this program, the one to trust most first."""
+        ...
+
+    def open(self, program: Path, setting: Setting) -> Session:
+        """Load a program file of an artifact. DeviceFailure if the runtime refuses it."""
+        ...
+
+    def evaluate(
+        self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
+    ) -> list[NDArray[np.float32]]:
+        """The first output of a small program (one linear, cut out of the artifact) for each batch of inputs."""
+        ...

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""host-ort: onnxruntime's CPU provider on this machine.
+
+The level of the activations is chosen at load, without touching the artifact:
+
+    qdq form   `session.qdq_matmulnbits_accuracy_level` for the MatMulNBits that onnxruntime fuses. With
+               graph optimizations off nothing is fused, so every product is float whatever the level.
+    ort form   `accuracy_level` is an attribute of the artifact's own MatMulNBits nodes. The graph is
+               loaded without its weights, the attribute is rewritten in memory, and the session is told
+               where the weights lie.
+
+Level 0 multiplies in float32; level 4 rounds each linear's input to int8 per block. Both were measured
+(docs/check.md); levels 1 to 3 gave level 0's numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
+
+ACCURACY_LEVEL = {"float": 0, "int8": 4}
+ALL_LOGITS = "num_logits_to_keep"
+"""An optional input of an artifact that returns the last row only unless it is told 0: all."""
+TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+class HostOrt:
+    """onnxruntime on the CPU of this machine."""
+
+    name = "host-ort"
+
+    def available(self) -> str | None:
+        if missing := [n for n in ("onnxruntime", "onnx") if importlib.util.find_spec(n) is None]:
+            return f"{' and '.join(missing)} not installed; pip install 'dlqat[onnx]'"
+        return None
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        float_on, float_off = Setting("float", True, threads), Setting("float", False, threads)
+        int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
+        own_kernels = _has_matmulnbits(_graph(program))
+        return (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
+
+    def open(self, program: Path, setting: Setting) -> Session:
+        return OrtSession(program, setting)
+
+    def evaluate(
+        self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
+    ) -> list[NDArray[np.float32]]:
+        import onnx
+
+        model = onnx.ModelProto.FromString(program)
+        session = _load(_at_level(model, setting).SerializeToString(), _options(setting))
+        return [_run(session, inputs)[0] for inputs in batches]
+
+
+class OrtSession:
+    """A decoder graph with its cache as past_key_values.* inputs and present.* outputs, batch 1."""
+
+    def __init__(self, program: Path, setting: Setting) -> None:
+        self._program, self._setting = program, setting
+        self.timings = Timings()
+        start = time.perf_counter()
+        self._ort: Any = _open(program, setting, _options(setting))
+        self.timings.load_seconds = time.perf_counter() - start
+        self._inputs = {i.name: i for i in (*self._ort.get_inputs(), *self._ort.get_overridable_initializers())}
+        known = {"input_ids", "attention_mask", "position_ids", ALL_LOGITS}
+        if odd := [n for n in self._inputs if n not in known and not n.startswith("past_key_values.")]:
+            raise DeviceFailure(f"{program.name} has inputs that no decoder of ours has: {', '.join(odd)}")
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the cache: past length 0."""
+        self._length = 0
+        self._past: dict[str, NDArray[Any]] = {
+            name: np.zeros((1, i.shape[1], 0, i.shape[3]), TYPES[i.type])
+            for name, i in self._inputs.items()
+            if name.startswith("past_key_values.")
+        }
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
+        ids = np.asarray(token_ids, np.int64)[None]
+        total = self._length + ids.shape[1]
+        feed: dict[str, NDArray[Any]] = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(self._length, total)[None],
+            ALL_LOGITS: np.array(0, np.int64),
+        }
+        feed = {n: v for n, v in feed.items() if n in self._inputs} | self._past
+        start = time.perf_counter()
+        results = dict(zip((o.name for o in self._ort.get_outputs()), _run(self._ort, feed), strict=True))
+        self._count(ids.shape[1], time.perf_counter() - start)
+        self._past = {n: results[n.replace("past_key_values", "present")] for n in self._past}
+        self._length = total
+        return results["logits"][0].astype(np.float32, copy=False)
+
+    def _count(self, tokens: int, seconds: float) -> None:
+        if self._length == 0 or tokens > 1:
+            self.timings.prefill_tokens += tokens
+            self.timings.prefill_seconds += seconds
+        else:
+            self.timings.decode_tokens += tokens
+            self.timings.decode_seconds += seconds
+
+    def facts(self) -> Mapping[str, Any]:
+        """Versions, machine, level, and the kernels that really ran for one token (from ORT's own profile)."""
+        return host_facts() | {
+            "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}",
+            "provider": ", ".join(self._ort.get_providers()),
+            "graph_optimization": "ORT_ENABLE_ALL" if self._setting.optimize else "ORT_DISABLE_ALL",
+            "accuracy_level": ACCURACY_LEVEL[self._setting.activations],
+            "threads": self._setting.threads,
+            "kleidiai": "no (x86)" if platform.machine() in ("x86_64", "AMD64") else "as this build of onnxruntime decides",
+            "kernels": self._kernels(),
+        }
+
+    def _kernels(self) -> dict[str, int]:
+        """How often each kernel runs for one token. A weight that was not fused shows as DequantizeLinear."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = _options(self._setting)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            ort = _open(self._program, self._setting, options)
+            past = {n: v[:, :, :0] for n, v in self._past.items()}
+            one: dict[str, NDArray[Any]] = {n: np.zeros((1, 1), np.int64) for n in ("input_ids", "position_ids")}
+            one["attention_mask"] = np.ones((1, 1), np.int64)
+            _run(ort, {n: v for n, v in one.items() if n in self._inputs} | past)
+            events = json.loads(Path(ort.end_profiling()).read_text(encoding="utf-8"))
+        names = [e["args"]["op_name"] for e in events if e.get("cat") == "Node" and "op_name" in e.get("args", {})]
+        return dict(sorted(Counter(names).items()))
+
+    def close(self) -> None:
+        """Free the session and its cache."""
+        self._ort, self._past = None, {}
+
+
+def host_facts() -> dict[str, Any]:
+    """Machine, CPU model and the CPU features that decide which kernels run (empty where not knowable)."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.splitlines())}
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    telling = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "asimdhp", "i8mm", "sve", "sme", "bf16"}
+    cpu = fields.get("model name") or platform.processor()
+    return {"machine": platform.machine(), "system": platform.system(), "cpu": cpu, "cpu_features": sorted(flags & telling)}
+
+
+def _options(setting: Setting) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if setting.optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = setting.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # its errors reach the user as DeviceFailure, once
+    options.add_session_config_entry(
+        "session.qdq_matmulnbits_accuracy_level", str(ACCURACY_LEVEL[setting.activations])
+    )
+    return options
+
+
+def _open(program: Path, setting: Setting, options: Any) -> Any:
+    model = _graph(program)
+    if not _has_matmulnbits(model):
+        return _load(str(program), options)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(program.parent))
+    return _load(_at_level(model, setting).SerializeToString(), options)
+
+
+def _graph(program: Path) -> Any:
+    """The ModelProto without its external weights."""
+    import onnx
+
+    try:
+        return onnx.load(str(program), load_external_data=False)
+    except Exception as error:
+        raise DeviceFailure(f"{program} is no ONNX model ({_line(error)})") from error
+
+
+def _has_matmulnbits(model: Any) -> bool:
+    return any(node.op_type == "MatMulNBits" for node in model.graph.node)
+
+
+def _at_level(model: Any, setting: Setting) -> Any:
+    """`model` with every MatMulNBits at the level of `setting` (changed in place: it is our copy)."""
+    import onnx
+
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [a for a in node.attribute if a.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", ACCURACY_LEVEL[setting.activations])])
+    return model
+
+
+def _load(model: str | bytes, options: Any) -> Any:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a dozen exception types without a common base
+        raise DeviceFailure(f"onnxruntime does not load it: {_line(error)}") from error
+
+
+def _run(session: Any, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    try:
+        return session.run(None, dict(inputs))
+    except Exception as error:
+        raise DeviceFailure(f"onnxruntime does not run it: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward of a decoder-only language model, described once for every target (transformers' modeling_llama).
+
+    h = embed(ids)
+    h = h + o_proj(attention(q, k, v = qkv_proj(norm(h))))      per layer; Qwen3 norms each head of q and k
+    h = h + down_proj(silu(gate_proj(n)) * up_proj(n))          n = norm(h)
+    logits = lm_head(norm(h))
+
+This file also takes the union of dlqat.folded apart, so that a target sees leaves only:
+
+    LowRank(left, right)          left(right(x))
+    Clustered(centroids, labels)  take(centroids(x), labels)
+    Sum(parts)                    part(x) + part(x) + ...
+
+Layers are read one block at a time and let go, so a model larger than memory can be exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from dlqat import architecture, folded
+from dlqat.architecture import Decoder
+from dlqat.checkpoint import FoldedModel
+from dlqat.exporters.builder import Attention, Builder, Leaf, Linear, V
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.refusal import Refusal
+
+Weight = Folded | Tensor
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+def forward(b: Builder[V], model: FoldedModel, done: Callable[[str], None] = lambda _: None) -> None:
+    """Build the whole model on `b`; `done` is told each part that is finished (progress)."""
+    facts = architecture.read(model.config)
+    h = b.embed(EMBEDDING, _table(model))
+    done(EMBEDDING)
+    for i in range(facts.layers):
+        h = _block(b, model, facts, i, h)
+        done(f"model.layers.{i}")
+    h = _norm(b, model, facts, "model.norm", h)
+    b.output(linear(b, h, HEAD, weight(model, HEAD), model.tensors.get(f"{HEAD}.bias")))
+    done(HEAD)
+
+
+def parts(facts: Decoder) -> int:
+    """How many times `forward` calls `done`."""
+    return facts.layers + 2
+
+
+def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V:
+    at = f"model.layers.{i}"
+    n = _norm(b, model, facts, f"{at}.input_layernorm", h)
+    q, k, v = _parallel(b, model, n, [f"{at}.self_attn.{x}_proj" for x in "qkv"])
+    if facts.qk_norm:
+        q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, facts.heads)
+        k = _norm(b, model, facts, f"{at}.self_attn.k_norm", k, facts.kv_heads)
+    spec = Attention(i, facts.heads, facts.kv_heads, facts.head_dim, facts.windows[i])
+    a = b.attention(f"{at}.self_attn", spec, q, k, v)
+    if i == facts.layers - 1:  # later positions read keys and values only: the rest of this layer is for the logits
+        a, h = b.select(f"{at}.self_attn.selected", a), b.select(f"{at}.selected", h)
+    h = b.add(f"{at}.self_attn.residual", h, _linear(b, model, a, f"{at}.self_attn.o_proj"))
+    n = _norm(b, model, facts, f"{at}.post_attention_layernorm", h)
+    gate, up = _parallel(b, model, n, [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"])
+    y = _linear(b, model, b.gated_silu(f"{at}.mlp.act", gate, up), f"{at}.mlp.down_proj")
+    return b.add(f"{at}.mlp.residual", h, y)
+
+
+def _norm(b: Builder[V], model: FoldedModel, facts: Decoder, name: str, x: V, heads: int = 1) -> V:
+    return b.rms_norm(name, x, model.tensors[f"{name}.weight"], facts.norm_eps, heads)
+
+
+def _linear(b: Builder[V], model: FoldedModel, x: V, name: str) -> V:
+    return linear(b, x, name, weight(model, name), model.tensors.get(f"{name}.bias"))
+
+
+def _parallel(b: Builder[V], model: FoldedModel, x: V, names: list[str]) -> tuple[V, ...]:
+    """Linears of one input: handed over together where all are leaves, so that the target may merge them."""
+    weights = {name: weight(model, name) for name in names}
+    leaves = [Linear(n, w, model.tensors.get(f"{n}.bias")) for n, w in weights.items() if isinstance(w, Leaf)]
+    if len(leaves) == len(names):
+        return b.linears(x, leaves)
+    return tuple(linear(b, x, n, w, model.tensors.get(f"{n}.bias")) for n, w in weights.items())
+
+
+def linear(b: Builder[V], x: V, name: str, w: Weight, bias: Tensor | None) -> V:
+    """x @ dense(w).T + bias for the whole union; tensors are named by the paths of folded.leaves."""
+    match w:
+        case LowRank(left, right):
+            return linear(b, linear(b, x, f"{name}.right", right, None), f"{name}.left", left, bias)
+        case Clustered(centroids, labels):
+            return b.take(f"{name}.labels", linear(b, x, f"{name}.centroids", centroids, None), labels, bias)
+        case Sum(summands):
+            y = linear(b, x, f"{name}.0", summands[0], bias)
+            for i, part in enumerate(summands[1:], 1):
+                y = b.add(f"{name}.sum.{i}", y, linear(b, x, f"{name}.{i}", part, None))
+            return y
+        case _:
+            return b.linears(x, (Linear(name, w, bias),))[0]
+
+
+def weight(model: FoldedModel, name: str) -> Weight:
+    """The weight of a module: its folded layer, the float tensor where no rule matched, the tied embedding."""
+    if name in model.layers:
+        return model.layers[name]
+    if f"{name}.weight" in model.tensors:
+        return model.tensors[f"{name}.weight"]
+    if name == HEAD:
+        return weight(model, EMBEDDING)
+    raise Refusal(f"{name} is neither among the folded layers nor among the float tensors; fold the model again")
+
+
+def leaves(model: FoldedModel) -> Iterator[tuple[str, str, Leaf]]:
+    """(module, path, leaf) of everything that `forward` will hand to a builder as a weight."""
+    facts = architecture.read(model.config)
+    for name in (EMBEDDING, *facts.linears(), HEAD):
+        w = weight(model, name)
+        if isinstance(w, Tensor):
+            yield name, name, w
+        else:
+            yield from ((name, path, leaf) for path, leaf in folded.leaves(w, name))
+
+
+def refusals(b: Builder[V], model: FoldedModel) -> dict[str, str]:
+    """Path -> reason of every leaf that the target cannot hold, before anything is written."""
+    found = {path: reason for _, path, leaf in leaves(model) if (reason := b.supports(path, leaf)) is not None}
+    if not isinstance(weight(model, EMBEDDING), Leaf):
+        found[EMBEDDING] = "the rows of a low-rank, clustered or summed embedding cannot be looked up"
+    return found
+
+
+def _table(model: FoldedModel) -> Quantized | Tensor:
+    table = weight(model, EMBEDDING)
+    if not isinstance(table, Leaf):
+        raise Refusal(f"{EMBEDDING}: rows of a {type(table).__name__} cannot be looked up; fold it on one grid")
+    return table

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX with ONNX Runtime's own operators (domain com.microsoft): the same integers, laid out as its kernels read them.
+
+A weight leaf, or several leaves of one input that were merged into one multiplication, is a node NAME/MatMulNBits:
+
+    NAME               the leaf's path; merged leaves share the path up to the last dot, and what follows it is
+                       joined by "+" in the order of the rows: model.layers.0.self_attn.q_proj+k_proj+v_proj
+    NAME.codes         uint8 [N, blocks, block_size * bits / 8], codes + 2^(bits-1), packed along the inputs,
+                       the first code in the lowest bits; bits is the node's attribute (3-bit codes: bits = 4)
+    NAME.scales        float32 [N, blocks]; one scale per output is repeated for each of its blocks, which is exact
+    NAME.zero_points   uint8 [N, ceil(blocks * bits / 8)], zero-points + 2^(bits-1), packed like the codes; absent on
+                       a symmetric grid: MatMulNBits' default is 2^(bits-1)
+    NAME.bias          float32 [N], if there is one
+
+Leaves are merged when they have the same grid: q, k, v and gate, up. GroupQueryAttention reads the merged q, k, v.
+The embedding is NAME/GatherBlockQuantized on NAME.codes [N, K * bits / 8], the rows of the same matrix: with a tied
+head it is the same region of the data file.
+
+accuracy_level 4 lets a kernel round its input to int8 per block of a row, which is what makes it fast on CPUs; 0
+keeps float32 and is for proofs. GroupQueryAttention takes rows of a batch as right-padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlqat.architecture import Decoder
+from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.onnx_graph import MS, Graph, pack
+from dlqat.exporters.onnx_io import Io, save
+from dlqat.folded import Quantized
+
+OPSET = 21  # nothing but Shape with `start` (15), Split, Slice and the like is taken from ONNX itself
+CHANNEL_BLOCKS = (64, 32, 16, 128)
+"""Blocks into which a row of one scale is cut, the best first; docs/onnx.md has the times."""
+
+
+class Ort:
+    """`builder.Builder` for the form of ONNX Runtime. `positions`: how many the rotary tables hold."""
+
+    form = "ort"
+
+    def __init__(self, facts: Decoder, folder: Path, positions: int, *, accuracy_level: int = 4) -> None:
+        self.accuracy_level = accuracy_level
+        self.graph = g = Graph(folder)
+        self.io = Io(g, facts, positions=False)
+        self._adds: dict[ir.Value, tuple[str, ir.Value, ir.Value]] = {}
+        self._tables = [g.tensor(f"rope.{n}", t) for n, t in zip(("cos", "sin"), facts.rope_tables(positions), strict=True)]
+        self._lengths = self._sequence_lengths()
+
+    def supports(self, name: str, weight: Leaf) -> str | None:
+        del name, weight
+        return None
+
+    def embed(self, name: str, table: Leaf) -> ir.Value:
+        g = self.graph
+        if isinstance(table, Tensor):
+            return g.op("Gather", f"{name}/Gather", [g.tensor(f"{name}.weight", table.numpy()), self.io.ids])
+        bits, width = container(table), table.codes.shape[1]
+        block = table.grid.group_size or 1 << (width - 1).bit_length()  # one block for the row: a power of two
+        inputs = [g.tensor(f"{name}.codes", pack(unsigned(table.codes, bits), bits)), self.io.ids]
+        inputs.append(g.tensor(f"{name}.scales", table.scales.numpy()))
+        if table.zero_points is not None:
+            inputs.append(g.tensor(f"{name}.zero_points", pack(unsigned(table.zero_points, bits), bits)))
+        layout = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+        return g.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, layout, MS)
+
+    def linears(self, x: ir.Value, layers: Sequence[Linear]) -> tuple[ir.Value, ...]:
+        x, g = self._now(x), self.graph
+        if (merged := merge(layers)) is None:
+            return tuple(self._linear(x, layer) for layer in layers)
+        rows = g.ints(f"{merged.name}.rows", [width(layer.weight) for layer in layers])
+        y = self._linear(x, merged)
+        return tuple(g.ops("Split", f"{merged.name}/Split", [y, rows], {"axis": -1}, outputs=len(layers)))
+
+    def take(self, name: str, x: ir.Value, labels: Tensor, bias: Tensor | None) -> ir.Value:
+        g, path = self.graph, name.removesuffix(".labels")
+        y = g.op("Gather", f"{name}/Gather", [self._now(x), g.tensor(name, labels.numpy())], {"axis": 2})
+        return y if bias is None else g.op("Add", f"{path}/Add", [y, g.tensor(f"{path}.bias", bias.numpy())])
+
+    def rms_norm(self, name: str, x: ir.Value, weight: Tensor, eps: float, heads: int = 1) -> ir.Value:
+        g, gamma = self.graph, self.graph.tensor(f"{name}.weight", weight.numpy())
+        if x in self._adds:  # the sum and its norm in one pass
+            _, a, b = self._adds.pop(x)
+            y = ir.Value(name=f"{name}:y")
+            outputs = [y, None, None, x]
+            g.ops("SkipSimplifiedLayerNormalization", name, [a, b, gamma], {"epsilon": eps}, MS, outputs=outputs)
+            return y
+        attributes = {"axis": -1, "epsilon": eps, "stash_type": 1}
+        if heads == 1:
+            return g.op("SimplifiedLayerNormalization", name, [x, gamma], attributes)
+        x = g.op("Reshape", f"{name}/split", [x, g.ints(f"split.{heads}", [0, 0, heads, -1])])
+        y = g.op("SimplifiedLayerNormalization", name, [x, gamma], attributes)
+        return g.op("Reshape", f"{name}/join", [y, g.ints("join", [0, 0, -1])])
+
+    def add(self, name: str, a: ir.Value, b: ir.Value) -> ir.Value:
+        y = ir.Value(name=f"{name}:y")
+        self._adds[y] = name, self._now(a), self._now(b)  # waits for a norm that takes it in
+        return y
+
+    def gated_silu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
+        g = self.graph
+        silu = g.op("QuickGelu", f"{name}/silu", [self._now(gate)], {"alpha": 1.0}, MS)
+        return g.op("Mul", name, [silu, self._now(up)])
+
+    def attention(self, name: str, spec: Attention, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        attributes = {
+            "num_heads": spec.heads,
+            "kv_num_heads": spec.kv_heads,
+            "scale": spec.scale,
+            "do_rotary": 1,
+            "local_window_size": -1 if spec.window is None else spec.window,
+        }
+        qkv = packed(q, k, v) or [self._now(x) for x in (q, k, v)]
+        y = ir.Value(name=f"{name}:y")
+        inputs = [*qkv, *self.io.past[spec.layer], *self._lengths, *self._tables]
+        outputs = [y, *self.io.present[spec.layer]]
+        self.graph.ops("GroupQueryAttention", name, inputs, attributes, MS, outputs=outputs)
+        return y
+
+    def select(self, name: str, x: ir.Value) -> ir.Value:
+        return self.io.select(name, self._now(x))
+
+    def output(self, logits: ir.Value) -> None:
+        self.io.output(self._now(logits))
+
+    def save(self, metadata: dict[str, str]) -> None:
+        """Write the model files; the tensors are on disk already."""
+        save(self.graph, OPSET, metadata)
+
+    def _linear(self, x: ir.Value, layer: Linear) -> ir.Value:
+        g, name, weight = self.graph, layer.name, layer.weight
+        bias = None if layer.bias is None else g.tensor(f"{name}.bias", layer.bias.numpy())
+        if isinstance(weight, Tensor):
+            y = g.op("MatMul", f"{name}/MatMul", [x, g.tensor(f"{name}.weight", weight.numpy().T)])
+            return y if bias is None else g.op("Add", f"{name}/Add", [y, bias])
+        stored, layout = blocks(weight)
+        tensors = [g.tensor(f"{name}.{what}", array) for what, array in stored.items()]
+        inputs = [x, *tensors, *[None] * (3 - len(tensors)), None, bias]
+        layout["accuracy_level"] = self.accuracy_level
+        return g.op("MatMulNBits", f"{name}/MatMulNBits", inputs if bias else inputs[: 1 + len(tensors)], layout, MS)
+
+    def _now(self, x: ir.Value) -> ir.Value:
+        """x, with the sum behind it written out if no norm has taken it in."""
+        if x in self._adds:
+            name, a, b = self._adds.pop(x)
+            self.graph.ops("Add", name, [a, b], outputs=[x])
+        return x
+
+    def _sequence_lengths(self) -> list[ir.Value]:
+        """seqlens_k int32 [batch] (keys - 1) and total_sequence_length int32 scalar, as GroupQueryAttention wants."""
+        g, int32 = self.graph, {"to": int(ir.DataType.INT32)}
+        keys = g.op("ReduceSum", "lengths/keys", [self.io.mask, g.ints("axes.1", [1])], {"keepdims": 0})
+        last = g.op("Sub", "lengths/last", [keys, g.ints("one", [1])])
+        total = g.op("Shape", "lengths/shape", [self.io.mask], {"start": 1})
+        total = g.op("Squeeze", "lengths/scalar", [total])
+        return [g.op("Cast", "seqlens_k", [last], int32), g.op("Cast", "total_sequence_length", [total], int32)]
+
+
+def merge(layers: Sequence[Linear]) -> Linear | None:
+    """One linear that computes all of them, rows one after the other; None if they are not of one grid."""
+    first, weights = layers[0].weight, [x.weight for x in layers if isinstance(x.weight, Quantized)]
+    if len(layers) == 1 or not isinstance(first, Quantized) or len(weights) < len(layers):
+        return None
+    if any(w.grid != first.grid for w in weights):
+        return None
+    zero_points = [w.zero_points for w in weights if w.zero_points is not None]
+    weight = Quantized(
+        first.grid,
+        torch.cat([w.codes for w in weights]),
+        torch.cat([w.scales for w in weights]),
+        torch.cat(zero_points) if zero_points else None,
+    )
+    biases = [torch.zeros(width(x.weight)) if x.bias is None else x.bias for x in layers]
+    bias = None if all(x.bias is None for x in layers) else torch.cat(biases)
+    prefix, _, _ = layers[0].name.rpartition(".")
+    return Linear(f"{prefix}." + "+".join(x.name.removeprefix(f"{prefix}.") for x in layers), weight, bias)
+
+
+def packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None] | None:
+    """The merged projection of which q, k and v are the parts, in GroupQueryAttention's packed form; else None."""
+    node = q.producer()
+    if node is None or node.op_type != "Split" or list(node.outputs) != [q, k, v]:
+        return None
+    return [node.inputs[0], None, None]
+
+
+def blocks(leaf: Quantized) -> tuple[dict[str, NDArray[np.generic]], dict[str, int | float | str | list[int]]]:
+    """MatMulNBits' tensors (codes, scales and maybe zero_points, in this order) and its attributes."""
+    (n, k), bits, scales = leaf.codes.shape, container(leaf), leaf.scales
+    size, zero_points = leaf.grid.group_size, leaf.zero_points
+    if size is None:
+        size = next(b for b in CHANNEL_BLOCKS if k % b == 0 or b == CHANNEL_BLOCKS[-1])
+        count = -(-k // size)
+        scales = scales.expand(n, count)
+        zero_points = None if zero_points is None else zero_points.expand(n, count)
+    codes = unsigned(leaf.codes, bits)
+    if short := -k % size:  # the kernel multiplies the padding by zeros of its input
+        codes = np.pad(codes, ((0, 0), (0, short)))
+    stored: dict[str, NDArray[np.generic]] = {
+        "codes": pack(codes.reshape(n, -1, size), bits),
+        "scales": scales.numpy(),
+    }
+    if zero_points is not None:
+        stored["zero_points"] = pack(unsigned(zero_points, bits), bits)
+    return stored, {"K": k, "N": n, "bits": bits, "block_size": size}
+
+
+def container(leaf: Quantized) -> int:
+    """The bits that a code occupies: MatMulNBits has 2, 4 and 8."""
+    return {3: 4}.get(leaf.grid.bits, leaf.grid.bits)
+
+
+def unsigned(codes: Tensor, bits: int) -> NDArray[np.uint8]:
+    """codes + 2^(bits-1) of a signed container, as uint8."""
+    return codes.contiguous().numpy().view(np.uint8) + np.uint8(1 << (bits - 1)) & np.uint8((1 << bits) - 1)
+
+
+def width(weight: Leaf) -> int:
+    """How many outputs a leaf has."""
+    return weight.shape[0] if isinstance(weight, Tensor) else weight.codes.shape[0]

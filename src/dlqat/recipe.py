@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""What every layer becomes: ordered rules (regex -> fields), later wins. Read from and written to TOML.
+
+    [[rule]]
+    match = 'model\.layers\.\d+\..*'          # re.fullmatch on the module name
+    bits = 4
+    group_size = 32                           # 0: per channel
+    [[rule]]
+    match = '.*down_proj'
+    bits = 8
+
+A rule names only the fields it changes. A module that no rule matches stays as it is, in float.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dlqat.grid import Grid
+from dlqat.refusal import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The grid of one layer and what of it is trained."""
+
+    bits: int = 4
+    group_size: int = 32
+    """Inputs per scale; 0: per channel."""
+    symmetric: bool = True
+    power_of_two: bool = False
+    """Scales restricted to 2^k (embedding and head)."""
+    activation_bits: int = 0
+    """8: the layer's input is int8 per token, dynamic, in training and on XNNPACK; 0: float."""
+    rank: int = 16
+    """LoRA rank; 0: no LoRA (PEQA)."""
+    alpha: float = 16.0
+    magnitude: bool = True
+    """Train one magnitude per group (False: NNCF's FQ_LORA)."""
+    train_scales: bool = False
+    """Train the scales themselves, LSQ style (True with magnitude = False: L4Q)."""
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, self.group_size or None, self.symmetric, self.power_of_two)
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r of LoRA; 1 without LoRA."""
+        return self.alpha / self.rank if self.rank else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`changes` apply to every module whose whole name matches `match`."""
+
+    match: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Ordered rules; `layers` resolves them against a model's module names."""
+
+    rules: tuple[Rule, ...]
+
+    def spec(self, name: str) -> LayerSpec | None:
+        """What module `name` becomes, or None if no rule matches it."""
+        spec: LayerSpec | None = None
+        for rule in self.rules:
+            if re.fullmatch(rule.match, name):
+                spec = replace(spec or LayerSpec(), **rule.changes)
+        return spec
+
+    def layers(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LayerSpec]:
+        """Specs of the modules that rules match; Refusal naming a module whose shape its grid refuses."""
+        specs = {name: spec for name in shapes if (spec := self.spec(name)) is not None}
+        for name, spec in specs.items():
+            try:
+                reason = spec.grid.refuses(shapes[name][1])
+            except ValueError as error:
+                reason = str(error)
+            if reason is not None:
+                raise Refusal(f"{name}: {reason}")
+        return specs
+
+
+BLOCKS = r"model\.layers\.\d+\..*_proj"
+EMBEDDINGS = r"model\.embed_tokens|lm_head"
+
+
+def portable(bits: int = 4, group_size: int = 32, activation_bits: int = 8) -> Recipe:
+    """What every target holds exactly: symmetric blocks of one magnitude, int8 embedding and head."""
+    return Recipe(
+        (
+            Rule(BLOCKS, {"bits": bits, "group_size": group_size, "activation_bits": activation_bits}),
+            Rule(
+                EMBEDDINGS,
+                {"bits": 8, "group_size": 0, "power_of_two": True, "rank": 0, "magnitude": False},
+            ),
+            Rule("lm_head", {"activation_bits": activation_bits}),
+        )
+    )
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from a TOML file. Refusal names the rule and field that is wrong."""
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Refusal(f"{path}: {error}") from error
+    if set(tables) != {"rule"}:
+        raise Refusal(f"{path}: a recipe is a list of [[rule]] tables, found {sorted(tables) or 'nothing'}")
+    return parse(tables["rule"], str(path))
+
+
+def parse(tables: Iterable[Mapping[str, Any]], where: str) -> Recipe:
+    """A recipe from the list of its rule tables (TOML or JSON)."""
+    known = {f.name: type(f.default) for f in fields(LayerSpec)}
+    rules: list[Rule] = []
+    for number, table in enumerate(tables, 1):
+        changes = {k: v for k, v in table.items() if k != "match"}
+        try:
+            re.compile(table["match"])
+        except (KeyError, TypeError, re.error) as error:
+            raise Refusal(f"{where}: rule {number} needs match = 'regex' ({error})") from error
+        for key, value in changes.items():
+            if key not in known:
+                raise Refusal(f"{where}: rule {number} has the unknown field {key!r}; known: {', '.join(known)}")
+            if not isinstance(value, known[key]) and not (known[key] is float and isinstance(value, int)):
+                raise Refusal(f"{where}: rule {number}: {key} = {value!r} is not a {known[key].__name__}")
+        try:
+            spec = replace(LayerSpec(), **changes)
+            _ = spec.grid
+        except ValueError as error:
+            raise Refusal(f"{where}: rule {number}: {error}") from error
+        if spec.activation_bits not in (0, 8):
+            raise Refusal(f"{where}: rule {number}: activation_bits = {spec.activation_bits} is not 0 or 8")
+        rules.append(Rule(table["match"], changes))
+    return Recipe(tuple(rules))
+
+
+def tables(recipe: Recipe) -> list[dict[str, Any]]:
+    """The rule tables of a recipe; `parse` reads them back."""
+    return [{"match": r.match, **r.changes} for r in recipe.rules]
+
+
+def dumps(recipe: Recipe) -> str:
+    """The recipe as TOML; `read` gives it back."""
+
+    def value(v: object) -> str:
+        return str(v).lower() if isinstance(v, bool) else f"'{v}'" if isinstance(v, str) else repr(v)
+
+    blocks = ["\n".join(["[[rule]]", *(f"{k} = {value(v)}" for k, v in t.items())]) for t in tables(recipe)]
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-check: prove that an artifact holds the integers of folded/ and computes with them.
+
+Exit code 0: nothing failed (what could not be judged is listed as "not verified"). 1: a check failed.
+2: bad input, nothing was checked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dlqat import __version__, refusal
+from dlqat.devices import artifact as artifacts
+from dlqat.devices.all import DEVICES, device
+from dlqat.devices.artifact import Artifact
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests import report
+from dlqat.runtime_tests.report import Check, Report
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
+RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run of dlqat-check."""
+
+    artifact: Artifact
+    reference: Path
+    device: str = "host-ort"
+    rungs: Sequence[str] = RUNGS
+    quick: bool = False
+    threads: int = 1
+
+    @property
+    def command(self) -> str:
+        """What to type to get this report again."""
+        words = ["dlqat-check", str(self.artifact.folder), "--reference", str(self.reference), "--device", self.device]
+        words += ["--quick"] if self.quick else [w for r in self.rungs if self.rungs != RUNGS for w in ("--level", r)]
+        return shlex.join([*words, "--threads", str(self.threads)])
+
+
+def prove(request: Request, console: Console) -> Report:
+    """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder."""
+    chosen = device(request.device)
+    if (reason := chosen.available()) is not None:
+        raise Refusal(f"device {request.device} cannot run here: {reason}")
+    import torch
+
+    from dlqat.runtime_tests import ladder
+    from dlqat.runtime_tests.reference import Reference
+
+    torch.set_num_threads(request.threads)
+    start = time.monotonic()
+    checks: list[Check] = []
+    with _progress(console) as bar:
+        task = bar.add_task("reading the reference", total=None)
+        reference = Reference(request.reference)
+
+        def tell(what: str) -> None:
+            bar.update(task, description=escape(what[-90:]))
+
+        proof = ladder.Proof(request.artifact, reference, chosen, request.threads, request.quick, tell)
+        for check in ladder.run(proof, request.rungs):
+            checks.append(check)
+            bar.console.print(_line(check))
+    return Report(
+        artifact=str(request.artifact.folder),
+        reference=str(request.reference),
+        device=request.device,
+        command=request.command,
+        seconds=time.monotonic() - start,
+        facts=proof.facts,
+        versions={"dlqat": __version__, "python": platform.python_version()} | _versions(),
+        checks=tuple(checks),
+    )
+
+
+@app.command(no_args_is_help=True)
+def check(
+    artifact: Annotated[Path, typer.Argument(help="The folder that dlqat-export wrote: model_dir/onnx.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
+    ] = None,
+    device_name: Annotated[str, typer.Option("--device", help=f"Where it runs: {', '.join(DEVICES)}.")] = "host-ort",
+    level: Annotated[list[str] | None, typer.Option(help="Only this rung (L0 ... L5); may be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="L0 and a short L2: seconds.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Where the report goes. Default: into the artifact folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
+) -> None:
+    """Prove that an artifact holds the integers of folded/ and computes with them."""
+    found = artifacts.find(artifact)
+    request = Request(
+        artifact=found,
+        reference=reference or _beside(artifact),
+        device=device_name,
+        rungs=_rungs(level, quick=quick),
+        quick=quick,
+        threads=threads or os.cpu_count() or 1,
+    )
+    console = Console(stderr=as_json)
+    result = prove(request, console)
+    paths = report.write(result, output or artifact)
+    if as_json:
+        print(json.dumps(report.as_dict(result), indent=1))
+    else:
+        console.print(_table(result))
+        console.print(f"report: {escape(str(paths[1]))} and {paths[0].name}")
+    sys.exit(1 if result.verdict == "failed" else 0)
+
+
+def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:
+    if level and quick:
+        raise Refusal("--quick chooses its own rungs; leave out --level")
+    if unknown := sorted(set(level or ()) - set(RUNGS)):
+        raise Refusal(f"--level {unknown[0]} is not known; known: {', '.join(RUNGS)}")
+    return ("L0", "L2") if quick else RUNGS if not level else [r for r in RUNGS if r in level]
+
+
+def _beside(artifact: Path) -> Path:
+    found = artifact.resolve().parent / "folded"
+    if not found.is_dir():
+        raise Refusal(f"{artifact} has no folded/ beside it; name the reference with --reference model_dir/folded")
+    return found
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _line(check: Check) -> str:
+    colour = COLOURS[check.status]
+    return f"[{colour}]{check.status:>12}[/{colour}]  {check.rung} {escape(check.name)}"
+
+
+def _table(result: Report) -> Table:
+    colour = COLOURS[result.verdict]
+    table = Table(title=f"dlqat-check: [{colour}]{result.verdict}[/{colour}] in {result.seconds:.0f} s", title_style="")
+    for column in ("rung", "check", "status", "result"):
+        table.add_column(column, overflow="fold")
+    for one in result.checks:
+        shade = COLOURS[one.status]
+        table.add_row(one.rung, escape(one.name), f"[{shade}]{one.status}[/{shade}]", escape(one.summary))
+    return table
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+main = refusal.command(app)
+
+if __name__ == "__main__":
+    main()

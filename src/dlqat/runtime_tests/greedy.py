@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L3: greedy text, token by token, equal to what the reference would have written, and stopped by the same EOS.
+
+The artifact writes: prefill, then argmax and decode one by one. The reference then reads prompt and text in
+one pass, and its own argmax at every position must be the artifact's next token. If all agree, the
+reference would have written the same text (induction over the tokens), without a slow decode of its own.
+
+Two tokens whose reference logits are closer than float32 can tell are a tie: the artifact's choice is as
+good, it is listed, and judging goes on along the artifact's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlqat.devices.device import DeviceFailure, Session
+from dlqat.runtime_tests.parity import is_tie
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What the artifact wrote for one prompt, judged. Steps count from 0."""
+
+    tokens: int
+    stopped: bool
+    """Whether it ended with an EOS token."""
+    wrong_step: int | None
+    wrong: str
+    ties: tuple[int, ...]
+
+
+def write(session: Session, prompt: Sequence[int], eos: Sequence[int], tokens: int) -> list[int]:
+    """Up to `tokens` greedy tokens, the EOS included. DeviceFailure if a logit is not a number."""
+    session.reset()
+    row = session.logits(prompt)[-1]
+    text: list[int] = []
+    while True:
+        if not bool(np.isfinite(row).all()):
+            raise DeviceFailure(f"NaN or infinite logits at step {len(text)}")
+        text.append(int(row.argmax()))
+        if text[-1] in eos or len(text) == tokens:
+            return text
+        row = session.logits(text[-1:])[-1]
+
+
+def judge(prompt: Sequence[int], text: Sequence[int], eos: Sequence[int], reference: NDArray[np.float32]) -> Text:
+    """`reference`: its logits [len(prompt) + len(text), vocab] over prompt and text."""
+    rows = reference[len(prompt) - 1 : len(prompt) + len(text) - 1]
+    ties: list[int] = []
+    wrong_step, wrong = None, ""
+    for step, (row, token) in enumerate(zip(rows, text, strict=True)):
+        best = int(row.argmax())
+        if best == token:
+            continue
+        if is_tie(row, best, token):
+            ties.append(step)
+            continue
+        wrong_step = step
+        wrong = f"token {token} at step {step}, the reference has {best} (ahead by {row[best] - row[token]:.2g})"
+        break
+    return Text(len(text), text[-1] in eos, wrong_step, wrong, tuple(ties))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L1: every multiplication of the artifact by itself, on real activations, against float64.
+
+Each is cut out of the artifact with its own bytes and run on the device as a small program: once with many
+rows (the kernel of a prefill) and once with one row (the kernel of decoding, another piece of code). What
+the rows are: the inputs that the reference's linear gets on real text.
+
+    reference    y = round(x) @ dense(leaf)^T + bias in float64, round() one of the stated arithmetics
+    verdict      the arithmetic that fits within LINEAR_ERROR is the one that ran; none: see `status`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlqat import folded
+from dlqat.checkpoint import FoldedModel
+from dlqat.devices.device import Device, Setting
+from dlqat.folded import Quantized
+from dlqat.runtime_tests import integers, tolerances
+from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, leaf_inputs
+from dlqat.runtime_tests.integers import Expected
+from dlqat.runtime_tests.readers.reader import Contents, Weight, parts
+
+BLOCKS = (16, 32, 64, 128, 256)
+LOOKUPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`error` is the worst row's relative error under `arithmetic` (None: under no stated one)."""
+
+    name: str
+    arithmetic: Arithmetic | None
+    error: float
+    float_error: float
+    """Against unrounded inputs: what the runtime's rounding costs here."""
+
+
+def check(
+    contents: Contents, model: FoldedModel, activations: Mapping[str, Tensor], device: Device, setting: Setting
+) -> Iterator[Linear]:
+    """Every weight of the artifact that folded/ knows (rung L0 reports the others)."""
+    wanted = integers.expected(model)
+    for weight in contents.weights:
+        wants = [wanted[n, weight.kind] for n in parts(weight.name) if (n, weight.kind) in wanted]
+        if not wants:
+            continue
+        leaves = [integers.leaf_of(model, w) for w in wants]
+        dense = torch.cat([folded.dense(leaf) for leaf in leaves]).double()
+        if weight.kind == "gather":
+            yield _gather(weight, dense, device, setting)
+        else:
+            x = _inputs(wants[0], model, activations)
+            yield _matmul(weight, dense, _bias(weight, wants, model), x, leaves[0], device, setting)
+
+
+def status(linear: Linear, setting: Setting) -> str | None:
+    """None if proved; "not verified ..." or "failed ..." otherwise, as a sentence."""
+    name = linear.name
+    if linear.arithmetic is not None and (setting.activations == "int8" or linear.arithmetic == FLOAT):
+        return None
+    if setting.activations == "int8" and linear.float_error < tolerances.PLAUSIBLE_ROUNDING:
+        return f"not verified: {name} rounds its input in a way that is not stated (SQNR {sqnr(linear.float_error):.0f} dB)"
+    return f"failed: {name} has relative error {linear.float_error:.1e}, the limit is {tolerances.LINEAR_ERROR:.0e}"
+
+
+def sqnr(error: float) -> float:
+    """Signal to noise in dB of a relative error."""
+    return float(-20 * np.log10(max(error, 1e-12)))
+
+
+def relative_error(y: NDArray[np.float32], reference: NDArray[np.float64]) -> float:
+    """The worst row's ||y - reference|| / ||reference||; infinity where y is not a number."""
+    if not bool(np.isfinite(y).all()):
+        return float("inf")
+    scale = np.maximum(np.linalg.norm(reference, axis=-1), np.finfo(np.float32).tiny)
+    return float((np.linalg.norm(y - reference, axis=-1) / scale).max())
+
+
+def _matmul(
+    weight: Weight, dense: Tensor, bias: Tensor, x: Tensor, leaf: Quantized, device: Device, setting: Setting
+) -> Linear:
+    rows = x.numpy().astype(np.float32)
+    batches = [{weight.input: rows}, {weight.input: rows[:1]}]
+    many, one = device.evaluate(weight.program(), batches, setting)
+    float_error, best = float("inf"), (float("inf"), FLOAT)
+    for arithmetic in _candidates(leaf, setting):
+        reference = (arithmetic.round(x).double() @ dense.T + bias).numpy()
+        error = max(relative_error(many, reference), relative_error(one, reference[:1]))
+        float_error = error if arithmetic == FLOAT else float_error
+        best = min(best, (error, arithmetic), key=lambda pair: pair[0])
+        if error < tolerances.LINEAR_ERROR:
+            break
+    fits = best[0] < tolerances.LINEAR_ERROR
+    return Linear(weight.name, best[1] if fits else None, best[0], float_error)
+
+
+def _candidates(leaf: Quantized, setting: Setting) -> list[Arithmetic]:
+    """Float first; then int8 in the block of the weight's scales, then in any block."""
+    if setting.activations == "float":
+        return [FLOAT]
+    likely = leaf.grid.group_size or 32
+    return [FLOAT, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
+
+
+def _gather(weight: Weight, dense: Tensor, device: Device, setting: Setting) -> Linear:
+    ids = np.linspace(0, dense.shape[0] - 1, LOOKUPS).astype(np.int64)
+    (rows,) = device.evaluate(weight.program(), [{weight.input: ids[None]}], setting)
+    error = relative_error(rows.reshape(LOOKUPS, -1), dense[torch.from_numpy(ids)].numpy())
+    return Linear(weight.name, FLOAT if error < tolerances.LINEAR_ERROR else None, error, error)
+
+
+def _inputs(want: Expected, model: FoldedModel, activations: Mapping[str, Tensor]) -> Tensor:
+    """What the leaf multiplies [rows, in], float32: computed from its layer's input where it lies deeper."""
+    module = integers.HEAD if want.name == integers.HEAD else want.layer
+    return leaf_inputs(model.layers[want.layer], want.layer, activations[module])[want.leaf_path]
+
+
+def _bias(weight: Weight, wants: list[Expected], model: FoldedModel) -> Tensor:
+    """The bias that the program adds, float64 [out] (zeros for a part without one), or 0."""
+    if not weight.biased:
+        return torch.zeros((), dtype=torch.float64)
+    found: list[Tensor] = []
+    for want in wants:
+        out = folded.shape(integers.leaf_of(model, want))[0]
+        name = f"{want.layer}.bias"
+        found.append(model.tensors[name] if name in model.tensors else torch.zeros(out))
+    return torch.cat(found).double()

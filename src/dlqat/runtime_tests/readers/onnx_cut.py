@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One multiplication of an ONNX file as a model of its own: the same nodes, the same bytes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import onnx
+from onnx import TensorProto
+
+from dlqat.runtime_tests.readers.onnx_file import OnnxFile
+
+
+def cut(file: OnnxFile, output: str, entry: str, kind: Literal["matmul", "gather"]) -> bytes:
+    """The nodes between `entry` (activations [rows, in], or token ids [1, n]) and `output`, serialized."""
+    nodes: list[Any] = []
+    wanted, seen = [output], {entry, ""}
+    initializers: list[str] = []
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in file.initializers:
+            initializers.append(name)
+            continue
+        node = file.producer[name]
+        seen.update(node.output)
+        nodes.append(node)
+        wanted.extend(node.input)
+    order = {id(n): i for i, n in enumerate(file.nodes)}
+    nodes.sort(key=lambda n: order[id(n)])
+    shape = [None, None]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "one_linear",
+        [onnx.helper.make_tensor_value_info(entry, TensorProto.FLOAT if kind == "matmul" else TensorProto.INT64, shape)],
+        [onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [_inline(file, name) for name in initializers],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=file.model.ir_version)
+    return model.SerializeToString()
+
+
+def _inline(file: OnnxFile, name: str) -> Any:
+    source = file.initializers[name]
+    copy = TensorProto(name=name, data_type=source.data_type, dims=source.dims)
+    copy.raw_data = file.raw(name).tobytes()
+    return copy

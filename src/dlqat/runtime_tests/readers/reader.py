@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reader finds in an artifact: integers as stored, and where they stand.
+
+A reader starts at the operations that multiply and walks to the bytes that they really use. Names decide
+only which layer an operation claims to be; whether it holds that layer's integers is for integers.py.
+All values follow dlqat.grid: codes and zero-points signed, weights [out, in], w = scale * (code - zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Unreadable(Exception):
+    """Bytes that are missing, truncated or in a form that the reader does not know. One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`length` bytes at `offset` of `file`."""
+
+    file: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Integers:
+    """codes int8 [out, in], scales float32 [out, groups], zero_points int8 [out, groups] (None: all 0)."""
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.int8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One operation of the artifact that multiplies with integers.
+
+    `name` is the leaf path that it claims, or several joined as `a.q_proj+k_proj` when their rows were
+    put together. `program` cuts the operation out as a small artifact of its own (same bytes): input
+    activations [rows, in] or token ids [1, n], output the product.
+    """
+
+    name: str
+    kind: Literal["matmul", "gather"]
+    load: Callable[[], Integers]
+    spans: Mapping[str, Span]
+    """Where the stored bytes lie: "codes", "scales", "zero_points", as far as each has a place of its own."""
+    program: Callable[[], bytes]
+    input: str
+    """Name of the program's input."""
+    biased: bool
+    """Whether the program's output has the bias added."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything of the artifact that the proof compares."""
+
+    form: str
+    weights: tuple[Weight, ...]
+    labels: Mapping[str, NDArray[np.int32]]
+    tensors: Mapping[str, NDArray[np.float32]]
+    """Float parameters in use, by full name (norms, biases, linears that stay float), as PyTorch shapes them."""
+    faults: tuple[str, ...] = field(default=())
+    """What the reader could not explain: unused bytes, weights that pass through unknown operations."""
+
+
+class Reader(Protocol):
+    """Opens the program file of an artifact. Unreadable if its bytes are damaged."""
+
+    def __call__(self, program: Path) -> Contents: ...
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """`a.q_proj+k_proj` -> `a.q_proj`, `a.k_proj`, in the order of their rows; a plain name -> itself."""
+    first, *others = name.split("+")
+    prefix = first.rpartition(".")[0]
+    return (first, *(f"{prefix}.{other}" if prefix and "." not in other else other for other in others))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit of the proof, with its reason. Measured on SmolLM2-135M and on tiny models of all families.
+
+Integers have no tolerance: codes, zero-points and labels are equal, scales and float parameters are
+equal bit for bit (rung L0).
+"""
+
+LINEAR_ERROR = 1e-5
+"""L1: ||y - y_ref|| / ||y_ref|| of a row, y_ref in float64 under the runtime's stated arithmetic.
+
+Only the order of float32 additions may differ: 6e-8 per addition, over up to some thousand inputs that
+partly cancel. Measured: 1e-7 to 6e-7. Rounding the input to int8 or not makes 1e-2, so the limit also
+tells which arithmetic ran."""
+
+PLAUSIBLE_ROUNDING = 0.1
+"""L1, int8: largest relative error that rounding a linear's input to 8 bits can explain (20 dB).
+
+Measured: 0.007 to 0.03. A linear between LINEAR_ERROR and this, under no arithmetic that we can state,
+is "not verified"; beyond it is wrong."""
+
+FLOAT_KL_MAX = 1e-5
+"""L2, float activations: KL(reference || runtime) in nats of the worst position, and top-1 always equal.
+
+Two right float32 forwards differ by 1e-10 (KL) and 1e-4 (logits of 35): measured with the reference
+against itself with 1e-6 relative noise on every linear's input. 1e-5 is far above that, and a change of
+one in 100,000 in a probability is what no user can see."""
+
+TIE = 1e-5
+"""L2 and L3: two logits closer than TIE * max|logit| are a tie, and either may come first.
+
+A float32 forward is right to about 4e-6 of the largest logit (measured: 1.1e-4 of 30), on both sides."""
+
+NUDGE = 1e-6
+"""Size of the relative noise on every linear's input that measures the noise floor (reference.py).
+
+The kernels differ from exact arithmetic by 1e-7 to 4e-7 per linear, so the noise is a little larger than
+what it stands for."""
+
+NUDGES = 4
+"""How often the noise floor is measured, each with other noise; the worst counts."""
+
+FLOOR_MEAN = 2.0
+FLOOR_P99 = 4.0
+"""L2, int8 activations: mean and 99th percentile of KL may be this many times the noise floor's worst.
+
+int8 rounding makes a model chaotic: a nudge of 1e-6 flips codes, which flip more in the next layer, until
+two equally right runs are as far apart as int8 is from float. On SmolLM2 that is saturated (mean KL 3.7e-3
++- 3 % whatever the size of the nudge, 99th percentile +- 20 %); on a two-layer model a handful of
+flips decide, and the mean of one run is up to 3 times that of another, but with NUDGES runs the worst is
+within 2. A broken kernel or cache is orders of magnitude away. What the floor hides, L1 sees: there every
+linear is held to LINEAR_ERROR under the same int8 arithmetic."""
+
+FLOOR_TOP1_SIGMAS = 3.0
+"""L2, int8: how far the top-1 agreement may lie below the floor's worst, in binomial standard deviations."""
+
+NOTICED = 2.0
+"""L5: the factor on one scale that L2 must notice. Smaller factors are reported as the sensitivity."""
+
+GREEDY_TOKENS = 64
+"""L3: tokens per prompt."""

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A .gguf file as a Hugging Face model: config and parameters under the names that transformers uses.
+
+transformers' own GGUF loader drops without a word what it does not know, Llama 3's rope_freqs and
+Qwen3's head size among it. Here every key of the architecture is either read or refused: a forward
+that is nearly right is worse than none. Conventions are those of llama.cpp's convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlqat import architecture
+from dlqat.refusal import Refusal
+from dlqat.source import gguf_file, stored
+from dlqat.source.gguf_file import Gguf
+from dlqat.source.stored import Stored
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""general.architecture values that are read (llama.cpp writes Mistral as llama)."""
+
+_FIELDS = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+}
+_READ = {
+    *_FIELDS,
+    "attention.key_length",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "vocab_size",
+}
+_HARMLESS = {"tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
+
+_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+# How llama.cpp's converter names the text splitting that transformers rebuilds right from a GGUF.
+# smollm's extra split at digits changes nothing: that vocabulary has no merge with a digit.
+_SPLITTERS = {None, "default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "tekken", "smollm"}
+
+
+def open_file(path: Path) -> Stored:
+    """The model of a .gguf file, in float32."""
+    file = gguf_file.read(path)
+    complete = stored.complete(config(file), torch.float32)
+    table = names(file)
+    shapes = {name: file.table[inner].shape for name, inner in table.items()}
+    return Stored(complete, shapes, torch.float32, parameter(file, architecture.read(complete)), (path,))
+
+
+def config(file: Gguf) -> dict[str, Any]:
+    """The config.json that the file's metadata amounts to. Refusal for what transformers cannot express."""
+    arch = file.metadata.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise Refusal(f"{file.path}: GGUF architecture {arch!r} is not known; known: {known}")
+    if (parts := file.metadata.get("split.count", 1)) > 1:
+        raise Refusal(f"{file.path} is one of {parts} parts; join them with llama.cpp's llama-gguf-split --merge")
+    found = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items() if k.startswith(f"{arch}.")}
+    unknown = sorted(k for k, v in found.items() if k not in _READ | _HARMLESS and v)
+    if unknown:
+        raise Refusal(
+            f"{file.path}: cannot read {arch}.{unknown[0]} = {found[unknown[0]]!r}; use the HF folder instead"
+        )
+    if (splitter := file.metadata.get("tokenizer.ggml.pre")) not in _SPLITTERS:
+        raise Refusal(f"{file.path}: tokenizer.ggml.pre = {splitter!r} is not known; use the HF folder instead")
+    try:
+        fields: dict[str, Any] = {hf: found[key] for key, hf in _FIELDS.items() if key != "attention.head_count_kv"}
+    except KeyError as error:
+        raise Refusal(f"{file.path}: the metadata lacks {arch}.{error.args[0]}") from error
+    heads = fields["num_attention_heads"]
+    head_dim = found.get("attention.key_length", fields["hidden_size"] // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if found.get(key, head_dim) != head_dim:
+            raise Refusal(f"{file.path}: {arch}.{key} = {found[key]} differs from the head size {head_dim}")
+    ids = {f"{k}_token_id": file.metadata.get(f"tokenizer.ggml.{v}_token_id") for k, v in _SPECIAL.items()}
+    base = {
+        **fields,
+        "model_type": arch,
+        "num_key_value_heads": found.get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": _shape(file, "token_embd.weight")[0],
+        "tie_word_embeddings": "output.weight" not in file.table,
+        "attention_bias": "blk.0.attn_output.bias" in file.table,
+        "mlp_bias": "blk.0.ffn_down.bias" in file.table,
+        **ids,
+    }
+    return {**base, "rope_parameters": _rope(file, found, base)}
+
+
+_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
+
+
+def names(file: Gguf) -> dict[str, str]:
+    """transformers' parameter name -> the file's tensor name."""
+    result: dict[str, str] = {}
+    for name in file.table:
+        stem, _, suffix = name.rpartition(".")
+        block = stem.split(".")
+        if stem in _OUTER:
+            result[f"{_OUTER[stem]}.{suffix}"] = name
+        elif len(block) == 3 and block[0] == "blk" and block[2] in _MODULES:
+            result[f"model.layers.{block[1]}.{_MODULES[block[2]]}.{suffix}"] = name
+        elif name != "rope_freqs.weight":  # that one is in the config
+            raise Refusal(f"{file.path}: tensor {name} is not known; use the HF folder instead")
+    return result
+
+
+def parameter(file: Gguf, decoder: architecture.Decoder) -> Callable[[str], Tensor]:
+    """A function from transformers' parameter name to its float32 values."""
+    table = names(file)
+
+    def load(name: str) -> Tensor:
+        value = file.tensor(table[name])
+        heads = {"q_proj": decoder.heads, "k_proj": decoder.kv_heads}.get(name.split(".")[-2])
+        return value if heads is None or decoder.family != "llama" else _rows(value, heads)
+
+    return load
+
+
+def _rows(value: Tensor, heads: int) -> Tensor:
+    """Llama's q and k rows from ggml's order (pairs rotated side by side) to transformers' (halves)."""
+    return value.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(value.shape).contiguous()
+
+
+def _shape(file: Gguf, name: str) -> tuple[int, ...]:
+    if name not in file.table:
+        raise Refusal(f"{file.path}: tensor {name} is missing")
+    return file.table[name].shape
+
+
+def _rope(file: Gguf, found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(found.get("rope.freq_base", 10000.0))}
+    if "rope_freqs.weight" in file.table:
+        return _llama3(file, {**base, "rope_parameters": rope})
+    match found.get("rope.scaling.type", "none"):
+        case "none":
+            return rope
+        case "linear":
+            return {**rope, "rope_type": "linear", "factor": float(found["rope.scaling.factor"])}
+        case other:
+            raise Refusal(f"{file.path}: rope scaling {other!r} is not known; use the HF folder instead")
+
+
+def _llama3(file: Gguf, base: dict[str, Any]) -> dict[str, Any]:
+    """Llama 3.1's scaling, which GGUF keeps only as the divisor of every frequency.
+
+    The one number in which the released models differ is the factor (8 in 3.1, 32 in 3.2), and that is
+    the largest divisor. Whether it explains all the divisors is checked, so a wrong guess is refused."""
+    divisors = file.tensor("rope_freqs.weight").numpy()
+    guess = {
+        **base["rope_parameters"],
+        "rope_type": "llama3",
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    plain, scaled = (
+        architecture.inverse_frequencies(architecture.read({**base, "rope_parameters": rope}))
+        for rope in (base["rope_parameters"], guess)
+    )
+    if plain.shape != divisors.shape or not np.allclose(plain / scaled, divisors, rtol=1e-5, atol=0):
+        raise Refusal(f"{file.path}: rope_freqs.weight is not Llama 3's scaling; use the HF folder instead")
+    return guess

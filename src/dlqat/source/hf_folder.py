@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face folder (config.json and safetensors, in one file or in shards), read from its headers."""
+
+from __future__ import annotations
+
+import json
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dlqat.refusal import Refusal
+from dlqat.source import stored
+from dlqat.source.stored import Shape, Stored
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """config.json as it stands. Refusal where there is none, or where the model is quantized already."""
+    path = folder / "config.json"
+    if not path.is_file():
+        others = sorted(p.name for p in folder.glob("*.gguf"))
+        hint = f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
+        raise Refusal(f"{folder} has no config.json; {hint}")
+    raw = _json(path)
+    if method := (raw.get("quantization_config") or {}).get("quant_method"):
+        raise Refusal(f"{folder} is quantized already ({method}); training starts from the float model")
+    return raw
+
+
+def open_folder(folder: Path) -> Stored:
+    """The model of a folder. Refusal names the file or tensor that is missing, truncated or no float."""
+    raw = config(folder)
+    stored.complete(raw, torch.float32)  # an unknown architecture is refused before the weights are looked at
+    files = _weight_files(folder)
+    where: dict[str, Path] = {}
+    shapes: dict[str, Shape] = {}
+    dtypes: set[torch.dtype] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in sorted(file.keys()):
+                    header = file.get_slice(name)
+                    where[name], shapes[name] = path, tuple(header.get_shape())
+                    if header.get_dtype() not in _FLOATS:
+                        raise Refusal(f"{path}: tensor {name} is {header.get_dtype()}; a float model is needed")
+                    dtypes.add(_FLOATS[header.get_dtype()])
+        except SafetensorError as error:
+            raise Refusal(f"{path} is damaged or truncated ({error})") from error
+    dtype = reduce(torch.promote_types, dtypes)  # no value changes: bfloat16 with float32 becomes float32
+
+    def tensor(name: str) -> Tensor:
+        with safe_open(where[name], framework="pt") as file:
+            return file.get_tensor(name).to(dtype)
+
+    return Stored(stored.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        files = sorted({folder / name for name in _json(folder / INDEX).get("weight_map", {}).values()})
+        if missing := [f for f in files if not f.is_file()]:
+            raise Refusal(f"{missing[0]} is missing, {INDEX} names it")
+        if files:
+            return files
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles:
+        raise Refusal(f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert to safetensors")
+    raise Refusal(f"{folder} has no {SINGLE} and no {INDEX}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refusal(f"{path} is no JSON: {error}") from error

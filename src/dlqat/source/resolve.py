@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a float model comes from: a Hugging Face folder, a hub id, or a .gguf file.
+
+`resolve` answers every question that headers can answer (which architecture, is every tensor there
+and of the right shape) and refuses before a weight is read; from the hub, an unknown architecture is
+refused before a weight is downloaded. After it the bytes are on this machine and all three kinds are
+used alike: one parameter at a time with `weights` (fold; models larger than memory), the whole model
+with `load` (training). `load` is built from `weights`, so that the two cannot differ. Nothing in a
+model can run code: safetensors and GGUF only, no pickle, no remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from dlqat import architecture, atomic, checkpoint
+from dlqat.architecture import Config, Decoder
+from dlqat.refusal import Refusal
+from dlqat.source import gguf_model, hf_folder, stored
+from dlqat.source.stored import Stored
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model whose bytes are on this machine and whose headers were found right."""
+
+    text: str
+    """`resolve` gives the same source for it again: an absolute path, or org/name@commit."""
+    path: Path
+    """The folder or the .gguf file."""
+    decoder: Decoder
+    stored: Stored
+
+    @property
+    def config(self) -> Config:
+        """The complete config.json."""
+        return self.stored.config
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in memory, on the CPU, in the stored dtype (GGUF: float32), in eval mode, and its tokenizer."""
+
+    source: Source
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def files(self, target: Path) -> None:
+        """Write tokenizer, chat template and generation_config.json into the folder `target`, where
+        checkpoint.copy_tokenizer finds them: a folder's own files byte for byte, a GGUF's converted."""
+        target.mkdir(parents=True, exist_ok=True)
+        if self.source.path.is_dir():
+            checkpoint.copy_tokenizer(self.source.path, target)
+        else:
+            self.tokenizer.save_pretrained(target)
+        if not (target / "generation_config.json").is_file():
+            assert self.model.generation_config is not None
+            self.model.generation_config.save_pretrained(target)
+
+
+def resolve(text: str) -> Source:
+    """Find and check the model that `text` names: the path of a folder or of a .gguf file, or, if no such
+    path exists, org/name[@revision] of the hub (the only case in which the network is used).
+
+    Refusal: nothing there, an unknown architecture, pickled, quantized or damaged weights, a tensor too
+    many or too few."""
+    path = Path(text).expanduser()
+    if path.exists():
+        text = str(path.resolve())
+    elif match := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", text):
+        path = _download(match[1], match[2])
+        text = f"{match[1]}@{path.name}"
+    else:
+        raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
+    if path.is_file() and path.suffix != ".gguf":
+        raise Refusal(f"{path} is neither a folder nor a .gguf file")
+    found = hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path)
+    stored.check(found, str(path))
+    return Source(text, path, architecture.read(found.config), found)
+
+
+def weights(source: Source) -> Mapping[str, Tensor]:
+    """Parameter name as in transformers' state_dict -> values [shape of the module], read when asked for.
+    A tied lm_head is not among them. Refusal on reading a tensor that holds NaN or infinity."""
+
+    def read(name: str) -> Tensor:
+        value = source.stored.tensor(name)
+        if not bool(torch.isfinite(value).all()):
+            raise Refusal(f"{source.path}: tensor {name} holds NaN or infinity")
+        return value
+
+    unused = ("lm_head.weight",) if source.decoder.tied else ()
+    return checkpoint.Lazy([n for n in source.stored.shapes if n not in unused and "rotary_emb" not in n], read)
+
+
+def load(source: Source) -> Loaded:
+    """The whole model and its tokenizer. Refusal if the tokenizer is missing or cannot be read."""
+    where = {"gguf_file": source.path.name} if source.path.is_file() else {}
+    folder = source.path.parent if source.path.is_file() else source.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **where)
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"{source.path}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+    with quiet():
+        model = stored.model_class(source.config).from_pretrained(
+            None,
+            config=stored.config_of(source.config),
+            state_dict=dict(weights(source)),
+            dtype=source.stored.dtype,
+            attn_implementation="sdpa",
+        )
+    if (folder / "generation_config.json").is_file() and not where:
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    model.config.name_or_path = ""
+    return Loaded(source, model, tokenizer)
+
+
+def fingerprint(source: Source) -> str:
+    """sha256 over the sha256 of config.json and every weight file, whatever the files are called.
+
+    Whole contents, not names and sizes: a model that was trained a little further has the same sizes and
+    headers, and to fold adapters onto it is just the mistake this is to catch. About 1.5 GB/s per core."""
+    with ThreadPoolExecutor() as pool:
+        digests = sorted(pool.map(atomic.sha256, source.stored.files))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """transformers without progress bars; what the user wants to see, the command shows."""
+    on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if on:
+            logging.enable_progress_bar()
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
+    tokenizer = [*checkpoint.TOKENIZER_FILES]
+    shards = [hf_folder.SINGLE, hf_folder.INDEX, "model-*-of-*.safetensors"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
+        stored.complete(hf_folder.config(folder), torch.float32)
+        return Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", *shards, *tokenizer]))
+    except Refusal:
+        raise
+    except Exception as error:  # the hub, httpx and the cache raise unrelated classes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refusal(f"{name} is no path here and cannot be had from the hub: {reason}") from error

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A float model as it lies on disk, whatever the container: config, headers, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from dlqat import architecture
+from dlqat.refusal import Refusal
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """`config` is complete (transformers' defaults filled in); `tensor` gives one parameter in `dtype`."""
+
+    config: dict[str, Any]
+    shapes: Mapping[str, Shape]
+    dtype: torch.dtype
+    tensor: Callable[[str], Tensor]
+    files: tuple[Path, ...]
+    """Every file that decides what the model computes."""
+
+
+def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json with what it leaves to transformers' defaults written out, as save_pretrained writes it.
+    Refusal for an unknown architecture."""
+    if raw.get("model_type") not in architecture.FAMILIES:
+        architecture.read(raw)  # refuses
+    try:
+        config = AutoConfig.for_model(**{**raw, "dtype": str(dtype).removeprefix("torch.")})
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"config.json is not a {raw['model_type']} config: {error}") from error
+    config.architectures = [model_class(raw).__name__]
+    plain = config.to_diff_dict()
+    plain.pop("_name_or_path", None)
+    architecture.read(plain)
+    return plain
+
+
+def check(stored: Stored, where: str) -> None:
+    """Refusal unless the tensors on disk are exactly those of transformers' class, in shape and name.
+
+    transformers itself fills a missing tensor with random numbers and drops one it does not expect; a
+    dropped bias is a forward that is nearly right."""
+    with torch.device("meta"):
+        model = model_class(stored.config)(config_of(stored.config))
+    needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    optional = {"lm_head.weight"} if stored.config.get("tie_word_embeddings") else set[str]()
+    for name, shape in needed.items():
+        if name not in stored.shapes and name not in optional:
+            raise Refusal(f"{where}: tensor {name} {list(shape)} is missing")
+        if stored.shapes.get(name, shape) != shape:
+            raise Refusal(
+                f"{where}: tensor {name} has shape {list(stored.shapes[name])}, the config says {list(shape)}"
+            )
+    extra = sorted(n for n in stored.shapes if n not in needed and not n.endswith("rotary_emb.inv_freq"))
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise Refusal(f"{where}: tensor {extra[0]}{more} has no place in a {stored.config['model_type']} model")
+
+
+def config_of(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config object of a complete config.json."""
+    return AutoConfig.for_model(**config)
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """transformers' class with a language-model head for this config."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config_of(config))]

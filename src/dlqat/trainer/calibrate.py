@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walk a model block by block on calibration tokens: what post-training methods see of each linear.
+
+Only one block's activations and second moments exist at a time. A block is visited with the inputs that
+the already rounded blocks before it give, so later blocks repair what earlier ones lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dlqat.trainer.layer import QATLinear
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the first block's inputs are caught."""
+
+
+@torch.no_grad()
+def walk(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    visit: Callable[[str, QATLinear, Tensor], None],
+    progress: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Call visit(name, layer, X^T X [in, in]) for every QATLinear of every block, in forward order.
+
+    tokens: [sequences, length]. The layers of one block are all seen before any of them is rounded.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    blocks: nn.ModuleList = model.get_submodule("model.layers")  # pyright: ignore[reportAssignmentType]
+    inputs, arguments = _first_inputs(model, blocks[0], tokens)
+    for block in blocks:
+        progress(names[block])
+        for layer, moment in _second_moments(block, inputs, arguments).items():
+            visit(names[layer], layer, moment)
+        inputs = [_output(block(x, **arguments)) for x in inputs]
+
+
+SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Layers that read the same input as another: its second moments are measured once."""
+
+
+def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str, Any]) -> dict[QATLinear, Tensor]:
+    """X^T X of what each of the block's layers reads."""
+    layers = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, QATLinear)}
+    own = {name: layer for name, layer in layers.items() if SHARED.get(name) not in layers}
+    moments = {name: torch.zeros(m.weight.shape[1], m.weight.shape[1], device=m.weight.device) for name, m in own.items()}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].detach().flatten(0, -2).float()
+            moments[name].addmm_(x.T, x)
+
+        return add
+
+    with ExitStack() as hooks:
+        for name, layer in own.items():
+            hooks.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        for x in inputs:
+            block(x, **arguments)
+    return {layer: moments[name if name in own else SHARED[name]] for name, layer in layers.items()}
+
+
+def _first_inputs(model: PreTrainedModel, first: nn.Module, tokens: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+    inputs: list[Tensor] = []
+    arguments: dict[str, Any] = {}
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        arguments.update({k: v for k, v in kwargs.items() if k != "hidden_states"})
+        raise _Stop
+
+    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for sequence in tokens.split(4):
+            try:
+                model(sequence, use_cache=False)
+            except _Stop:
+                continue
+    finally:
+        handle.remove()
+    return inputs, arguments
+
+
+def _output(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-train: fine-tune a model on the integers that will ship."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dlqat import recipe, refusal
+from dlqat.recipe import BLOCKS, Recipe, Rule
+from dlqat.refusal import Refusal
+from dlqat.trainer.options import Options
+from dlqat.trainer.run import Request, run
+from dlqat.trainer.start import KNOWN
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+_DEFAULT = Options()
+WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
+
+
+@app.command(no_args_is_help=True)
+def train(  # noqa: PLR0913  (one argument an option is what typer wants)
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder, a hub id (org/name) or a .gguf file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="model_dir; the same command continues it.")],
+    data: Annotated[
+        list[str],
+        typer.Option("--data", "-d", help="self | .txt | .jsonl | a folder of them | hub dataset; may be repeated."),
+    ],
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.", rich_help_panel=WHAT)] = 4,
+    group_size: Annotated[
+        int, typer.Option(help="Inputs per scale: 16, 32, 64, 128; 0: per channel.", rich_help_panel=WHAT)
+    ] = 32,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Integer zero-points (not on ExecuTorch).", rich_help_panel=WHAT)
+    ] = False,
+    activations: Annotated[
+        bool,
+        typer.Option(help="Train with the int8 per-token activations of XNNPACK.", rich_help_panel=WHAT),
+    ] = True,
+    recipe_file: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="TOML with [[rule]] tables, applied after the options above.", rich_help_panel=WHAT),
+    ] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank; 0: no LoRA (PEQA).", rich_help_panel=WHAT)] = 16,
+    alpha: Annotated[float | None, typer.Option(help="LoRA alpha; default: the rank.", rich_help_panel=WHAT)] = None,
+    magnitude: Annotated[
+        bool, typer.Option(help="One trained magnitude per group (off: FQ_LORA).", rich_help_panel=WHAT)
+    ] = True,
+    train_scales: Annotated[
+        bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
+    ] = False,
+    init: Annotated[str, typer.Option(help="Start: mse | weighted | gptq.", rich_help_panel=HOW)] = _DEFAULT.init,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
+    batch_size: Annotated[
+        int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)
+    ] = _DEFAULT.batch_size,
+    micro_batch: Annotated[
+        int, typer.Option(help="Sequences at a time (gradient accumulation); 0: all.", rich_help_panel=HOW)
+    ] = _DEFAULT.micro_batch,
+    sequence_length: Annotated[int, typer.Option(help="Tokens.", rich_help_panel=HOW)] = _DEFAULT.sequence_length,
+    kd: Annotated[float, typer.Option(help="Weight of KL to the float model.", rich_help_panel=HOW)] = _DEFAULT.kd,
+    ce: Annotated[float, typer.Option(help="Weight of cross entropy on the data.", rich_help_panel=HOW)] = _DEFAULT.ce,
+    lr: Annotated[float, typer.Option(help="Learning rate of LoRA.", rich_help_panel=HOW)] = _DEFAULT.learning_rate,
+    magnitude_lr: Annotated[
+        float, typer.Option(help="Learning rate of the magnitudes.", rich_help_panel=HOW)
+    ] = _DEFAULT.magnitude_rate,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.", rich_help_panel=HOW)] = _DEFAULT.warmup,
+    seed: Annotated[int, typer.Option(help="Of data order and LoRA's start.", rich_help_panel=HOW)] = _DEFAULT.seed,
+    precision: Annotated[str, typer.Option(help="bf16 (autocast) | fp32.", rich_help_panel=RUN)] = _DEFAULT.precision,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=RUN)
+    ] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between resumable states.", rich_help_panel=RUN)] = (
+        _DEFAULT.save_every
+    ),
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp | fsdp.", rich_help_panel=RUN)] = "ddp",
+) -> None:
+    """Fine-tune MODEL with DL-QAT: LoRA inside the rounding, one magnitude per group, frozen weights.
+
+    The default is the [b]portable[/b] profile: symmetric int4, groups of 32, int8 embedding and head, int8
+    activations: what every target holds exactly. Then: [b]dlqat-export --target onnx MODEL_DIR[/b].
+
+    Examples:
+
+      dlqat-train ./my-finetune -o model_dir --data chats.jsonl --ce 1 --kd 1
+
+      dlqat-train HuggingFaceTB/SmolLM2-135M-Instruct -o model_dir --data self --bits 3
+    """
+    layers = {
+        "symmetric": not asymmetric,
+        "rank": rank,
+        "alpha": float(rank if alpha is None else alpha),
+        "magnitude": magnitude and not train_scales,
+        "train_scales": train_scales,
+    }
+    rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]
+    if recipe_file is not None:
+        rules += recipe.read(recipe_file).rules
+    options = replace(
+        _DEFAULT,
+        steps=steps,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        sequence_length=sequence_length,
+        learning_rate=lr,
+        magnitude_rate=magnitude_lr,
+        warmup=warmup,
+        kd=kd,
+        ce=ce,
+        init=init,
+        seed=seed,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        save_every=save_every,
+    )
+    _check(options, parallel)
+    # Through parse once more: the options of the command line are checked as those of a recipe file.
+    checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
+    console = Console(stderr=True)
+    folder = run(Request(model, output, tuple(data), checked, options, parallel), console)
+    console.print(f"[b]{folder}[/b] is trained. Next: dlqat-export --target onnx {folder}")
+
+
+def _check(options: Options, parallel: str) -> None:
+    choices = {
+        "--init": (options.init, KNOWN),
+        "--precision": (options.precision, ("bf16", "fp32")),
+        "--parallel": (parallel, ("ddp", "fsdp")),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise Refusal(f"{name} {value} is not one of {', '.join(known)}")
+    for name in ("steps", "batch_size", "sequence_length"):
+        if getattr(options, name) < 1 + (name == "sequence_length"):
+            raise Refusal(f"--{name.replace('_', '-')} {getattr(options, name)} is too small")
+    if options.kd < 0 or options.ce < 0 or options.kd + options.ce == 0:
+        raise Refusal("--kd and --ce are weights: not negative, and not both 0")
+
+
+def _main() -> None:
+    app(standalone_mode=True)
+
+
+main = refusal.command(_main)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training examples in memory: token ids, and which of them carry loss, in three flat tensors.
+
+A row of data arrives as `Marked`: a text and the spans of it to learn. The text is tokenized whole and
+the spans carried over by character offsets, because a text tokenized in pieces gives other tokens than
+the same text at once (merges over the seam, SentencePiece's dummy space).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+IGNORED = -100
+"""The label of a token without loss."""
+ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """One text to learn from. spans: [begin, end) in characters."""
+
+    text: str
+    spans: tuple[Span, ...]
+    complete: bool = False
+    """The text writes its own special tokens (a chat template's); otherwise the tokenizer's begin token
+    is put before it and the end token, with loss, after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Sequences of different length, one behind the other."""
+
+    ids: Tensor
+    """int32 [all tokens]."""
+    loss: Tensor
+    """bool [all tokens]: is learned. Never an example's first token, which nothing predicts."""
+    starts: Tensor
+    """int64 [examples + 1]."""
+    cut: int = 0
+    """Examples that were longer than the sequence length."""
+    skipped: int = 0
+    """Rows without a token to learn."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def example(self, index: int) -> tuple[Tensor, Tensor]:
+        """ids int32 [length] and loss bool [length] of one example."""
+        rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
+        return self.ids[rows], self.loss[rows]
+
+    def summary(self) -> str:
+        """One line for the log."""
+        parts = [
+            f"{len(self):,} examples",
+            f"{len(self.ids):,} tokens",
+            f"{int(self.loss.sum()):,} with loss",
+            *([f"{self.cut:,} cut at the sequence length"] if self.cut else []),
+            *([f"{self.skipped:,} rows without anything to learn skipped"] if self.skipped else []),
+        ]
+        return ", ".join(parts)
+
+
+def gather(rows: Iterable[tuple[Sequence[int], Sequence[bool]]], length: int) -> Examples:
+    """Examples of at most `length` tokens from pairs (ids, loss), in their order."""
+    ids: list[Tensor] = []
+    loss: list[Tensor] = []
+    cut = skipped = 0
+    for tokens, learn in rows:
+        mask = torch.tensor(learn[:length], dtype=torch.bool)
+        mask[:1] = False
+        if not bool(mask.any()):
+            skipped += 1
+            continue
+        cut += len(tokens) > length
+        ids.append(torch.tensor(tokens[:length], dtype=torch.int32))
+        loss.append(mask)
+    starts = torch.tensor([0, *(len(t) for t in ids)]).cumsum(0)
+    nothing = [torch.zeros(0, dtype=torch.int32)], [torch.zeros(0, dtype=torch.bool)]
+    return Examples(torch.cat(ids or nothing[0]), torch.cat(loss or nothing[1]), starts, cut, skipped)
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """The examples of several sources, one source behind the other."""
+    lengths = torch.cat([part.starts.diff() for part in parts])
+    return Examples(
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.loss for part in parts]),
+        torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        sum(part.cut for part in parts),
+        sum(part.skipped for part in parts),
+    )
+
+
+def tokenize(
+    texts: Iterable[Marked], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+    """(ids, loss) of every text. A token is learned if it begins inside a span: one that begins before
+    the answer belongs to the prompt, and at inference the prompt is given."""
+    begin, end = opening(tokenizer), _closing(tokenizer)
+    rest = iter(texts)
+    while rows := list(islice(rest, ROWS_AT_ONCE)):
+        encoded: Any = tokenizer([m.text for m in rows], add_special_tokens=False, return_offsets_mapping=True)
+        for row, ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            loss = _learned(offsets, row.spans)
+            if row.complete:
+                yield ids, loss
+            elif ids:
+                yield [*begin, *ids, *end], [*(False for _ in begin), *loss, *(True for _ in end)]
+            else:
+                yield [], []
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before a text: the begin token, or nothing."""
+    begin: Any = tokenizer.bos_token_id
+    return [begin] if begin is not None and tokenizer("").input_ids[:1] == [begin] else []
+
+
+def _closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    end: Any = tokenizer.eos_token_id
+    return [] if end is None else [end]
+
+
+def _learned(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Which tokens begin in a span. Byte-level tokenizers report a token without its leading space;
+    a token begins where the one before it ended."""
+    learned: list[bool] = []
+    last = 0
+    for begin, end in offsets:
+        first = min(begin, last)
+        learned.append(any(a <= first < b for a, b in spans))
+        last = max(last, end)
+    return learned

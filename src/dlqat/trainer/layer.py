@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of a model in training: a linear whose integers are trained, an embedding that is rounded.
+
+Both keep the module's own `weight` (frozen, under its own name) and can be switched to the float layer
+they came from: that is the teacher of knowledge distillation, and it costs no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from dlqat.adapter import Adapter, fold
+from dlqat.folded import Quantized
+from dlqat.recipe import LayerSpec
+from dlqat.trainer.activation import straight_through
+from dlqat.trainer.kernels.reference import weight_backward, weight_forward
+
+
+class QATLayer(nn.Module):
+    """What linear and embedding share: the frozen weight, the spec and the teacher switch."""
+
+    def __init__(self, weight: nn.Parameter, spec: LayerSpec, scales: Tensor, zero_points: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight.requires_grad_(False)
+        self.spec = spec
+        self.quantized = True
+        self.scales: Tensor
+        if spec.train_scales:
+            self.scales = nn.Parameter(scales)
+        else:
+            self.register_buffer("scales", scales)
+        self.zero_points: Tensor | None
+        self.register_buffer("zero_points", zero_points)
+
+    def adapter(self) -> Adapter:
+        """The layer's trained state, as the value that folds."""
+        return Adapter(self.spec.grid, self.scales, self.zero_points)
+
+    def fold(self) -> Quantized:
+        """The layer's integers."""
+        return fold(self.weight.detach(), self.adapter())
+
+
+class QATEmbedding(QATLayer):
+    """An nn.Embedding whose rows lie on the grid; nothing in it is trained."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = F.embedding(ids, self.weight)
+        if not self.quantized:
+            return rows
+        scales = F.embedding(ids, self.scales)
+        zero_points = None if self.zero_points is None else F.embedding(ids, self.zero_points)
+        adapter = Adapter(self.spec.grid, scales.flatten(0, -2), None if zero_points is None else zero_points.flatten(0, -2))
+        return weight_forward(rows.flatten(0, -2), adapter, rows.dtype).view(rows.shape)
+
+
+class QATLinear(QATLayer):
+    """y = act(x) W'^T + b with W' = snap(m s) (q - z): LoRA inside the rounding, one m per group.
+
+    `offset` int8 [out, in]: a prepared start (dlqat.adapter). The weight W' is made anew in forward and
+    in backward; autograd keeps x, W0 and the small tensors only.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        spec: LayerSpec,
+        scales: Tensor,
+        zero_points: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> None:
+        super().__init__(linear.weight, spec, scales, zero_points)
+        self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
+        self.offset: Tensor | None
+        self.register_buffer("offset", offset)
+        out, inputs = linear.weight.shape
+        self.magnitude = nn.Parameter(torch.ones_like(scales)) if spec.magnitude else None
+        self.lora_a = self.lora_b = None
+        if spec.rank:
+            # LoRA's start: A random, B zero, so that training begins at the rounded base.
+            bound = 1.0 / math.sqrt(inputs)
+            self.lora_a = nn.Parameter(torch.empty(spec.rank, inputs).uniform_(-bound, bound))
+            self.lora_b = nn.Parameter(torch.zeros(out, spec.rank))
+
+    def adapter(self) -> Adapter:
+        return Adapter(
+            self.spec.grid,
+            self.scales,
+            self.zero_points,
+            self.magnitude,
+            self.lora_a,
+            self.lora_b,
+            self.spec.scaling,
+            self.offset,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.quantized:
+            return F.linear(x, self.weight, self.bias)
+        if self.spec.activation_bits:
+            x = straight_through(x)
+        trained = (self.lora_a, self.lora_b, self.magnitude, self.scales)
+        y: Tensor = _Product.apply(x, self.weight, self, *trained)  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
+        return y if self.bias is None else y + self.bias
+
+    def made(self, dtype: torch.dtype) -> Tensor:
+        """W' [out, in] in `dtype`: in float32, dense(fold()) bit for bit."""
+        return weight_forward(self.weight, self.adapter(), dtype)
+
+
+class _Product(Function):
+    """x W'^T. The trained tensors are arguments so that autograd asks for their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: QATLinear, *trained: Tensor | None) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x = x.to(dtype)
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        with torch.autocast(device, enabled=False):
+            return x @ weight_forward(weight, layer.adapter(), dtype).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layer: QATLinear = ctx.layer
+        (x,) = ctx.saved_tensors
+        grad, adapter = grads[0], layer.adapter()
+        with torch.autocast(grad.device.type, enabled=False):
+            grad_w = grad.flatten(0, -2).T @ x.flatten(0, -2)
+            made, g = weight_backward(layer.weight, adapter, grad_w, grad.dtype, layer.spec.train_scales)
+            grad_x = grad @ made if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, g.lora_a, g.lora_b, g.magnitude, g.scales
+
+
+@contextmanager
+def teacher(model: nn.Module) -> Iterator[None]:
+    """Within the block `model` is the float model it came from."""
+    layers = [m for m in model.modules() if isinstance(m, QATLayer)]
+    for layer in layers:
+        layer.quantized = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.quantized = True

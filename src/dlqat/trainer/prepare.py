@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a float model into one in training: the recipe's modules become QAT layers, all else is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dlqat.recipe import LayerSpec, Recipe
+from dlqat.refusal import Refusal
+from dlqat.trainer.layer import QATEmbedding, QATLayer, QATLinear
+from dlqat.trainer.search import search
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+def shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear and embedding by module name; a tied head is its embedding."""
+    tied = model.config.tie_word_embeddings
+    return {
+        name: (module.weight.shape[0], module.weight.shape[1])
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Embedding)) and not (tied and name == HEAD)
+    }
+
+
+def prepare(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, LayerSpec]:
+    """Replace `model`'s modules in place and freeze the rest; the specs of what was replaced.
+
+    LoRA's random start depends on `seed` alone. `progress` hears each module's name as its scales are
+    searched.
+    """
+    specs = recipe.layers(shapes(model))
+    if not specs:
+        raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, spec in specs.items():
+            progress(name)
+            _set(model, name, _layer(model.get_submodule(name), spec))
+    if model.config.tie_word_embeddings and EMBEDDING in specs:
+        _tie_head(model, recipe)
+    return specs
+
+
+def _layer(module: nn.Module, spec: LayerSpec) -> QATLayer:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    scales, zero_points = search(weight.detach(), spec.grid)
+    if isinstance(module, nn.Embedding):
+        return QATEmbedding(weight, spec, scales, zero_points)
+    assert isinstance(module, nn.Linear)
+    return QATLinear(module, spec, scales, zero_points)
+
+
+def _tie_head(model: PreTrainedModel, recipe: Recipe) -> None:
+    """The head of a tied model multiplies with the embedding's own integers."""
+    embedding, head = model.get_submodule(EMBEDDING), model.get_submodule(HEAD)
+    assert isinstance(embedding, QATEmbedding) and isinstance(head, nn.Linear)
+    wanted = recipe.spec(HEAD)
+    spec = replace(embedding.spec, rank=0, magnitude=False, activation_bits=wanted.activation_bits if wanted else 0)
+    tied = QATLinear(head, spec, embedding.scales, embedding.zero_points)
+    tied.weight = embedding.weight
+    _set(model, HEAD, tied)
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
+    """The QAT layers of a prepared model by module name; a tied head is left to its embedding."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QATLayer)}
+    head, embedding = layers.get(HEAD), layers.get(EMBEDDING)
+    if head is not None and embedding is not None and head.scales is embedding.scales:
+        del layers[HEAD]
+    return layers
+
+
+def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put adapter tensors (by full name) into a prepared model; Refusal if one is missing or misshapen."""
+    with torch.no_grad():
+        for name, layer in qat_layers(model).items():
+            if isinstance(layer, QATLinear):
+                layer.offset = tensors.get(f"{name}.offset")
+            for field, own in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+                if field in ("weight", "bias"):
+                    continue
+                found = tensors.get(f"{name}.{field}")
+                if found is None or found.shape != own.shape:
+                    raise Refusal(f"adapter tensor {name}.{field} is missing or has another shape; train again")
+                own.copy_(found)

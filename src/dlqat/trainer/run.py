@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-train from end to end: MODEL, data and options in, model_dir out.
+
+    model_dir/
+      dlqat.json              what was asked for: base model and its fingerprint, recipe, options, versions
+      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors
+      training_log.jsonl      one line a step        loss.png
+      adapters.safetensors    the result; its presence says that training is complete
+      tokenizer, chat template, generation_config
+
+The same command again continues where it was stopped. Everything is refused before the weights are read
+that can be refused then.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dlqat import adapter, atomic, recipe, source
+from dlqat.recipe import Recipe
+from dlqat.refusal import Refusal
+from dlqat.source import Loaded, Source
+from dlqat.trainer import data, log, plot, start, state
+from dlqat.trainer.batches import Batches
+from dlqat.trainer.options import Options
+from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
+from dlqat.trainer.train import accelerator, train
+
+RECORD, ADAPTERS, TRAINING = "dlqat.json", "adapters.safetensors", "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of dlqat-train."""
+
+    model: str
+    output: Path
+    data: tuple[str, ...]
+    recipe: Recipe
+    options: Options
+    parallel: str = "ddp"
+
+
+def run(request: Request, console: Console) -> Path:
+    """Train and return model_dir. A finished model_dir of the same request is returned as it is."""
+    origin = source.resolve(request.model)
+    check_recipe(origin, request.recipe)
+    names = data.sources(request.data)
+    record = _record(request, origin, names)
+    if _finished(request.output, record):
+        console.print(f"{request.output} is already trained with these options; nothing to do")
+        return request.output
+    runtime = accelerator(request.options, request.parallel)
+    first = runtime.is_main_process
+    if first:
+        (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
+        atomic.text(request.output / RECORD, json.dumps(record, indent=1) + "\n")
+    with log.bar(console, quiet=not first) as progress:
+        loaded = source.load(origin)
+        if first:
+            loaded.files(request.output)
+        batches = _batches(request, names, loaded, runtime, progress)
+        _start(request, loaded.model, batches, runtime, progress)
+        loaded.model.to(runtime.device)
+        if first:
+            _tell(console, loaded.model, batches, request.options)
+        trained = _train(request, loaded.model, batches, runtime, progress)
+    if first:
+        _finish(request.output, loaded.model, trained)
+    runtime.wait_for_everyone()
+    return request.output
+
+
+def check_recipe(origin: Source, rules: Recipe) -> None:
+    """Refusal, before any weight is read, for a grid that does not fit the model's shapes."""
+    decoder = origin.decoder
+    shapes = {**decoder.linears(), EMBEDDING: (decoder.vocab_size, decoder.hidden_size)}
+    if not decoder.tied:
+        shapes[HEAD] = shapes[EMBEDDING]
+    if not rules.layers(shapes):
+        raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
+
+
+def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "source": origin.text,
+        "fingerprint": source.fingerprint(origin),
+        "recipe": recipe.tables(request.recipe),
+        "data": names,
+        "options": asdict(request.options),
+        "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
+    }
+
+
+def _finished(output: Path, record: dict[str, Any]) -> bool:
+    """Whether `output` holds the result of this very request. Refusal if it holds that of another."""
+    path = output / RECORD
+    if not path.exists():
+        if output.exists() and any(output.iterdir()):
+            raise Refusal(f"{output} exists and is no model_dir; choose another --output")
+        return False
+    old = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("fingerprint", "recipe", "data", "options"):
+        if old.get(key) != record[key]:
+            raise Refusal(
+                f"{output} was begun with another {key} ({_difference(old.get(key), record[key])}); "
+                "choose another --output, delete it, or repeat its own options to continue it"
+            )
+    return (output / ADAPTERS).exists()
+
+
+def _difference(old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys: list[str] = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))  # pyright: ignore
+        return ", ".join(f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in keys)  # pyright: ignore
+    return "see its dlqat.json"
+
+
+def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
+    options = request.options
+    plan = data.Plan(options.sequence_length, options.steps * options.batch_size, options.seed)
+    task = progress.add_task("data", total=None, note="")
+
+    def tell(done: int, wanted: int) -> None:
+        progress.update(task, completed=done, total=wanted, note="the teacher writes")
+
+    with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
+        examples = data.load(names, loaded, plan, request.output / TRAINING, tell)
+    progress.update(task, total=1, completed=1, note=examples.summary())
+    pad = loaded.tokenizer.pad_token_id
+    return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
+
+
+def _start(
+    request: Request, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
+) -> None:
+    """Scales and prepared start: found in training/start.safetensors, or made and left there."""
+    path = request.output / TRAINING / "start.safetensors"
+    task = progress.add_task("scales", total=None, note="")
+    prepare(model, request.recipe, request.options.seed, lambda name: progress.update(task, advance=1, note=name))
+    progress.update(task, total=1, completed=1, note="")
+    if not path.exists() and runtime.is_main_process:
+        start.apply(
+            request.options.init,
+            model,
+            lambda: _calibration(batches, request.options),
+            lambda name: progress.update(task, note=f"{request.options.init} {name}"),
+        )
+        with atomic.file(path) as draft:
+            save_file(_fixed(model), draft)
+    runtime.wait_for_everyone()
+    load(model, load_file(path))
+
+
+def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What training leaves as it is: scales, zero-points, offsets; and LoRA's start."""
+    return {
+        f"{name}.{field}": tensor.detach().contiguous()
+        for name, layer in qat_layers(model).items()
+        for field, tensor in [*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)]
+        if field not in ("weight", "bias")
+    }
+
+
+def _calibration(batches: Batches, options: Options) -> Tensor:
+    """Whole training sequences, as many as make the calibration tokens; padding-free rows only."""
+    rows = [batches.examples.example(i)[0] for i in range(len(batches.examples))]
+    whole = [ids.long() for ids in rows if len(ids) == options.sequence_length]
+    wanted = max(1, options.calibration_tokens // options.sequence_length)
+    if not whole:
+        raise Refusal("--init gptq needs training examples of the full sequence length; lower --sequence-length")
+    return torch.stack(whole[:wanted])
+
+
+def _tell(console: Console, model: PreTrainedModel, batches: Batches, options: Options) -> None:
+    """Trained parameters as count and percentage, and the size of the work."""
+    learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters()) - learn
+    console.print(f"trained parameters: {learn:,} beside {whole:,} frozen ({100 * learn / whole:.2f} %)")
+    console.print(f"data: {batches.examples.summary()}; {options.steps} steps of {options.batch_size} sequences")
+
+
+def _train(
+    request: Request, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
+) -> Mapping[str, Tensor]:
+    folder = request.output / TRAINING
+    if not runtime.is_main_process:
+        return train(model, batches, request.options, folder, runtime, lambda row: None)
+    done = state.done(folder)
+    rows = log.Log(request.output / log.FILE, progress, request.options.steps, done)
+    try:
+        return train(model, batches, request.options, folder, runtime, rows)
+    finally:
+        rows.close()
+
+
+def _finish(output: Path, model: PreTrainedModel, trained: Mapping[str, Tensor]) -> None:
+    """Write the adapters, last of all; the resumable state is not needed any more."""
+    plot.write(output / log.FILE, output / "loss.png")
+    start_file = load_file(output / TRAINING / "start.safetensors")
+    adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
+    adapter.write(adapters, output / ADAPTERS)
+    shutil.rmtree(output / TRAINING)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scales and zero-points that round a weight best: a search per group on the squared error.
+
+Min-max scales serve the largest weight of a group; at 3 bits and below the many small ones matter more.
+The search tries shrunken ranges and keeps, group by group, the one of least squared error among scales
+that the grid may have (snapped), so that training starts from what will ship.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlqat.grid import Grid
+
+SHRINK = torch.linspace(1.0, 0.3, 57)
+ROWS = 512
+"""Rows searched at a time: bounds the memory of the search to a few copies of so many rows."""
+
+
+def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """scales float32 and zero_points int8 (None if symmetric), both [out, groups], of weight [out, in].
+
+    `importance` [in] weighs the squared error of each input (its mean square activation).
+    """
+    parts = [_search_rows(rows, grid, importance) for rows in weight.split(ROWS)]
+    scales = torch.cat([s for s, _ in parts])
+    if grid.symmetric:
+        return scales, None
+    return scales, torch.cat([z for _, z in parts if z is not None])
+
+
+def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    out, inputs = weight.shape
+    w = weight.to(torch.float32).view(out, grid.groups(inputs), -1)
+    h = None if importance is None else importance.to(torch.float32).view(1, w.shape[1], -1)
+    low, high = w.amin(-1), w.amax(-1)
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for shrink in SHRINK.tolist():
+        scales, zero_points = _candidate(low * shrink, high * shrink, grid)
+        error = _error(w, scales, zero_points, grid, h)
+        if best is None:
+            best = error, scales, zero_points
+            continue
+        better = error < best[0]
+        best = (
+            torch.where(better, error, best[0]),
+            torch.where(better, scales, best[1]),
+            torch.where(better, zero_points, best[2]),
+        )
+    assert best is not None
+    return best[1], None if grid.symmetric else best[2].to(torch.int8)
+
+
+def _candidate(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    if grid.symmetric:
+        # Both ends fit: the positive end has one level less, so a positive peak sets a larger step.
+        return grid.round_scales(torch.maximum(high / max(grid.qmax, 1), low / grid.qmin)), torch.zeros_like(low)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scales = grid.round_scales((high - low) / (grid.qmax - grid.qmin))
+    return scales, (grid.qmin - torch.round(low / scales)).clamp_(grid.qmin, grid.qmax)
+
+
+def _error(w: Tensor, scales: Tensor, zero_points: Tensor, grid: Grid, h: Tensor | None) -> Tensor:
+    s, z = scales[..., None], zero_points[..., None]
+    q = (w / s).round_().clamp_(grid.qmin - z, grid.qmax - z)
+    error = q.mul_(s).sub_(w).square_()
+    return (error if h is None else error.mul_(h)).sum(-1)

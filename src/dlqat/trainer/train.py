@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: DL-QAT on accelerate, on one process or many.
+
+Step k is a pure function of the state before it: its batch follows from (seed, k), its rate from the
+schedule. So a run on 2 processes sees the batches of a run on 1, and a resumed run those of the run
+that was killed. The teacher is the same model with its QAT layers switched off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dlqat.trainer import state
+from dlqat.trainer.distill import Mix, head_loss
+from dlqat.trainer.layer import QATLinear, teacher
+from dlqat.trainer.log import Row
+from dlqat.trainer.options import MAGNITUDE_FLOOR, Options
+
+IGNORED = -100
+
+
+class Batches(Protocol):
+    """Training examples by step; the same global batch however many processes share it."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """input_ids and labels [sequences of this rank, length] of a step; labels IGNORED: no loss."""
+        ...
+
+    def count(self, step: int) -> int:
+        """Tokens with loss in the whole batch of a step, over all ranks."""
+        ...
+
+
+class Loss(nn.Module):
+    """Student and teacher in one module, so that DDP and FSDP see one forward."""
+
+    def __init__(self, model: PreTrainedModel, mix: Mix) -> None:
+        super().__init__()
+        self.model, self.mix = model, mix
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Summed loss over the labels that count, float32."""
+        wanted = labels[:, 1:] != IGNORED
+        float_hidden = None
+        if self.mix.kd:
+            with torch.no_grad(), teacher(self.model):
+                float_hidden = self._hidden(input_ids, wanted)
+        hidden = self._hidden(input_ids, wanted)
+        return head_loss(hidden, float_hidden, self._heads(hidden), labels[:, 1:][wanted], self.mix)
+
+    def _hidden(self, input_ids: Tensor, wanted: Tensor) -> Tensor:
+        states: Tensor = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return states[:, :-1][wanted]
+
+    @torch.no_grad()
+    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
+        own = head.made(dtype) if isinstance(head, QATLinear) else weight.to(dtype)
+        return own, weight.to(dtype)
+
+
+def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
+    """parallel: 'ddp' or 'fsdp'; both are one process unless torchrun started more."""
+    plugin = None
+    if parallel == "fsdp":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+    precision = "no" if options.precision == "fp32" else "bf16"
+    return Accelerator(mixed_precision=precision, fsdp_plugin=plugin, cpu=not torch.cuda.is_available())
+
+
+def optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
+    """AdamW without decay: LoRA (and trained scales) at one rate, magnitudes at their own."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    lora = [p for n, p in named if n.rpartition(".")[2] in ("lora_a", "lora_b")]
+    gains = [p for n, p in named if n.endswith("magnitude")]
+    # A scale moves in proportion to its own size: a few percent of the mean scale a step at most.
+    scales = [p for n, p in named if n.endswith("scales")]
+    mean = float(torch.cat([p.detach().flatten() for p in scales]).mean()) if scales else 1.0
+    groups = [(lora, options.learning_rate), (gains, options.magnitude_rate), (scales, options.magnitude_rate * mean)]
+    return torch.optim.AdamW(
+        [{"params": p, "lr": rate, "base": rate} for p, rate in groups if p], weight_decay=0.0
+    )
+
+
+def train(
+    model: PreTrainedModel,
+    batches: Batches,
+    options: Options,
+    folder: Path,
+    runtime: Accelerator,
+    log: Callable[[Row], None],
+    module: Loss | None = None,
+) -> dict[str, Tensor]:
+    """Train a prepared model; the trained tensors by name (on the first process, nothing elsewhere).
+
+    `folder` holds the resumable state; a state found there is continued.
+    """
+    if options.gradient_checkpointing:
+        model.train()  # transformers checkpoints in training mode only; these families have no dropout
+        model.activation_checkpointing_enable()
+    loss = module or Loss(model, Mix(options.kd, options.ce))
+    adam = optimizer(loss, options)
+    wrapped, adam = runtime.prepare(loss, adam)
+    done = state.load(folder, wrapped, adam)
+    tokens = sum(batches.batch(k)[0].numel() for k in range(done))
+    for step in range(done, options.steps):
+        start = time.perf_counter()
+        value, seen = _step(wrapped, adam, batches, options, runtime, step)
+        tokens += seen
+        seconds = time.perf_counter() - start
+        last = step + 1 == options.steps
+        if last or (options.save_every and (step + 1) % options.save_every == 0):
+            tensors = state.gather(wrapped, adam)
+            if runtime.is_main_process:
+                state.save(folder, step + 1, tensors)
+        rate = options.learning_rate * options.rate(step)
+        log(Row(step + 1, value, rate, tokens, seen / seconds, seconds))
+    return {n.removeprefix("model."): t for n, t in state.trained(wrapped).items()}
+
+
+def _step(
+    wrapped: nn.Module,
+    adam: torch.optim.Optimizer,
+    batches: Batches,
+    options: Options,
+    runtime: Accelerator,
+    step: int,
+) -> tuple[float, int]:
+    """One optimizer step; the mean loss over the global batch and the tokens in it."""
+    for group in adam.param_groups:
+        group["lr"] = group["base"] * options.rate(step)
+    ids, labels = batches.batch(step, runtime.process_index, runtime.num_processes)
+    ids, labels = ids.to(runtime.device).long(), labels.to(runtime.device).long()
+    # DDP and FSDP average gradients over processes; the loss is a mean over the global batch.
+    weight = runtime.num_processes / batches.count(step)
+    size = options.micro_batch or len(ids)
+    total = torch.zeros((), device=runtime.device)
+    for i in range(0, len(ids), size):
+        last = i + size >= len(ids)
+        with nullcontext() if last else runtime.no_sync(wrapped):
+            value = wrapped(ids[i : i + size], labels[i : i + size])
+            runtime.backward(value * weight)
+        total += value.detach()
+    runtime.clip_grad_norm_([p for g in adam.param_groups for p in g["params"]], options.clip)
+    adam.step()
+    adam.zero_grad()
+    _keep_positive(wrapped)
+    total = runtime.reduce(total, "sum")
+    return float(total) / batches.count(step), batches.batch(step)[0].numel()
+
+
+@torch.no_grad()
+def _keep_positive(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith(".magnitude"):
+            parameter.clamp_(min=MAGNITUDE_FLOOR)
+        elif name.endswith(".scales") and parameter.requires_grad:
+            parameter.clamp_(min=2.0**-14)

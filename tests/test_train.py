@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the training loop: it learns, it resumes bit for bit, and the split of the work does not matter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dlqat.grid import quantize
+from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule, portable
+from dlqat.refusal import Refusal
+from dlqat.trainer import start
+from dlqat.trainer.batches import Batches
+from dlqat.trainer.examples import Examples
+from dlqat.trainer.gptq import compensate
+from dlqat.trainer.layer import QATLinear, teacher
+from dlqat.trainer.log import Row
+from dlqat.trainer.options import Options
+from dlqat.trainer.prepare import prepare
+from dlqat.trainer.train import accelerator, train
+
+OPTIONS = Options(steps=8, batch_size=4, sequence_length=24, precision="fp32", save_every=0)
+
+
+def batches(size: int = 4) -> Batches:
+    """32 random examples of different length."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(9, 25, (32,), generator=generator)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    ids = torch.randint(3, 160, (int(starts[-1]),), generator=generator, dtype=torch.int32)
+    loss = torch.ones(len(ids), dtype=torch.bool)
+    loss[starts[:-1]] = False
+    return Batches(Examples(ids, loss, starts), size)
+
+
+def run(folder: Path, options: Options = OPTIONS, parallel: str = "ddp", **changes: object) -> tuple[list[Row], dict[str, Tensor]]:
+    """One training of a tiny model at 3 bit; the rows of its log and the trained tensors."""
+    recipe = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0, **changes})))
+    model = tiny("llama-tied")
+    prepare(model, recipe)
+    rows: list[Row] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = train(model, batches(options.batch_size), options, folder, accelerator(options, parallel), rows.append)
+    return rows, trained
+
+
+def losses(rows: list[Row]) -> list[float]:
+    return [row.loss for row in rows]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rank": 0}, {"magnitude": False}, {"magnitude": False, "train_scales": True}, {"activation_bits": 8}],
+    ids=["dl-qat", "peqa", "fq-lora", "l4q", "int8-activations"],
+)
+def test_every_corner_learns(tmp_path: Path, changes: dict[str, object]) -> None:
+    options = replace(OPTIONS, steps=30, batch_size=32)
+    rows, trained = run(tmp_path, options, **changes)
+    assert losses(rows)[-1] < 0.9 * losses(rows)[0]
+    fields = {name.rpartition(".")[2] for name in trained}
+    wanted = {"lora_a", "lora_b", "magnitude", "scales"}
+    wanted -= {"lora_a", "lora_b"} if changes.get("rank") == 0 else set()
+    wanted -= {"magnitude"} if changes.get("magnitude") is False else set()
+    wanted -= set() if changes.get("train_scales") else {"scales"}
+    assert fields == wanted
+    assert all(bool((t > 0).all()) for n, t in trained.items() if n.endswith("magnitude"))
+
+
+def test_the_split_of_a_batch_does_not_matter(tmp_path: Path) -> None:
+    whole, a = run(tmp_path / "a")
+    parts, b = run(tmp_path / "b", replace(OPTIONS, micro_batch=1))
+    saved, c = run(tmp_path / "c", replace(OPTIONS, gradient_checkpointing=True))
+    # The same sums in another order: float32 noise, which Adam's division by small moments amplifies.
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    assert losses(saved) == pytest.approx(losses(whole), rel=1e-4)
+    assert set(a) == set(b) == set(c)
+
+
+class Killed(Exception):
+    """Stands for the kill in the middle of a run."""
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    options = replace(OPTIONS, save_every=3)
+    rows, whole = run(tmp_path / "whole", options)
+
+    recipe = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0})))
+    model = tiny("llama-tied")
+    prepare(model, recipe)
+    (tmp_path / "cut").mkdir()
+
+    def stop(row: Row) -> None:
+        if row.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(model, batches(), options, tmp_path / "cut", accelerator(options), stop)
+    rest, resumed = run(tmp_path / "cut", options)
+    assert [row.step for row in rest] == [4, 5, 6, 7, 8]
+    assert losses(rest) == losses(rows)[3:] and [r.tokens for r in rest] == [r.tokens for r in rows][3:]
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_damaged_or_foreign_state_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, replace(OPTIONS, steps=2))
+    path = tmp_path / "state.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(n for n in tensors if n.startswith("model.")))
+    save_file(tensors, path, metadata={"step": "1"})
+    with pytest.raises(Refusal, match="does not fit"):
+        run(tmp_path)
+    path.write_bytes(b"\0" * 100)
+    with pytest.raises(Refusal, match="damaged"):
+        run(tmp_path)
+
+
+def test_gptq_loses_less_than_rounding_to_nearest_and_keeps_the_teacher() -> None:
+    model = tiny("llama-tied")
+    recipe = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0})))
+    tokens = torch.randint(3, 160, (16, 32))
+    with torch.no_grad():
+        float_logits = model(tokens).logits
+        prepare(model, recipe)
+        before = (model(tokens).logits - float_logits).square().mean()
+        start.apply("gptq", model, lambda: tokens)
+        after = (model(tokens).logits - float_logits).square().mean()
+        with teacher(model):
+            assert torch.equal(model(tokens).logits, float_logits)
+    assert after < before
+
+
+def test_the_offset_gives_gptqs_codes() -> None:
+    linear = torch.nn.Linear(64, 48)
+    spec = LayerSpec(3, 16)
+    x = torch.randn(500, 64) @ torch.randn(64, 64)
+    made, scales, zero_points = compensate(linear.weight.detach(), x.T @ x, spec.grid)
+    layer = QATLinear(linear, spec, scales, zero_points)
+    layer.offset = start.offset(made, layer)
+    wanted = quantize(made, scales, zero_points, spec.grid)
+    reach = (made - linear.weight).abs() < 1.9 * scales.repeat_interleave(16, 1)  # int8 holds two grid steps
+    assert bool(reach.float().mean() > 0.95)
+    assert torch.equal(layer.fold().codes[reach], wanted[reach])
+
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+from safetensors.torch import save_file
+from test_train import OPTIONS, run
+torch.set_num_threads(1)
+folder, parallel = Path(sys.argv[1]), sys.argv[2]
+rows, trained = run(folder, OPTIONS, parallel)
+if int(__import__("os").environ["RANK"]) == 0:
+    save_file({{**trained, "losses": torch.tensor([r.loss for r in rows], dtype=torch.float64)}}, folder / "out.safetensors")
+"""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(tmp_path: Path, parallel: str) -> None:
+    rows, alone = run(tmp_path / "alone")
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
+    done = subprocess.run(
+        [*command, str(tmp_path / parallel), parallel],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = load_file(tmp_path / parallel / "out.safetensors")
+    # Sums over ranks in another order; Adam amplifies float32 noise in tiny gradients.
+    assert out.pop("losses").tolist() == pytest.approx(losses(rows), rel=1e-4)
+    assert set(out) == set(alone) and all(out[n].shape == alone[n].shape for n in out)
+
+
+def test_kill_9_leaves_a_state_that_resumes_bit_for_bit(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from dataclasses import replace
+from safetensors.torch import save_file
+from test_train import OPTIONS, run
+rows, trained = run(Path(sys.argv[1]), replace(OPTIONS, steps=60, save_every=1))
+save_file(trained, Path(sys.argv[1]) / "out.safetensors")
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, timeout=120)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], env=environment)
+    state = tmp_path / "cut" / "state.safetensors"
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "out.safetensors").exists(), "it finished before the kill; nothing was tested"
+    subprocess.run([*command, str(tmp_path / "cut")], env=environment, check=True, timeout=120)
+    whole, cut = load_file(tmp_path / "whole" / "out.safetensors"), load_file(tmp_path / "cut" / "out.safetensors")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
