@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import string
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -19,6 +19,7 @@ def toy_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast
     tokens = ["<unk>", "<s>", "</s>", *string.printable[:95], "\n"]
     inner = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = chat_template
     return tokenizer

@@ -51,6 +51,9 @@ class Lazy(Mapping[str, T]):
             raise KeyError(name)
         return self._load(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would load the value
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -184,7 +187,17 @@ def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantize
     words = -(-shape[1] * grid.bits // 32)
     if tuple(packed.shape) != (shape[0], words):
         raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
-    return Quantized(grid, unpack_from_int32(packed, grid.bits, shape), scales)
+    return Quantized(grid, _unpack(packed, grid.bits, shape), scales)
+
+
+def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+    """Codes int8 of `shape`, some rows at a time: unpacking makes int32 of every code (0.3 GB for an embedding)."""
+    codes = torch.empty(shape, dtype=torch.int8)
+    step = max(1, (1 << 22) // shape[1])
+    for first in range(0, shape[0], step):
+        part = packed[first : first + step]
+        codes[first : first + step] = unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
+    return codes
 
 
 def _describe(layer: Folded) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Setting:
     threads: int = 1
 
     def __str__(self) -> str:
-        return f"{self.activations} activations, graph optimizations {'on' if self.optimize else 'off'}"
+        return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}"
 
 
 @dataclass(slots=True)

@@ -129,7 +129,9 @@ class OrtSession:
             "graph_optimization": "ORT_ENABLE_ALL" if self._setting.optimize else "ORT_DISABLE_ALL",
             "accuracy_level": ACCURACY_LEVEL[self._setting.activations],
             "threads": self._setting.threads,
-            "kleidiai": "no (x86)" if platform.machine() in ("x86_64", "AMD64") else "as this build of onnxruntime decides",
+            "kleidiai": "no (x86)"
+            if platform.machine() in ("x86_64", "AMD64")
+            else "as this build of onnxruntime decides",
             "kernels": self._kernels(),
         }
 
@@ -158,9 +160,26 @@ def host_facts() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.splitlines())}
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    telling = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "asimdhp", "i8mm", "sve", "sme", "bf16"}
+    telling = {
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "amx_int8",
+        "asimddp",
+        "asimdhp",
+        "i8mm",
+        "sve",
+        "sme",
+        "bf16",
+    }
     cpu = fields.get("model name") or platform.processor()
-    return {"machine": platform.machine(), "system": platform.system(), "cpu": cpu, "cpu_features": sorted(flags & telling)}
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu": cpu,
+        "cpu_features": sorted(flags & telling),
+    }
 
 
 def _options(setting: Setting) -> Any:
@@ -172,9 +191,7 @@ def _options(setting: Setting) -> Any:
     options.intra_op_num_threads = setting.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors reach the user as DeviceFailure, once
-    options.add_session_config_entry(
-        "session.qdq_matmulnbits_accuracy_level", str(ACCURACY_LEVEL[setting.activations])
-    )
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(ACCURACY_LEVEL[setting.activations]))
     return options
 
 
@@ -208,7 +225,9 @@ def _at_level(model: Any, setting: Setting) -> Any:
         if node.op_type == "MatMulNBits":
             kept = [a for a in node.attribute if a.name != "accuracy_level"]
             del node.attribute[:]
-            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", ACCURACY_LEVEL[setting.activations])])
+            node.attribute.extend(
+                [*kept, onnx.helper.make_attribute("accuracy_level", ACCURACY_LEVEL[setting.activations])]
+            )
     return model
 
 

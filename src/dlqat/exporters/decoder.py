@@ -25,7 +25,7 @@ from dlqat import architecture, folded
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters.builder import Attention, Builder, Leaf, Linear, V
-from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.folded import Clustered, Folded, LowRank, Sum
 from dlqat.refusal import Refusal
 
 Weight = Folded | Tensor
@@ -107,32 +107,36 @@ def weight(model: FoldedModel, name: str) -> Weight:
         return model.layers[name]
     if f"{name}.weight" in model.tensors:
         return model.tensors[f"{name}.weight"]
-    if name == HEAD:
+    if name == HEAD:  # tied
         return weight(model, EMBEDDING)
     raise Refusal(f"{name} is neither among the folded layers nor among the float tensors; fold the model again")
 
 
-def leaves(model: FoldedModel) -> Iterator[tuple[str, str, Leaf]]:
-    """(module, path, leaf) of everything that `forward` will hand to a builder as a weight."""
+def weights(model: FoldedModel) -> Iterator[tuple[str, Weight]]:
+    """(module, weight) of everything that `forward` multiplies with, a tied head included, one at a time."""
     facts = architecture.read(model.config)
     for name in (EMBEDDING, *facts.linears(), HEAD):
-        w = weight(model, name)
-        if isinstance(w, Tensor):
-            yield name, name, w
-        else:
-            yield from ((name, path, leaf) for path, leaf in folded.leaves(w, name))
+        yield name, weight(model, name)
 
 
-def refusals(b: Builder[V], model: FoldedModel) -> dict[str, str]:
-    """Path -> reason of every leaf that the target cannot hold, before anything is written."""
-    found = {path: reason for _, path, leaf in leaves(model) if (reason := b.supports(path, leaf)) is not None}
-    if not isinstance(weight(model, EMBEDDING), Leaf):
-        found[EMBEDDING] = "the rows of a low-rank, clustered or summed embedding cannot be looked up"
-    return found
+def leaves(name: str, w: Weight) -> Iterator[tuple[str, Leaf]]:
+    """(path, leaf) of the leaves of one weight."""
+    if isinstance(w, Tensor):
+        yield name, w
+    else:
+        yield from folded.leaves(w, name)
 
 
-def _table(model: FoldedModel) -> Quantized | Tensor:
+def unsupported(b: Builder[V], name: str, w: Weight) -> str | None:
+    """Why `b` cannot hold the weight of module `name`, or None."""
+    if name == EMBEDDING and not isinstance(w, Leaf):
+        return "rows of a low-rank, clustered or summed embedding cannot be looked up; fold it on one grid"
+    reasons = (b.supports(path, leaf) for path, leaf in leaves(name, w))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _table(model: FoldedModel) -> Leaf:
     table = weight(model, EMBEDDING)
     if not isinstance(table, Leaf):
-        raise Refusal(f"{EMBEDDING}: rows of a {type(table).__name__} cannot be looked up; fold it on one grid")
+        raise Refusal(f"{EMBEDDING} is a {type(table).__name__}, whose rows cannot be looked up; fold it on one grid")
     return table

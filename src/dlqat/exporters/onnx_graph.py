@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -28,7 +28,7 @@ IR_VERSION = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 """Opset -> the lowest IR version that goes with it (onnx.helper.OP_SET_ID_VERSION_MAP)."""
 MS = "com.microsoft"
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Attribute = int | float | str | list[int]
 PACKED = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 
@@ -46,7 +46,7 @@ class Graph:
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._regions: dict[bytes, tuple[int, int]] = {}
-        self._stream: BinaryIO = self.data.open("wb")
+        self._stream: BinaryIO | None = None
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
@@ -94,38 +94,35 @@ class Graph:
         return made
 
     def tensor(self, name: str, array: Array) -> ir.Value:
-        """A constant in the array's own dtype. The same name again gives the same value."""
-        if name in self._tensors:
-            return self._tensors[name]
+        """A stored tensor in the array's own dtype; small ones stay in the model file."""
         array = np.asarray(array, order="C")
         if array.nbytes < INLINE:
             return self._register(name, ir.Tensor(array.copy(), name=name))
         dtype = ir.DataType.from_numpy(array.dtype)
-        return self._register(name, self._store(name, array.tobytes(), dtype, array.shape))
+        return self._register(name, self._store(name, array, dtype, array.shape))
 
-    def ints(self, name: str, values: Sequence[int]) -> ir.Value:
-        """A constant int64 vector: axes, shapes."""
-        return self.tensor(name, np.array(values, np.int64))
-
-    def int(self, name: str, value: int) -> ir.Value:
-        """A constant int64 scalar."""
-        return self.tensor(name, np.array(value, np.int64))
+    def integers(self, value: int | Sequence[int]) -> ir.Value:
+        """An int64 constant, scalar or vector, as axes and shapes are given. Equal ones are one."""
+        name = f"const.{value if isinstance(value, int) else list(value)}".replace(" ", "")
+        return self._tensors.get(name) or self.tensor(name, np.array(value, np.int64))
 
     def codes(self, name: str, codes: NDArray[np.int8], bits: int) -> ir.Value:
         """Signed codes as INT2, INT4 or INT8 (3-bit codes in INT4), several to a byte, the first one lowest."""
         bits = {3: 4}.get(bits, bits)
         packed = pack(codes.reshape(-1).view(np.uint8), bits)
-        return self._register(name, self._store(name, packed.tobytes(), PACKED[bits], codes.shape))
+        return self._register(name, self._store(name, packed, PACKED[bits], codes.shape))
 
     def save(self, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
-        """Write the model file and return its content. Nodes whose outputs nobody reads are dropped."""
-        self._stream.close()
+        """Write the model file and return its content. Nodes and constants that nobody reads are dropped."""
+        if self._stream is not None:
+            self._stream.close()
         nodes = _alive(self._nodes, self._outputs)
+        read = {id(v) for n in nodes for v in n.inputs}
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=nodes,
-            initializers=list(self._tensors.values()),
+            initializers=[v for v in self._tensors.values() if id(v) in read],
             opset_imports={"": opset, **({MS: 1} if any(n.domain == MS for n in nodes) else {})},
             name="decoder",
         )
@@ -135,23 +132,26 @@ class Graph:
         self.path.write_bytes(proto.SerializeToString(deterministic=True))
         return proto
 
-    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    def _register(self, name: str, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
         if name in self._tensors:
             raise Refusal(f"tensor {name} would be written twice; this is a bug of dlqat")
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
         self._tensors[name] = value
         return value
 
-    def _store(self, name: str, content: bytes, dtype: ir.DataType, shape: Sequence[int]) -> ir.ExternalTensor:
+    def _store(self, name: str, array: Array, dtype: ir.DataType, shape: Sequence[int]) -> ir.ExternalTensor:
+        content = array.reshape(-1).view(np.uint8).data  # no copy: an embedding is large
+        if self._stream is None:
+            self._stream = self.data.open("wb")  # here, since a graph that is only described leaves no file
         digest = hashlib.sha256(content).digest()
         known = digest in self._regions
         if not known:
             start = self._stream.tell()
-            start += -start % (PAGE if len(content) >= PAGE else 64)  # whole pages can be mapped
+            start += -start % (PAGE if content.nbytes >= PAGE else 64)  # whole pages can be mapped
             self._stream.seek(start)
             self._stream.write(content)
-            self._regions[digest] = (start, len(content))
-        self.sizes[name] = 0 if known else len(content)
+            self._regions[digest] = (start, content.nbytes)
+        self.sizes[name] = 0 if known else content.nbytes
         start, length = self._regions[digest]
         return ir.ExternalTensor(
             self.data.name, start, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.data.parent

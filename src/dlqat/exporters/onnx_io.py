@@ -42,7 +42,7 @@ class Io:
         self.past = [[graph.input(PAST_NAME.format(i, x), FLOAT, self._cache(PAST)) for x in CACHE] for i in layers]
         self.present = [[ir.Value(name=PRESENT_NAME.format(i, x)) for x in CACHE] for i in layers]
         keep = graph.optional(KEEP, np.array(0, np.int64))
-        column = graph.op("Reshape", f"{KEEP}/Reshape", [keep, graph.ints("one", [1])])
+        column = graph.op("Reshape", f"{KEEP}/Reshape", [keep, graph.integers([1])])
         self._first = graph.op("Neg", f"{KEEP}/Neg", [column])
 
     @property
@@ -53,7 +53,7 @@ class Io:
     def select(self, name: str, x: ir.Value) -> ir.Value:
         """x[:, -num_logits_to_keep:]; -0 starts at the front, as in Python."""
         g = self.graph
-        return g.op("Slice", name, [x, self._first, g.ints("last", [LAST]), g.ints("axes.1", [1])])
+        return g.op("Slice", name, [x, self._first, g.integers([LAST]), g.integers([1])])
 
     def output(self, logits: ir.Value) -> None:
         self.graph.output(logits, "logits", [BATCH, "num_logits", self.facts.vocab_size])
@@ -63,7 +63,6 @@ class Io:
 
     def _cache(self, length: str) -> list[int | str]:
         return [BATCH, self.facts.kv_heads, length, self.facts.head_dim]
-
 
 
 def save(graph: Graph, opset: int, metadata: Mapping[str, str]) -> None:

@@ -13,8 +13,8 @@ A weight leaf, or several leaves of one input that were merged into one multipli
     NAME.bias          float32 [N], if there is one
 
 Leaves are merged when they have the same grid: q, k, v and gate, up. GroupQueryAttention reads the merged q, k, v.
-The embedding is NAME/GatherBlockQuantized on NAME.codes [N, K * bits / 8], the rows of the same matrix: with a tied
-head it is the same region of the data file.
+The embedding is NAME/GatherBlockQuantized on NAME.codes [N, K * bits / 8] with the same scales: with a tied head
+both tensors are the same regions of the data file.
 
 accuracy_level 4 lets a kernel round its input to int8 per block of a row, which is what makes it fast on CPUs; 0
 keeps float32 and is for proofs. GroupQueryAttention takes rows of a batch as right-padded.
@@ -33,50 +33,59 @@ from torch import Tensor
 
 from dlqat.architecture import Decoder
 from dlqat.exporters.builder import Attention, Leaf, Linear
-from dlqat.exporters.onnx_graph import MS, Graph, pack
+from dlqat.exporters.decoder import EMBEDDING
+from dlqat.exporters.onnx_graph import MS, Array, Attribute, Graph, pack
 from dlqat.exporters.onnx_io import Io, save
 from dlqat.folded import Quantized
 
-OPSET = 21  # nothing but Shape with `start` (15), Split, Slice and the like is taken from ONNX itself
-CHANNEL_BLOCKS = (64, 32, 16, 128)
-"""Blocks into which a row of one scale is cut, the best first; docs/onnx.md has the times."""
+CHANNEL_BLOCKS = (128, 64, 32, 16)
+"""Blocks into which a row of one scale is cut, the fastest first (docs/onnx.md has the times)."""
 
 
 class Ort:
     """`builder.Builder` for the form of ONNX Runtime. `positions`: how many the rotary tables hold."""
 
-    form = "ort"
+    opset = 21
+    """Nothing but Shape with `start` (15), Split, Slice and the like is taken from ONNX itself."""
 
     def __init__(self, facts: Decoder, folder: Path, positions: int, *, accuracy_level: int = 4) -> None:
         self.accuracy_level = accuracy_level
         self.graph = g = Graph(folder)
         self.io = Io(g, facts, positions=False)
         self._adds: dict[ir.Value, tuple[str, ir.Value, ir.Value]] = {}
-        self._tables = [g.tensor(f"rope.{n}", t) for n, t in zip(("cos", "sin"), facts.rope_tables(positions), strict=True)]
+        self._tables = [
+            g.tensor(f"rope.{n}", t) for n, t in zip(("cos", "sin"), facts.rope_tables(positions), strict=True)
+        ]
         self._lengths = self._sequence_lengths()
 
     def supports(self, name: str, weight: Leaf) -> str | None:
-        del name, weight
+        del name
+        if isinstance(weight, Quantized) and weight.grid.group_size is None and (k := weight.codes.shape[1]) % 16:
+            return f"MatMulNBits has blocks of 16 and more, and {k} inputs are no multiple of 16; use --form qdq"
         return None
+
+    def describe(self, name: str, weight: Leaf) -> str:
+        if isinstance(weight, Tensor):
+            return "float32"
+        node = "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
+        return f"{node}, {container(weight)} bits, blocks of {block_size(weight)}"
 
     def embed(self, name: str, table: Leaf) -> ir.Value:
         g = self.graph
         if isinstance(table, Tensor):
             return g.op("Gather", f"{name}/Gather", [g.tensor(f"{name}.weight", table.numpy()), self.io.ids])
-        bits, width = container(table), table.codes.shape[1]
-        block = table.grid.group_size or 1 << (width - 1).bit_length()  # one block for the row: a power of two
-        inputs = [g.tensor(f"{name}.codes", pack(unsigned(table.codes, bits), bits)), self.io.ids]
-        inputs.append(g.tensor(f"{name}.scales", table.scales.numpy()))
-        if table.zero_points is not None:
-            inputs.append(g.tensor(f"{name}.zero_points", pack(unsigned(table.zero_points, bits), bits)))
-        layout = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-        return g.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, layout, MS)
+        stored, layout = blocks(table)
+        stored["codes"] = stored["codes"].reshape(len(stored["codes"]), -1)
+        codes, *rest = (g.tensor(f"{name}.{what}", array) for what, array in stored.items())
+        attributes = {"bits": layout["bits"], "block_size": layout["block_size"], "gather_axis": 0, "quantize_axis": 1}
+        inputs = [codes, self.io.ids, *rest]
+        return g.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
 
     def linears(self, x: ir.Value, layers: Sequence[Linear]) -> tuple[ir.Value, ...]:
         x, g = self._now(x), self.graph
         if (merged := merge(layers)) is None:
             return tuple(self._linear(x, layer) for layer in layers)
-        rows = g.ints(f"{merged.name}.rows", [width(layer.weight) for layer in layers])
+        rows = g.integers([width(layer.weight) for layer in layers])
         y = self._linear(x, merged)
         return tuple(g.ops("Split", f"{merged.name}/Split", [y, rows], {"axis": -1}, outputs=len(layers)))
 
@@ -96,9 +105,9 @@ class Ort:
         attributes = {"axis": -1, "epsilon": eps, "stash_type": 1}
         if heads == 1:
             return g.op("SimplifiedLayerNormalization", name, [x, gamma], attributes)
-        x = g.op("Reshape", f"{name}/split", [x, g.ints(f"split.{heads}", [0, 0, heads, -1])])
+        x = g.op("Reshape", f"{name}/split", [x, g.integers([0, 0, heads, -1])])
         y = g.op("SimplifiedLayerNormalization", name, [x, gamma], attributes)
-        return g.op("Reshape", f"{name}/join", [y, g.ints("join", [0, 0, -1])])
+        return g.op("Reshape", f"{name}/join", [y, g.integers([0, 0, -1])])
 
     def add(self, name: str, a: ir.Value, b: ir.Value) -> ir.Value:
         y = ir.Value(name=f"{name}:y")
@@ -133,7 +142,7 @@ class Ort:
 
     def save(self, metadata: dict[str, str]) -> None:
         """Write the model files; the tensors are on disk already."""
-        save(self.graph, OPSET, metadata)
+        save(self.graph, self.opset, metadata)
 
     def _linear(self, x: ir.Value, layer: Linear) -> ir.Value:
         g, name, weight = self.graph, layer.name, layer.weight
@@ -157,8 +166,8 @@ class Ort:
     def _sequence_lengths(self) -> list[ir.Value]:
         """seqlens_k int32 [batch] (keys - 1) and total_sequence_length int32 scalar, as GroupQueryAttention wants."""
         g, int32 = self.graph, {"to": int(ir.DataType.INT32)}
-        keys = g.op("ReduceSum", "lengths/keys", [self.io.mask, g.ints("axes.1", [1])], {"keepdims": 0})
-        last = g.op("Sub", "lengths/last", [keys, g.ints("one", [1])])
+        keys = g.op("ReduceSum", "lengths/keys", [self.io.mask, g.integers([1])], {"keepdims": 0})
+        last = g.op("Sub", "lengths/last", [keys, g.integers([1])])
         total = g.op("Shape", "lengths/shape", [self.io.mask], {"start": 1})
         total = g.op("Squeeze", "lengths/scalar", [total])
         return [g.op("Cast", "seqlens_k", [last], int32), g.op("Cast", "total_sequence_length", [total], int32)]
@@ -192,25 +201,24 @@ def packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None] | Non
     return [node.inputs[0], None, None]
 
 
-def blocks(leaf: Quantized) -> tuple[dict[str, NDArray[np.generic]], dict[str, int | float | str | list[int]]]:
+def blocks(leaf: Quantized) -> tuple[dict[str, Array], dict[str, Attribute]]:
     """MatMulNBits' tensors (codes, scales and maybe zero_points, in this order) and its attributes."""
-    (n, k), bits, scales = leaf.codes.shape, container(leaf), leaf.scales
-    size, zero_points = leaf.grid.group_size, leaf.zero_points
-    if size is None:
-        size = next(b for b in CHANNEL_BLOCKS if k % b == 0 or b == CHANNEL_BLOCKS[-1])
-        count = -(-k // size)
-        scales = scales.expand(n, count)
-        zero_points = None if zero_points is None else zero_points.expand(n, count)
-    codes = unsigned(leaf.codes, bits)
-    if short := -k % size:  # the kernel multiplies the padding by zeros of its input
-        codes = np.pad(codes, ((0, 0), (0, short)))
-    stored: dict[str, NDArray[np.generic]] = {
-        "codes": pack(codes.reshape(n, -1, size), bits),
-        "scales": scales.numpy(),
-    }
+    (n, k), bits, size = leaf.codes.shape, container(leaf), block_size(leaf)
+    scales, zero_points = leaf.scales, leaf.zero_points
+    if leaf.grid.group_size is None:
+        scales = scales.expand(n, k // size)
+        zero_points = None if zero_points is None else zero_points.expand(n, k // size)
+    codes = unsigned(leaf.codes, bits).reshape(n, -1, size)
+    stored: dict[str, Array] = {"codes": pack(codes, bits), "scales": scales.numpy()}
     if zero_points is not None:
         stored["zero_points"] = pack(unsigned(zero_points, bits), bits)
     return stored, {"K": k, "N": n, "bits": bits, "block_size": size}
+
+
+def block_size(leaf: Quantized) -> int:
+    """The grid's group; for one scale per output the best block that divides the row."""
+    inputs = leaf.codes.shape[1]
+    return leaf.grid.group_size or next(b for b in CHANNEL_BLOCKS if inputs % b == 0)
 
 
 def container(leaf: Quantized) -> int:

@@ -27,29 +27,33 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from dlqat.architecture import Decoder, inverse_frequencies
+from dlqat.architecture import Decoder
 from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.decoder import EMBEDDING
 from dlqat.exporters.onnx_graph import Graph
 from dlqat.exporters.onnx_io import Io, save
+from dlqat.exporters.onnx_positions import Positions
 from dlqat.folded import Quantized
 
 
 class Qdq:
     """`builder.Builder` for the standard form."""
 
-    form = "qdq"
-
     def __init__(self, facts: Decoder, folder: Path) -> None:
-        self.facts, self.opset = facts, 23
+        self.opset = 23
         self.graph = Graph(folder)
         self.io = Io(self.graph, facts, positions=True)
-        self._rope: tuple[ir.Value, ir.Value] | None = None
-        self._at: tuple[ir.Value, ir.Value] | None = None
-        self._visible: dict[int | None, ir.Value] = {}
+        self.positions = Positions(self.io)
 
     def supports(self, name: str, weight: Leaf) -> str | None:
         del name, weight
         return None
+
+    def describe(self, name: str, weight: Leaf) -> str:
+        if isinstance(weight, Tensor):
+            return "float32"
+        bits = 8 if name == EMBEDDING else {3: 4}.get(weight.grid.bits, weight.grid.bits)
+        return f"INT{bits} DequantizeLinear, {'Gather of codes' if name == EMBEDDING else 'MatMul'}"
 
     def embed(self, name: str, table: Leaf) -> ir.Value:
         g, ids = self.graph, self.io.ids
@@ -61,7 +65,7 @@ class Qdq:
         for what, value in zip(("scales", "zero_points"), (scales, *zero_points), strict=False):
             row = g.op("Gather", f"{name}/Gather.{what}", [value, ids], {"axis": axis})
             if axis == 0:
-                row = g.op("Unsqueeze", f"{name}/Unsqueeze.{what}", [row, g.ints("axes.0", [0])])
+                row = g.op("Unsqueeze", f"{name}/Unsqueeze.{what}", [row, g.integers([0])])
             rows.append(row)
         block = table.grid.group_size or table.codes.shape[1]
         y = g.op("DequantizeLinear", f"{name}/DequantizeLinear", rows, {"axis": 0, "block_size": block})
@@ -80,9 +84,9 @@ class Qdq:
         attributes = {"axis": -1, "epsilon": eps}
         if heads == 1:
             return g.op("RMSNormalization", name, [x, gamma], attributes)
-        x = g.op("Reshape", f"{name}/split", [x, g.ints(f"split.{heads}", [0, 0, heads, -1])])
+        x = g.op("Reshape", f"{name}/split", [x, g.integers([0, 0, heads, -1])])
         normed = g.op("RMSNormalization", name, [x, gamma], attributes)
-        return g.op("Reshape", f"{name}/join", [normed, g.ints("join", [0, 0, -1])])
+        return g.op("Reshape", f"{name}/join", [normed, g.integers([0, 0, -1])])
 
     def add(self, name: str, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.graph.op("Add", name, [a, b])
@@ -93,12 +97,12 @@ class Qdq:
         return g.op("Mul", name, [silu, up])
 
     def attention(self, name: str, spec: Attention, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        g, rope = self.graph, self._cos_sin()
+        g, rope = self.graph, self.positions.cos_sin()
         q = g.op("RotaryEmbedding", f"{name}/q_rope", [q, *rope], {"num_heads": spec.heads})
         k = g.op("RotaryEmbedding", f"{name}/k_rope", [k, *rope], {"num_heads": spec.kv_heads})
         y = ir.Value(name=f"{name}:y")
         heads = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": spec.scale}
-        inputs = [q, k, v, self._mask(spec.window), *self.io.past[spec.layer]]
+        inputs = [q, k, v, self.positions.visible(spec.window), *self.io.past[spec.layer]]
         g.ops("Attention", name, inputs, heads, outputs=[y, *self.io.present[spec.layer]])
         return y
 
@@ -144,49 +148,3 @@ class Qdq:
         if leaf.zero_points is not None:
             values.append(g.codes(f"{name}.zero_points", np.ascontiguousarray(turned(leaf.zero_points)), bits))
         return values
-
-    def _cos_sin(self) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [batch, sequence, head_dim / 2] of this step's positions, computed once per step.
-
-        From the frequencies, not from a table: no limit on the context, and no table of 67 MB for Llama 3.
-        """
-        if self._rope is None:
-            g = self.graph
-            at = g.op("Cast", "rope/positions", [self.io.positions], {"to": int(ir.DataType.FLOAT)})
-            at = g.op("Unsqueeze", "rope/column", [at, g.ints("axes.2", [2])])
-            angles = g.op("Mul", "rope/angles", [at, g.tensor("rope.frequencies", inverse_frequencies(self.facts))])
-            self._rope = g.op("Cos", "rope/cos", [angles]), g.op("Sin", "rope/sin", [angles])
-        return self._rope
-
-    def _slots(self) -> tuple[ir.Value, ir.Value]:
-        """Where the keys lie in the cache, int64 [total], and this step's queries, [sequence, 1]."""
-        g, zero, one = self.graph, self.graph.int("zero", 0), self.graph.int("one", 1)
-        if self._at is None:
-            step, total = (
-                g.op("Squeeze", f"slots/{n}", [g.op("Shape", f"slots/{n}.1d", [x], {"start": 1})])
-                for n, x in (("step", self.io.ids), ("total", self.io.mask))
-            )
-            past = g.op("Sub", "slots/past", [total, step])
-            query = g.op("Range", "slots/query.1d", [past, total, one])
-            query = g.op("Unsqueeze", "slots/query", [query, g.ints("axes.1", [1])])
-            self._at = g.op("Range", "slots/key", [zero, total, one]), query
-        return self._at
-
-    def _mask(self, window: int | None) -> ir.Value:
-        """bool [batch, 1, sequence, total]: what a query sees, built once for all layers of one window.
-
-        A padded query sees itself, so that no row is empty (a softmax over nothing is NaN, and NaN spreads).
-        """
-        if window in self._visible:
-            return self._visible[window]
-        g, at = self.graph, f"mask.{window or 'full'}"
-        key, query = self._slots()
-        seen = g.op("LessOrEqual", f"{at}/causal", [key, query])
-        if window is not None:
-            first = g.op("Sub", f"{at}/first", [query, g.int(f"{at}.window", window)])
-            seen = g.op("And", f"{at}/window", [seen, g.op("Greater", f"{at}/late", [key, first])])
-        real = g.op("Cast", f"{at}/real", [self.io.mask], {"to": int(ir.DataType.BOOL)})
-        real = g.op("Unsqueeze", f"{at}/row", [real, g.ints("axes.1.2", [1, 2])])
-        real = g.op("Or", f"{at}/itself", [real, g.op("Equal", f"{at}/diagonal", [key, query])])
-        self._visible[window] = g.op("And", at, [real, seen])
-        return self._visible[window]

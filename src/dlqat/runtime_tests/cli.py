@@ -63,6 +63,7 @@ def prove(request: Request, console: Console) -> Report:
     chosen = device(request.device)
     if (reason := chosen.available()) is not None:
         raise Refusal(f"device {request.device} cannot run here: {reason}")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
     import torch
 
     from dlqat.runtime_tests import ladder
@@ -104,7 +105,9 @@ def check(
     level: Annotated[list[str] | None, typer.Option(help="Only this rung (L0 ... L5); may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="L0 and a short L2: seconds.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Where the report goes. Default: into the artifact folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the report goes. Default: into the artifact folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
     """Prove that an artifact holds the integers of folded/ and computes with them."""

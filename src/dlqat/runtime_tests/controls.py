@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlqat.checkpoint import FoldedModel
 from dlqat.devices.artifact import Artifact
 from dlqat.runtime_tests import integers, readers
+from dlqat.runtime_tests.integers import Wanted
 from dlqat.runtime_tests.readers.reader import Contents, Span, Weight, parts
 
 FACTORS = (1 + 2**-7, 1.05, 1.25, 1.5, 2.0)
@@ -79,15 +79,17 @@ def target(contents: Contents, *needs: str) -> Weight | None:
     return next((w for w in reversed(blocks) if all(n in w.spans for n in needs)), None)
 
 
-def check_integers(artifact: Artifact, contents: Contents, model: FoldedModel) -> Iterator[Control]:
+def check_integers(artifact: Artifact, contents: Contents, want: Wanted) -> Iterator[Control]:
     """One changed bit in every kind of stored number; the answer is what L0 says of the tensor."""
     for what in ("codes", "scales", "zero_points"):
         weight = target(contents, what)
         if weight is None:
             continue
         with altered(artifact, weight.spans[what], flip) as copy:
-            again = next(w for w in readers.read(copy.program).weights if (w.name, w.kind) == (weight.name, weight.kind))
-            _, differences = integers.compare_weight(again, model)
+            again = next(
+                w for w in readers.read(copy.program).weights if (w.name, w.kind) == (weight.name, weight.kind)
+            )
+            _, differences = integers.compare_weight(again, want)
         said = [str(d) for d in differences if d.name in parts(weight.name) and what.replace("_", "-") in d.what]
         yield Control(f"{weight.name}: lowest bit of one of its {what.replace('_', '-')}", said[0] if said else None)
 

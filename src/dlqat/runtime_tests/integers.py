@@ -56,7 +56,7 @@ class Integrity:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One multiplication that the model needs: `leaf` under `name`."""
+    """One multiplication that the model needs: the leaf `leaf_path` of `layer`, under `name`."""
 
     name: str
     kind: str
@@ -64,16 +64,32 @@ class Expected:
     leaf_path: str
 
 
-def expected(model: FoldedModel) -> dict[tuple[str, str], Expected]:
-    """(name, kind) -> the multiplication with integers that an artifact of `model` must have."""
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What an artifact of `model` must have: its multiplications by name and kind, and its labels."""
+
+    model: FoldedModel
+    multiplications: Mapping[tuple[str, str], Expected]
+    labels: Mapping[str, NDArray[np.int32]]
+
+    def leaf(self, name: str, kind: str) -> Quantized:
+        """The integers behind a multiplication."""
+        want = self.multiplications[name, kind]
+        return dict(folded.leaves(self.model.layers[want.layer], want.layer))[want.leaf_path]
+
+
+def wanted(model: FoldedModel) -> Wanted:
+    """Read every layer once for its structure."""
     found: dict[tuple[str, str], Expected] = {}
+    labels: dict[str, NDArray[np.int32]] = {}
     for name in model.layers:
-        kind = "gather" if name == EMBEDDING else "matmul"
-        for path, _ in folded.leaves(model.layers[name], name):
+        layer, kind = model.layers[name], "gather" if name == EMBEDDING else "matmul"
+        for path, _ in folded.leaves(layer, name):
             found[path, kind] = Expected(path, kind, name, path)
+        labels.update({path: ids.numpy() for path, ids in folded.labels(layer, name)})
     if tied(model) and EMBEDDING in model.layers:
         found[HEAD, "matmul"] = Expected(HEAD, "matmul", EMBEDDING, EMBEDDING)
-    return found
+    return Wanted(model, found, labels)
 
 
 def tied(model: FoldedModel) -> bool:
@@ -81,35 +97,37 @@ def tied(model: FoldedModel) -> bool:
     return HEAD not in model.layers and f"{HEAD}.weight" not in model.tensors
 
 
-def compare(contents: Contents, model: FoldedModel, progress: Callable[[str], None] = lambda _: None) -> Integrity:
+def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = lambda _: None) -> Integrity:
     """Everything of the artifact against everything of folded/."""
-    missing = expected(model)
+    missing = dict(want.multiplications)
     differences = [Difference("artifact", fault, 0, 0, "") for fault in contents.faults]
     counts = np.zeros(3, np.int64)
     for weight in contents.weights:
         progress(weight.name)
         for name in parts(weight.name):
             missing.pop((name, weight.kind), None)
-        found, more = compare_weight(weight, model)
+        found, more = compare_weight(weight, want)
         differences += more
         counts += found
-    for want in missing.values():
-        differences.append(Difference(want.name, f"missing: nothing in the artifact multiplies with it ({want.kind})", 0, 0, ""))
-    differences += _labels(contents.labels, model)
-    differences += _floats(contents.tensors, model)
+    for one in missing.values():
+        differences.append(
+            Difference(one.name, f"missing: nothing in the artifact multiplies with it ({one.kind})", 0, 0, "")
+        )
+    differences += _labels(contents.labels, want.labels)
+    differences += _floats(contents.tensors, want.model)
     differences.sort(key=lambda d: -(d.wrong / d.total if d.total else 1.0))
     labels = sum(v.size for v in contents.labels.values())
     numbers = [int(c) for c in counts]
-    return Integrity(len(contents.weights), *numbers, labels, _count_floats(contents, model), tuple(differences))
+    return Integrity(len(contents.weights), *numbers, labels, _count_floats(contents, want.model), tuple(differences))
 
 
-def compare_weight(weight: Weight, model: FoldedModel) -> tuple[NDArray[np.int64], list[Difference]]:
+def compare_weight(weight: Weight, want: Wanted) -> tuple[NDArray[np.int64], list[Difference]]:
     """(codes, scales and zero-points compared; differences) of one multiplication.
 
     Its rows are compared with the leaf, or with the leaves one after the other, that its name claims.
     """
-    none, wanted, names = np.zeros(3, np.int64), expected(model), parts(weight.name)
-    if unknown := [n for n in names if (n, weight.kind) not in wanted]:
+    none, names = np.zeros(3, np.int64), parts(weight.name)
+    if unknown := [n for n in names if (n, weight.kind) not in want.multiplications]:
         return none, [Difference(weight.name, f"multiplies, but folded/ has no {' or '.join(unknown)}", 0, 0, "")]
     try:
         found = weight.load()
@@ -117,7 +135,7 @@ def compare_weight(weight: Weight, model: FoldedModel) -> tuple[NDArray[np.int64
         return none, [Difference(weight.name, str(error), 0, 0, "")]
     row, zero_points, differences = 0, 0, list[Difference]()
     for name in names:
-        leaf = leaf_of(model, wanted[name, weight.kind])
+        leaf = want.leaf(name, weight.kind)
         rows = slice(row, row + leaf.codes.shape[0])
         row = rows.stop
         differences += _leaf_differences(name, _rows(found, rows), leaf)
@@ -125,11 +143,6 @@ def compare_weight(weight: Weight, model: FoldedModel) -> tuple[NDArray[np.int64
     if row != found.codes.shape[0]:
         differences.append(Difference(weight.name, f"has {found.codes.shape[0]} outputs, folded/ has {row}", 0, 0, ""))
     return np.array([found.codes.size, found.scales.size, zero_points]), differences
-
-
-def leaf_of(model: FoldedModel, want: Expected) -> Quantized:
-    """The integers behind a multiplication."""
-    return dict(folded.leaves(model.layers[want.layer], want.layer))[want.leaf_path]
 
 
 def _rows(found: Integers, rows: slice) -> Integers:
@@ -169,8 +182,7 @@ def _unequal(name: str, what: str, found: NDArray[np.generic], wanted: NDArray[n
         yield Difference(name, what, int(wrong.sum()), wrong.size, detail)
 
 
-def _labels(found: Mapping[str, NDArray[np.int32]], model: FoldedModel) -> Iterator[Difference]:
-    wanted = {path: ids.numpy() for n in model.layers for path, ids in folded.labels(model.layers[n], n)}
+def _labels(found: Mapping[str, NDArray[np.int32]], wanted: Mapping[str, NDArray[np.int32]]) -> Iterator[Difference]:
     yield from _named(found, wanted, "labels")
     for name in sorted(set(found) - set(wanted)):
         yield Difference(name, "labels that folded/ does not have", 0, 0, "")

@@ -29,6 +29,7 @@ from dlqat.devices.artifact import Artifact
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
 from dlqat.runtime_tests import controls, greedy, integers, linears, parity, prompts, readers, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic
+from dlqat.runtime_tests.integers import Wanted
 from dlqat.runtime_tests.parity import Divergence, Plan, Rows
 from dlqat.runtime_tests.readers.reader import Contents, Unreadable, parts
 from dlqat.runtime_tests.reference import Nudge, Reference
@@ -53,6 +54,10 @@ class Proof:
     @cached_property
     def contents(self) -> Contents:
         return readers.read(self.artifact.program)
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        return integers.wanted(self.reference.model)
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
@@ -86,7 +91,7 @@ class Proof:
         """Rung L1's measurement under a setting, once."""
         if setting not in self._linears:
             found: list[linears.Linear] = []
-            for linear in linears.check(self.contents, self.reference.model, self.activations, self.device, setting):
+            for linear in linears.check(self.contents, self.wanted, self.activations, self.device, setting):
                 self.progress(f"{setting}: {linear.name}")
                 found.append(linear)
             self._linears[setting] = found
@@ -104,14 +109,16 @@ def files(proof: Proof) -> Iterator[Check]:
         yield Check("L0", "files", "not verified", "there is no manifest.json with checksums beside the program")
         return
     damage = list(artifacts.damage(proof.artifact))
-    yield _judged("L0", "files", damage, f"{len(listed)} files have the checksums of manifest.json", {"files": len(listed)})
+    yield _judged(
+        "L0", "files", damage, f"{len(listed)} files have the checksums of manifest.json", {"files": len(listed)}
+    )
 
 
 def integers_equal(proof: Proof) -> Iterator[Check]:
     """L0: codes, scales, zero-points, labels and float parameters of each program are those of folded/."""
     for program in proof.artifact.programs:
         contents = proof.contents if program == proof.artifact.program else readers.read(program)
-        result = integers.compare(contents, proof.reference.model, proof.progress)
+        result = integers.compare(contents, proof.wanted, proof.progress)
         figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {"form": contents.form}
         good = (
             f"{result.codes:,} codes, {result.scales:,} scales, {result.zero_points:,} zero-points and "
@@ -171,7 +178,9 @@ def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     found = {part: x.arithmetic for x in proof.linears(setting) for part in parts(x.name)}
     unknown = sorted(n for n, arithmetic in found.items() if arithmetic is None)
     if unknown:
-        yield Check("L2", name, "not verified", f"the arithmetic of {len(unknown)} linears is not stated ({unknown[0]}, ...)")
+        yield Check(
+            "L2", name, "not verified", f"the arithmetic of {len(unknown)} linears is not stated ({unknown[0]}, ...)"
+        )
         return
 
     def arithmetic(path: str) -> Arithmetic:
@@ -248,7 +257,9 @@ def _stops(proof: Proof, stops: int, asked: int) -> Check:
     wrong = [f"{name} stops at {ids}, folded/ at {eos}" for name, ids in stated.items() if set(ids) != set(eos)]
     figures = {"eos": eos, "stopped": stops, "stated": stated}
     doubts = [] if stops else [f"none of the {asked} texts reached an end-of-text token"]
-    return _judged("L3", "stops", wrong, f"{stops} of {asked} texts end with EOS {eos}, as the reference's do", figures, doubts)
+    return _judged(
+        "L3", "stops", wrong, f"{stops} of {asked} texts end with EOS {eos}, as the reference's do", figures, doubts
+    )
 
 
 def accuracy(proof: Proof) -> Iterator[Check]:
@@ -259,7 +270,7 @@ def accuracy(proof: Proof) -> Iterator[Check]:
 
 def negative_controls(proof: Proof) -> Iterator[Check]:
     """L5: what L0 and L2 say of damaged copies."""
-    for control in controls.check_integers(proof.artifact, proof.contents, proof.reference.model):
+    for control in controls.check_integers(proof.artifact, proof.contents, proof.wanted):
         status = "passed" if control.answer else "failed"
         yield Check("L5", "L0 notices", status, f"{control.what}: {control.answer or 'not noticed'}")
     if not proof.quick:
@@ -280,7 +291,11 @@ def _sensitivity(proof: Proof) -> Iterator[Check]:
         found = parity.summarize(parity.compare(proof.expected[0][: plan.length], got))
         table.append({"factor": factor, "kl_max": found.kl_max, "noticed": parity.float_fault(found) is not None})
     noticed = [row["factor"] for row in table if row["noticed"]]
-    wrong = [] if tolerances.NOTICED in noticed else [f"{weight.name}: its largest scale times {tolerances.NOTICED:g} passes L2"]
+    wrong = (
+        []
+        if tolerances.NOTICED in noticed
+        else [f"{weight.name}: its largest scale times {tolerances.NOTICED:g} passes L2"]
+    )
     good = f"one scale of {weight.name} times {min(noticed, default=0):.4g} is noticed"
     yield _judged("L5", "L2 notices", wrong, good, {"weight": weight.name}, table=table)
 

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlqat import folded
-from dlqat.checkpoint import FoldedModel
 from dlqat.devices.device import Device, Setting
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import integers, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, leaf_inputs
-from dlqat.runtime_tests.integers import Expected
+from dlqat.runtime_tests.integers import Wanted
 from dlqat.runtime_tests.readers.reader import Contents, Weight, parts
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -44,21 +43,20 @@ class Linear:
 
 
 def check(
-    contents: Contents, model: FoldedModel, activations: Mapping[str, Tensor], device: Device, setting: Setting
+    contents: Contents, want: Wanted, activations: Mapping[str, Tensor], device: Device, setting: Setting
 ) -> Iterator[Linear]:
     """Every weight of the artifact that folded/ knows (rung L0 reports the others)."""
-    wanted = integers.expected(model)
     for weight in contents.weights:
-        wants = [wanted[n, weight.kind] for n in parts(weight.name) if (n, weight.kind) in wanted]
-        if not wants:
+        names = parts(weight.name)
+        if any((n, weight.kind) not in want.multiplications for n in names):
             continue
-        leaves = [integers.leaf_of(model, w) for w in wants]
+        leaves = [want.leaf(n, weight.kind) for n in names]
         dense = torch.cat([folded.dense(leaf) for leaf in leaves]).double()
         if weight.kind == "gather":
             yield _gather(weight, dense, device, setting)
         else:
-            x = _inputs(wants[0], model, activations)
-            yield _matmul(weight, dense, _bias(weight, wants, model), x, leaves[0], device, setting)
+            x = _inputs(names[0], want, activations)
+            yield _matmul(weight, dense, _bias(weight, leaves, want), x, leaves[0], device, setting)
 
 
 def status(linear: Linear, setting: Setting) -> str | None:
@@ -117,19 +115,20 @@ def _gather(weight: Weight, dense: Tensor, device: Device, setting: Setting) -> 
     return Linear(weight.name, FLOAT if error < tolerances.LINEAR_ERROR else None, error, error)
 
 
-def _inputs(want: Expected, model: FoldedModel, activations: Mapping[str, Tensor]) -> Tensor:
+def _inputs(name: str, want: Wanted, activations: Mapping[str, Tensor]) -> Tensor:
     """What the leaf multiplies [rows, in], float32: computed from its layer's input where it lies deeper."""
-    module = integers.HEAD if want.name == integers.HEAD else want.layer
-    return leaf_inputs(model.layers[want.layer], want.layer, activations[module])[want.leaf_path]
+    expected = want.multiplications[name, "matmul"]
+    module = integers.HEAD if name == integers.HEAD else expected.layer
+    layer = want.model.layers[expected.layer]
+    return leaf_inputs(layer, expected.layer, activations[module])[expected.leaf_path]
 
 
-def _bias(weight: Weight, wants: list[Expected], model: FoldedModel) -> Tensor:
+def _bias(weight: Weight, leaves: list[Quantized], want: Wanted) -> Tensor:
     """The bias that the program adds, float64 [out] (zeros for a part without one), or 0."""
     if not weight.biased:
         return torch.zeros((), dtype=torch.float64)
-    found: list[Tensor] = []
-    for want in wants:
-        out = folded.shape(integers.leaf_of(model, want))[0]
-        name = f"{want.layer}.bias"
-        found.append(model.tensors[name] if name in model.tensors else torch.zeros(out))
+    tensors, found = want.model.tensors, list[Tensor]()
+    for name, leaf in zip(parts(weight.name), leaves, strict=True):
+        bias = f"{want.multiplications[name, weight.kind].layer}.bias"
+        found.append(tensors[bias] if bias in tensors else torch.zeros(leaf.codes.shape[0]))
     return torch.cat(found).double()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +118,6 @@ class Reference:
 
 
 def _load(folder: Path) -> Any:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # compressed-tensors draws five bars of its own
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 

@@ -74,7 +74,9 @@ def markdown(report: Report) -> Iterator[str]:
     yield ""
     yield f"    {report.command}"
     yield ""
-    yield from table(("rung", "check", "status", "result"), ((c.rung, c.name, c.status, c.summary) for c in report.checks))
+    yield from table(
+        ("rung", "check", "status", "result"), ((c.rung, c.name, c.status, c.summary) for c in report.checks)
+    )
     for check in report.checks:
         if check.table:
             yield ""

@@ -67,5 +67,5 @@ class Batches:
 def _order(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """A permutation of range(total). From raw Philox words, which numpy keeps stable over versions
     (its shuffles it does not: NEP 19), so that a run can be resumed on another machine."""
-    words = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(total)
+    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(total)
     return np.argsort(words, kind="stable")

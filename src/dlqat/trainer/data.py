@@ -95,7 +95,7 @@ def blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examp
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is no UTF-8 text: {error}") from error
-    ids: list[int] = [*examples.opening(tokenizer), *tokenizer(text, add_special_tokens=False).input_ids]
+    ids: list[int] = [*examples.opening(tokenizer), *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
     count = len(ids) // length
     if count == 0:
         raise Refusal(f"{path} has {len(ids)} tokens, less than one block of {length}; use a smaller sequence length")

@@ -108,7 +108,9 @@ def tokenize(
     begin, end = opening(tokenizer), _closing(tokenizer)
     rest = iter(texts)
     while rows := list(islice(rest, ROWS_AT_ONCE)):
-        encoded: Any = tokenizer([m.text for m in rows], add_special_tokens=False, return_offsets_mapping=True)
+        encoded: Any = tokenizer(
+            [m.text for m in rows], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         for row, ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             loss = _learned(offsets, row.spans)
             if row.complete:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from dlqat.trainer import examples
 from dlqat.trainer.examples import Examples
 
 Progress = Callable[[int, int], None]
-ROWS = 16
+"""Hears how many tokens are done, and how many are wanted at most."""
+ROWS = 32
 """Examples in a chunk: they are written in one batch."""
 GREEDY = (3, 5)
 VERSION = 1
@@ -59,18 +61,29 @@ def load(loaded: Loaded, length: int, count: int, seed: int, cache: Path, progre
             if chunk == 0:
                 atomic.text(folder / "made_of.json", json.dumps(made_of, indent=1) + "\n")
             number = int.from_bytes(hashlib.sha256(f"{key} {chunk}".encode()).digest()[:7], "big")
-            written = write(loaded.model, loaded.tokenizer, length, ROWS, number)
+            tick = partial(_tick, progress, chunk * ROWS * length, count * length)
+            written = write(loaded.model, loaded.tokenizer, length, ROWS, number, tick)
             atomic.text(path, "".join(f"{json.dumps(row)}\n" for row in written))
         rows += _read(path)
-        progress(min(len(rows), count), count)
+        _tick(progress, 0, count * length, len(rows) * length)
     return examples.gather(((row, [True] * len(row)) for row in rows[:count]), length)
+
+
+def _tick(progress: Progress, before: int, wanted: int, done: int) -> None:
+    progress(min(before + done, wanted), wanted)
 
 
 @torch.no_grad()
 def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, rows: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    rows: int,
+    seed: int,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
-    """`rows` texts of at most `length` tokens (begin and end tokens included), a function of the arguments."""
+    """`rows` texts of at most `length` tokens (begin and end tokens included), a function of the arguments.
+    `tick` hears after every step how many tokens there are."""
     random = torch.Generator(model.device).manual_seed(seed)
 
     def draw(low: int, high: int) -> Tensor:
@@ -92,6 +105,7 @@ def write(
         sampled = torch.multinomial(logits.softmax(-1), 1, generator=random)
         step = torch.where((made < greedy)[:, None], logits.argmax(-1, keepdim=True), sampled)
         ids = torch.cat([ids, step], 1)
+        tick(ids.numel())
         ended = alive & torch.isin(step[:, 0], ends)
         lengths[ended] = ids.shape[1]
         alive &= ~ended

@@ -26,6 +26,7 @@ from dlqat.runtime_tests.readers.onnx_cut import cut
 from dlqat.runtime_tests.readers.onnx_file import BITS, UNSIGNED, OnnxFile, attributes, repeated, unpack
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Span, Unreadable, Weight
 
+
 def read(program: Path) -> Contents:
     """Walk the graph. Unreadable if the file is damaged; what is merely odd becomes a fault in Contents."""
     file = OnnxFile(program)
@@ -62,13 +63,17 @@ def _weight(file: OnnxFile, node: Any) -> Weight | None:
             return _as_weight(file, node, "matmul", _stem(node), sources, partial(_packed, file, node, sources))
         case "GatherBlockQuantized":
             sources = _sources(file, node, {"codes": 0, "scales": 2, "zero_points": 3})
-            return _as_weight(file, node, "gather", _stem(node), sources, partial(_packed, file, node, sources), activation=1)
+            return _as_weight(
+                file, node, "gather", _stem(node), sources, partial(_packed, file, node, sources), activation=1
+            )
         case "MatMul" if (dq := _constant_dq(file, node.input[1])) is not None:
             sources = _sources(file, dq, {"codes": 0, "scales": 1, "zero_points": 2})
             return _as_weight(file, node, "matmul", _same_stem(node, dq), sources, partial(_columns, file, dq, sources))
         case "Gather" if (dq := _constant_dq(file, node.input[0])) is not None:
             sources = _sources(file, dq, {"codes": 0, "scales": 1, "zero_points": 2})
-            return _as_weight(file, node, "gather", _same_stem(node, dq), sources, partial(_rows, file, dq, sources), activation=1)
+            return _as_weight(
+                file, node, "gather", _same_stem(node, dq), sources, partial(_rows, file, dq, sources), activation=1
+            )
         case "DequantizeLinear" if node.input[0] not in file.constants:
             return _picked(file, node)
         case _:
@@ -86,7 +91,9 @@ def _as_weight(
 ) -> Weight:
     entry = node.input[activation]
     biased = node.op_type == "MatMulNBits" and len(node.input) > 5 and bool(node.input[5])
-    return Weight(name, kind, load, _spans(file, sources), partial(cut, file, node.output[0], entry, kind), entry, biased)
+    return Weight(
+        name, kind, load, _spans(file, sources), partial(cut, file, node.output[0], entry, kind), entry, biased
+    )
 
 
 def _spans(file: OnnxFile, sources: dict[str, str]) -> dict[str, Span]:
@@ -121,7 +128,9 @@ def _picked(file: OnnxFile, dq: Any) -> Weight:
     [in, batch, sequence], which a Transpose then turns.
     """
     picks = [_pick(file, dq, name) for name in dq.input if name]
-    sources = dict(zip(("codes", "scales", "zero_points"), (_initializer(file, p.input[0], dq) for p in picks), strict=False))
+    sources = dict(
+        zip(("codes", "scales", "zero_points"), (_initializer(file, p.input[0], dq) for p in picks), strict=False)
+    )
     if len({p.input[1] for p in picks}) != 1:
         raise Unreadable(f"{dq.name}: codes and scales are picked by different indices")
     axes = [attributes(p).get("axis", 0) for p in picks]
@@ -135,7 +144,9 @@ def _picked(file: OnnxFile, dq: Any) -> Weight:
         if axis != (1 if columns and len(file.initializers[source].dims) == 2 else 0):
             raise Unreadable(f"{dq.name}: {source} is picked along axis {axis}")
     entry = picks[0].input[1]
-    return Weight(_stem(dq), "gather", load, _spans(file, sources), partial(cut, file, output, entry, "gather"), entry, False)
+    return Weight(
+        _stem(dq), "gather", load, _spans(file, sources), partial(cut, file, output, entry, "gather"), entry, False
+    )
 
 
 def _pick(file: OnnxFile, dq: Any, name: str) -> Any:
@@ -173,7 +184,9 @@ def _refuse_extras(node: Any) -> None:
 def _stem(node: Any) -> str:
     stem, slash, _ = node.name.rpartition("/")
     if not slash:
-        raise Unreadable(f"{node.op_type} {node.name!r} multiplies with stored numbers but names no layer (PATH/{node.op_type})")
+        raise Unreadable(
+            f"{node.op_type} {node.name!r} multiplies with stored numbers but names no layer (PATH/{node.op_type})"
+        )
     return stem
 
 

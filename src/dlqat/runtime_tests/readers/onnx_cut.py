@@ -34,7 +34,11 @@ def cut(file: OnnxFile, output: str, entry: str, kind: Literal["matmul", "gather
     graph = onnx.helper.make_graph(
         nodes,
         "one_linear",
-        [onnx.helper.make_tensor_value_info(entry, TensorProto.FLOAT if kind == "matmul" else TensorProto.INT64, shape)],
+        [
+            onnx.helper.make_tensor_value_info(
+                entry, TensorProto.FLOAT if kind == "matmul" else TensorProto.INT64, shape
+            )
+        ],
         [onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
         [_inline(file, name) for name in initializers],
     )

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-export: from a model_dir (or a folded/ folder) to the artifact of one target."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dlqat import architecture, atomic, checkpoint, refusal
+from dlqat.checkpoint import FoldedModel
+from dlqat.exporters import decoder, manifest
+from dlqat.exporters.target import Options, Row, Target
+from dlqat.refusal import Refusal
+
+TARGETS = {"onnx": "dlqat.exporters.onnx_target"}
+"""Target -> module (target.Target), imported when asked for: every target needs another extra."""
+DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
+CHECK = "dlqat.runtime_tests.cli"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+
+@app.command()
+def export(
+    model_dir: Annotated[Path, typer.Argument(help="A folder that dlqat-train wrote, or a folded/ folder.")],
+    target: Annotated[str, typer.Option(help=f"What to write: {', '.join(TARGETS)}.")] = "onnx",
+    form: Annotated[str, typer.Option(help="onnx: qdq (standard operators) or ort (ONNX Runtime's own).")] = "",
+    max_context: Annotated[
+        int, typer.Option(help="Longest text in tokens, prompt and answer.  [default: the model's, up to 4096]")
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write.  [default: MODEL_DIR/TARGET]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
+    verify: Annotated[bool, typer.Option(help="Run dlqat-check --quick on the result.")] = True,
+) -> None:
+    """Write the integers of MODEL_DIR as an artifact that a runtime loads."""
+    module = load(target)
+    folded = fold_if_needed(model_dir)
+    model = checkpoint.read(folded)
+    options = choose(module, target, form, max_context, model)
+    folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
+    plan = module.plan(model, options)
+    if dry_run:
+        console.print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
+    if refused := [row for row in plan if row.refused is not None]:
+        raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
+    if dry_run:
+        return
+    summary = write(module, model, folded, folder, options)
+    console.print(
+        f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
+        f"{target} {options.form}"
+    )
+    if verify:
+        check(folder, folded)
+
+
+def load(name: str) -> Target:
+    """The module of a target. Refusal if there is none of that name, or its packages are not installed."""
+    if name not in TARGETS:
+        raise Refusal(f"target {name!r} is not known; known: {', '.join(TARGETS)}")
+    try:
+        return cast(Target, importlib.import_module(TARGETS[name]))
+    except ModuleNotFoundError as error:
+        raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
+
+
+def fold_if_needed(model_dir: Path) -> Path:
+    """The folded/ folder of `model_dir`, written first if the adapters are newer; `model_dir` itself if it is one."""
+    if (model_dir / "integers.safetensors").is_file():
+        return model_dir
+    if (model_dir / "adapters.safetensors").is_file():
+        from dlqat.exporters import fold
+
+        if fold.stale(model_dir):
+            with console.status(f"folding {model_dir}"):
+                fold.fold(model_dir)
+    folded = model_dir / "folded"
+    if not folded.is_dir():
+        raise Refusal(f"{model_dir} holds neither adapters nor folded/; give a folder that dlqat-train wrote")
+    return folded
+
+
+def choose(module: Target, target: str, form: str, max_context: int, model: FoldedModel) -> Options:
+    """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
+    if form and form not in module.FORMS:
+        raise Refusal(f"--form {form} is not known to target {target}; known: {', '.join(module.FORMS)}")
+    longest = architecture.read(model.config).max_positions
+    if not 0 <= max_context <= longest:
+        raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
+    return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT))
+
+
+def write(module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options) -> dict[str, Any]:
+    """Write the artifact and its manifest atomically, with a progress bar; return the manifest."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with atomic.folder(folder) as draft, Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("export", total=decoder.parts(architecture.read(model.config)))
+
+        def done(part: str) -> None:
+            progress.update(task, advance=1, description=part)
+
+        return manifest.write(module.write(model, folded, draft, options, done), model, folded, draft)
+
+
+def check(folder: Path, folded: Path) -> None:
+    """Run dlqat-check --quick as its own process: exporters know nothing of the proof. Its exit code becomes ours."""
+    if find_spec(CHECK) is None:
+        console.print("not verified: dlqat-check is not installed")
+        return
+    command = [sys.executable, "-m", CHECK, str(folder), "--reference", str(folded), "--quick"]
+    if code := subprocess.run(command, check=False).returncode:
+        raise typer.Exit(code)
+    console.print(f"the whole proof: dlqat-check {folder}")
+
+
+def table(plan: list[Row], title: str) -> Table:
+    """The plan for people."""
+    view = Table("layers", "count", "grid", "becomes", "refused", title=title, title_justify="left")
+    for row in plan:
+        view.add_row(row.layers, str(row.count), row.grid, row.becomes, row.refused or "")
+    return view
+
+
+main = refusal.command(app)
+
+if __name__ == "__main__":
+    main()

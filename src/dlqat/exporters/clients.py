@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small files that make one ONNX folder load in public clients, unchanged.
+
+    genai_config.json                  onnxruntime-genai: Model(folder)
+    config.json, generation_config.json
+    tokenizer.json, tokenizer_config.json, chat_template.jinja
+    onnx/model.onnx, onnx/model.onnx_data     transformers.js looks here, and for this name of the data file
+    onnx/model_generate.onnx                  genai's: the same nodes and data, logits of the last position only
+
+The chat template stands inside tokenizer_config.json, too: transformers.js reads it only there, onnxruntime-genai
+only in the .jinja file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlqat import checkpoint
+from dlqat.architecture import Config, Decoder
+from dlqat.exporters.onnx_io import GENERATE, PAST_NAME, PRESENT_NAME
+from dlqat.exporters.tokens import SpecialTokens, load
+
+SUBFOLDER = "onnx"
+# What an app may override and genai reads from here; the model's own values come from generation_config.json.
+SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+def write(
+    folder: Path, source: Path, facts: Decoder, config: Config, tokens: SpecialTokens, *, form: str, context: int
+) -> None:
+    """Tokenizer files of `source` and the clients' configs, into `folder`."""
+    checkpoint.copy_tokenizer(source, folder)
+    _write(folder / "tokenizer_config.json", _tokenizer_config(folder))
+    _write(folder / "config.json", _transformers_js(config))
+    generation = load(folder / "generation_config.json")
+    _write(folder / "genai_config.json", genai(facts, tokens, generation, form=form, context=context))
+
+
+def genai(
+    facts: Decoder, tokens: SpecialTokens, generation: dict[str, Any], *, form: str, context: int
+) -> dict[str, Any]:
+    """genai_config.json (onnxruntime-genai 0.18, src/config.cpp).
+
+    GroupQueryAttention writes into the cache that it reads, so past and present share one buffer; the standard
+    Attention returns a longer cache, so they cannot.
+    """
+    past, present = PAST_NAME.replace("{}", "%d", 1), PRESENT_NAME.replace("{}", "%d", 1)
+    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    if form == "qdq":
+        inputs["position_ids"] = "position_ids"
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": f"{SUBFOLDER}/{GENERATE}",
+        "head_size": facts.head_dim,
+        "hidden_size": facts.hidden_size,
+        "num_attention_heads": facts.heads,
+        "num_hidden_layers": facts.layers,
+        "num_key_value_heads": facts.kv_heads,
+        "inputs": {**inputs, "past_key_names": past.format("key"), "past_value_names": past.format("value")},
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": present.format("key"),
+            "present_value_names": present.format("value"),
+        },
+    }
+    model = {
+        "type": facts.family,
+        "vocab_size": facts.vocab_size,
+        "context_length": context,
+        "bos_token_id": tokens.eos[0] if tokens.bos is None else tokens.bos,  # genai wants one; nothing prepends it
+        "eos_token_id": list(tokens.eos),
+        "pad_token_id": tokens.pad,
+        "decoder": decoder,
+    }
+    sampling = {key: generation.get(key, value) for key, value in SAMPLING.items()}
+    search = {"max_length": context, "num_beams": 1, "past_present_share_buffer": form == "ort", **sampling}
+    return {"model": model, "search": search}
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    settings = load(folder / "tokenizer_config.json")
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    return settings
+
+
+def _transformers_js(config: Config) -> dict[str, Any]:
+    """config.json: "fp32" means the file without a suffix; the data file is one chunk."""
+    return {**config, "transformers.js_config": {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

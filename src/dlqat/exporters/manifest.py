@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""manifest.json: what an exported folder is, so that it can be checked years later and by programs.
+
+format, target, form      how to read the folder
+model                     the file that holds the program, relative to the folder
+source, specs             from what and under which training spec it was made
+bytes, bits_per_weight    where the size goes
+files                     size and SHA-256 of every other file
+versions                  what wrote it
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dlqat
+from dlqat import atomic
+from dlqat.checkpoint import FoldedModel
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a target says about the folder that it wrote."""
+
+    target: str
+    form: str
+    program: str
+    parameters: int
+    sizes: Mapping[str, int]
+    """Component -> bytes; together they are the program and its data."""
+    packages: tuple[str, ...]
+    """Distributions that took part in the writing."""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What is particular to the target."""
+
+
+def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) -> dict[str, Any]:
+    """Write manifest.json for the files in `folder`, made from the folded/ folder `source`; return its content."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+    total = sum(manifest.sizes.values())
+    content = {
+        "format": FORMAT,
+        "target": manifest.target,
+        "form": manifest.form,
+        "model": manifest.program,
+        **manifest.details,
+        "source": {
+            "model_type": model.config.get("model_type"),
+            "name": model.config.get("_name_or_path"),
+            "folded": {name: atomic.sha256(source / name) for name in FOLDED if (source / name).is_file()},
+        },
+        "specs": _specs(model),
+        "parameters": manifest.parameters,
+        "bits_per_weight": round(8 * total / manifest.parameters, 3),
+        "bytes": {**manifest.sizes, "total": total},
+        "files": {
+            p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": atomic.sha256(p)} for p in files
+        },
+        "versions": {"dlqat": dlqat.__version__}
+        | {name: importlib.metadata.version(name) for name in manifest.packages},
+    }
+    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
+
+
+FOLDED = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
+
+
+def _specs(model: FoldedModel) -> list[dict[str, Any]]:
+    """Each training spec once, with the number of layers that have it."""
+    counted = Counter(model.specs.values())
+    return [{"layers": count, "grid": str(spec.grid), **asdict(spec)} for spec, count in counted.items()]

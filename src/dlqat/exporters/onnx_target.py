@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target "onnx": one folder that onnxruntime, onnxruntime-genai and transformers.js load as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from dlqat import architecture
+from dlqat.architecture import Decoder
+from dlqat.checkpoint import FoldedModel
+from dlqat.exporters import clients, decoder, tokens
+from dlqat.exporters.manifest import Manifest
+from dlqat.exporters.onnx_graph import Graph
+from dlqat.exporters.onnx_io import GENERATE
+from dlqat.exporters.onnx_ort import Ort
+from dlqat.exporters.onnx_qdq import Qdq
+from dlqat.exporters.target import Options, Row, parameters, rows
+
+FORMS = ("qdq", "ort")
+FORMAT = "1"
+"""Version of the naming that onnx_qdq.py and onnx_ort.py define; the readers of runtime_tests follow it."""
+
+
+def plan(model: FoldedModel, options: Options) -> list[Row]:
+    """`target.Target.plan`."""
+    return rows(_builder(architecture.read(model.config), Path(), options), model)
+
+
+def write(
+    model: FoldedModel, source: Path, folder: Path, options: Options, done: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """`target.Target.write`."""
+    facts = architecture.read(model.config)
+    special = tokens.read(source, model.config)
+    inner = folder / clients.SUBFOLDER
+    inner.mkdir()
+    b = _builder(facts, inner, options)
+    decoder.forward(b, model, done)
+    b.save({"dlqat.format": FORMAT, "dlqat.form": options.form})
+    ready = {"onnxruntime": "ready"}
+    if special is None:
+        ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), f"not set up: {source} has no tokenizer.json")
+    else:
+        clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
+        ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), "ready")
+    return Manifest(
+        target="onnx",
+        form=options.form,
+        program=f"{clients.SUBFOLDER}/{b.graph.path.name}",
+        parameters=parameters(facts),
+        sizes=_sizes(b.graph),
+        packages=("onnx", "onnx-ir", "torch"),
+        details={
+            "generator": f"{clients.SUBFOLDER}/{GENERATE}",
+            "opset": b.opset,
+            "context": options.context,
+            "tied": facts.tied,
+            "clients": ready,
+        },
+    )
+
+
+def _builder(facts: Decoder, folder: Path, options: Options) -> Qdq | Ort:
+    return Qdq(facts, folder) if options.form == "qdq" else Ort(facts, folder, options.context)
+
+
+def _sizes(graph: Graph) -> dict[str, int]:
+    """Bytes by component. What a tied head shares with the embedding counts as the embedding's."""
+    sizes = Counter[str]()
+    for name, size in graph.sizes.items():
+        sizes[_component(name)] += size
+    sizes["alignment"] = graph.data.stat().st_size - sum(sizes.values()) if graph.data.exists() else 0
+    sizes["graph"] = graph.path.stat().st_size
+    return dict(sizes)
+
+
+def _component(tensor: str) -> str:
+    if tensor.startswith(f"{decoder.EMBEDDING}."):
+        return "embedding"
+    if tensor.startswith(f"{decoder.HEAD}."):
+        return "head"
+    if "_proj" in tensor and not tensor.endswith(".bias"):
+        return "linears"
+    return "norms, biases, tables"

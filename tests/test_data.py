@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training data: what is learned of a row, the order of batches, the texts that the teacher writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from dlqat import source
+from dlqat.refusal import Refusal
+from dlqat.source import Loaded
+from dlqat.trainer import chat, data, examples, self_data
+from dlqat.trainer.batches import Batches
+from dlqat.trainer.data import Plan
+from dlqat.trainer.examples import IGNORED, Examples, Marked
+from models import tiny
+from toy_tokenizer import CHATML, toy_tokenizer
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = tmp_path_factory.mktemp("model")
+    tiny().save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
+    return source.load(source.resolve(str(folder)))
+
+
+def made(*lengths: int) -> Examples:
+    """Examples that can be told apart: example i holds i + 3, and learns all but its first token."""
+    return examples.gather((([i + 3] * n, [True] * n) for i, n in enumerate(lengths)), max(lengths))
+
+
+def write_jsonl(path: Path, content: Sequence[object]) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in content))
+    return path
+
+
+def read(path: Path, loaded: Loaded, length: int = 64, **plan: int) -> Examples:
+    return data.load([str(path)], loaded, Plan(length, plan.get("examples", 4)), path.parent)
+
+
+def learned(found: Examples, tokenizer, index: int = 0) -> list[str]:
+    """The learned spans of an example, decoded."""
+    ids, loss = found.example(index)
+    spans: list[list[int]] = []
+    for i in range(len(ids)):
+        if loss[i]:
+            if i == 0 or not loss[i - 1]:
+                spans.append([])
+            spans[-1].append(int(ids[i]))
+    return [tokenizer.decode(span) for span in spans]
+
+
+# -- the order of batches
+
+LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=20)
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+@given(LENGTHS, st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.integers(0, 30), SEEDS)
+def test_ranks_share_the_batch_of_one_process(lengths: list[int], world: int, share: int, step: int, seed: int) -> None:
+    batches = Batches(made(*lengths), world * share, seed)
+    ids, labels = batches.batch(step)
+    parts = [batches.batch(step, rank, world) for rank in range(world)]
+    assert torch.equal(torch.cat([part[0] for part in parts]), ids)
+    assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+    assert batches.count(step) == int((labels != IGNORED).sum()) == int((labels[:, 1:] != IGNORED).sum())
+
+
+@given(LENGTHS, st.integers(1, 7), SEEDS, st.integers(1, 3))
+def test_every_example_once_in_every_epoch(lengths: list[int], size: int, seed: int, epochs: int) -> None:
+    batches, total = Batches(made(*lengths), size, seed), len(lengths)
+    drawn = [i for step in range(batches.steps(epochs)) for i in batches.indices(step)]
+    for epoch in range(epochs):
+        assert sorted(drawn[epoch * total : (epoch + 1) * total]) == [*range(total)]
+    assert len(drawn) - epochs * total < size  # no step too many
+
+
+@given(LENGTHS, st.integers(1, 5), st.integers(0, 20), SEEDS)
+def test_a_resumed_run_sees_the_same_batches(lengths: list[int], size: int, step: int, seed: int) -> None:
+    whole = Batches(made(*lengths), size, seed)
+    for k in range(step):
+        whole.batch(k)
+    resumed = Batches(made(*lengths), size, seed)
+    assert all(torch.equal(a, b) for a, b in zip(whole.batch(step), resumed.batch(step), strict=True))
+
+
+def test_order_depends_on_seed_and_epoch_and_is_known() -> None:
+    batches = Batches(made(*[2] * 8), 8, seed=1)
+    assert batches.indices(0) != batches.indices(1)
+    assert batches.indices(0) != Batches(made(*[2] * 8), 8, seed=2).indices(0)
+    assert batches.indices(0) == [3, 5, 2, 7, 0, 6, 1, 4]  # a run that was started with an older dlqat can be resumed
+
+
+def test_padding_is_on_the_right_and_without_loss() -> None:
+    ids, labels = Batches(made(5, 2, 3), 3, pad=1).batch(0)
+    assert ids.shape == labels.shape == (3, 5)
+    assert ids.dtype == labels.dtype == torch.int64
+    for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
+        n = {3: 5, 4: 2, 5: 3}[row[0]]
+        assert row == [row[0]] * n + [1] * (5 - n)
+        assert label == [IGNORED] + [row[0]] * (n - 1) + [IGNORED] * (5 - n)
+
+
+def test_a_padded_row_gives_the_logits_of_the_row_alone() -> None:
+    """What makes an attention mask unnecessary. Not bit for bit: a longer batch is summed in another order."""
+    model, ids = tiny("mistral"), torch.tensor([[5, 9, 20, 7]])
+    with torch.no_grad():
+        alone = model(ids).logits
+        padded = model(torch.cat([ids, torch.full((1, 30), 2)], 1)).logits[:, :4]
+    torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(Refusal, match="a batch of 4 cannot be shared by 3 processes"):
+        Batches(made(2, 2), 4).batch(0, 0, 3)
+
+
+# -- rows
+
+
+def test_text_is_learned_whole_with_an_end(tmp_path: Path, loaded: Loaded) -> None:
+    found = read(write_jsonl(tmp_path / "a.jsonl", [{"text": "hello", "id": 7}]), loaded)
+    assert loaded.tokenizer.decode(found.ids) == "hello</s>"
+    assert found.loss.tolist() == [False, True, True, True, True, True]
+    assert found.summary() == "1 examples, 6 tokens, 5 with loss"
+
+
+def test_completion_is_learned_and_prompt_is_not(tmp_path: Path, loaded: Loaded) -> None:
+    found = read(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "2+2=", "completion": "4."}]), loaded)
+    assert loaded.tokenizer.decode(found.ids) == "2+2=4.</s>"
+    assert learned(found, loaded.tokenizer) == ["4.</s>"]
+
+
+def test_begin_token_of_the_tokenizer_is_put_before_a_text() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = toy_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    ((ids, loss),) = examples.tokenize([Marked("ab", ((1, 2),))], tokenizer)
+    assert tokenizer.decode(ids) == "<s>ab</s>"
+    assert loss == [False, False, True, True]
+
+
+def test_long_examples_are_cut_and_empty_ones_skipped(tmp_path: Path, loaded: Loaded) -> None:
+    content = [
+        {"text": "a" * 30},
+        {"text": ""},
+        {"prompt": "b" * 30, "completion": "beyond the cut"},
+        {"messages": [{"role": "user", "content": "nobody answers"}]},
+        "",
+        {"prompt": "", "completion": "z"},
+    ]
+    found = read(write_jsonl(tmp_path / "a.jsonl", content), loaded, length=20)
+    assert [len(found.example(i)[0]) for i in range(len(found))] == [20, 2]
+    assert (found.cut, found.skipped) == (1, 3)
+    assert "1 cut at the sequence length" in found.summary()
+    assert "3 rows without anything to learn skipped" in found.summary()
+
+
+def test_text_file_is_cut_into_blocks(tmp_path: Path, loaded: Loaded) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghij" * 5 + "rest")
+    found = read(tmp_path / "a.txt", loaded, length=10)
+    assert [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))] == ["abcdefghij"] * 5
+    assert found.cut == 0
+    with pytest.raises(Refusal, match=r"a.txt has 54 tokens, less than one block of 55"):
+        read(tmp_path / "a.txt", loaded, length=55)
+
+
+def test_sources_are_joined(tmp_path: Path, loaded: Loaded) -> None:
+    (tmp_path / "corpus" / "deep").mkdir(parents=True)
+    (tmp_path / "corpus" / "b.txt").write_text("b" * 8)
+    (tmp_path / "corpus" / "notes.md").write_text("not data")
+    write_jsonl(tmp_path / "corpus" / "deep" / "c.jsonl", [{"text": "ccc"}])
+    write_jsonl(tmp_path / "x.jsonl", [{"text": "xxxx"}, {"text": ""}])
+    names = [f"{tmp_path}/x.jsonl,{tmp_path}/corpus", f"{tmp_path}/x.jsonl"]
+    found = data.load(names, loaded, Plan(8, 1), tmp_path)
+    texts = [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))]
+    assert texts == ["xxxx</s>", "b" * 8, "ccc</s>", "xxxx</s>"]
+    assert found.skipped == 2
+
+
+BAD_ROWS = {
+    "no-json": ('{"text": ', r"bad.jsonl:2: no JSON"),
+    "no-object": ('["text"]', r'bad.jsonl:2: a row is an object \{"text"\}'),
+    "unknown-keys": ({"instruction": "x", "output": "y"}, r"bad.jsonl:2: .*found the keys instruction, output"),
+    "no-text": ({"text": 3}, r'bad.jsonl:2: "text" must be a text, found 3'),
+    "no-prompt": ({"completion": "x"}, r'bad.jsonl:2: "prompt" must be a text'),
+    "messages": ({"messages": "hi"}, r'bad.jsonl:2: "messages" must be a list'),
+    "role": ({"messages": [{"content": "hi"}]}, r'bad.jsonl:2: "messages" must be a list'),
+    "content": ({"messages": [{"role": "user", "content": 3}]}, r"content of role 'user' is no text"),
+    "first": ({"messages": [{"role": "assistant", "content": "hi"}]}, "cannot begin with the assistant"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, loaded: Loaded, name: str) -> None:
+    row, message = BAD_ROWS[name]
+    with pytest.raises(Refusal, match=message):
+        read(write_jsonl(tmp_path / "bad.jsonl", [{"text": "good"}, row]), loaded)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path, loaded: Loaded) -> None:
+    for name in ("bad.jsonl", "bad.txt"):
+        (tmp_path / name).write_bytes(b'{"text": "\xff\xfe"}\n' * 10)
+        with pytest.raises(Refusal, match=name):
+            read(tmp_path / name, loaded, length=2)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no training data"),
+        ([" , "], "no training data"),
+        (["missing.jsonl"], "missing.jsonl does not exist"),
+        (["org/missing.txt"], "org/missing.txt does not exist"),
+        (["words"], "words does not exist, and it is no hub dataset"),
+        (["self,words"], "words does not exist"),
+    ],
+)
+def test_what_is_no_source_is_refused(names: list[str], message: str) -> None:
+    with pytest.raises(Refusal, match=message):
+        data.sources(names)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(Refusal, match=r"a.csv: training data are .txt or .jsonl"):
+        data.sources([str(tmp_path / "a.csv")])
+    with pytest.raises(Refusal, match="has no .txt and no .jsonl file"):
+        data.sources([str(tmp_path)])
+
+
+def test_data_with_nothing_to_learn_is_refused(tmp_path: Path, loaded: Loaded) -> None:
+    with pytest.raises(Refusal, match=r"no example with anything to learn \(1 rows skipped\)"):
+        read(write_jsonl(tmp_path / "a.jsonl", [{"text": ""}]), loaded)
+
+
+def test_hub_dataset(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets takes a local folder org/name for a hub name, which is what can be tested without the network."""
+    pytest.importorskip("datasets")
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    write_jsonl(tmp_path / "org" / "name" / "train.jsonl", [{"text": f"row {i}"} for i in range(9)])
+    write_jsonl(tmp_path / "org" / "name" / "test.jsonl", [{"text": "other"}])
+    monkeypatch.chdir(tmp_path)
+
+    def texts(name: str, count: int) -> list[str]:
+        found = data.load([name], loaded, Plan(64, count, seed=3), tmp_path)
+        return [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))]
+
+    assert sorted(texts("org/name:default", 99)) == [f"row {i}</s>" for i in range(9)]
+    assert len(texts("org/name::train", 4)) == 4
+    assert texts("org/name:default:test", 99) == ["other</s>"]
+    with pytest.raises(Refusal, match=r"org/name::nosuch is no path here and cannot be had from the hub"):
+        texts("org/name::nosuch", 1)
+    with pytest.raises(Refusal, match="org/absent is no path here and cannot be had from the hub"):
+        texts("org/absent", 1)
+
+
+# -- conversations
+
+TALK = [
+    {"role": "user", "content": "What is 2+2?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes,\n  quite."},
+]
+WITH_GENERATION = (
+    "{% for m in messages %}<s>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</s>"
+    "{% endgeneration %}{% else %}{{ m.content }}</s>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+# As Qwen3's: the last answer is written with its thinking, older ones without.
+REWRITES_HISTORY = CHATML.replace(
+    "message['content'] + '</s>\n'",
+    "('~~' if loop.last and message['role'] == 'assistant' else '') + message['content'] + '</s>\n'",
+)
+# No generation prompt that the answer could follow.
+WITHOUT_PREFIX = CHATML.replace("'<s>assistant\n'", "'<s>bot\n'")
+
+
+def conversation(messages, template: str = CHATML) -> tuple[Examples, list[str]]:
+    tokenizer = toy_tokenizer(template)
+    marked = chat.mark(messages, tokenizer, "here:1")
+    found = examples.gather(examples.tokenize(marked, tokenizer), 512)
+    return found, [tokenizer.decode(found.example(i)[0]) for i in range(len(found))]
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_GENERATION], ids=["prefix", "generation"])
+def test_answers_are_learned_with_their_end(template: str) -> None:
+    found, texts = conversation(TALK, template)
+    assert texts == [toy_tokenizer(template).apply_chat_template(TALK, tokenize=False)]
+    assert learned(found, toy_tokenizer()) == ["It is 4.</s>", "Yes,\n  quite.</s>"]
+
+
+def test_generation_marks_are_those_of_transformers() -> None:
+    found, _ = conversation(TALK, WITH_GENERATION)
+    theirs = toy_tokenizer(WITH_GENERATION).apply_chat_template(
+        TALK, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert found.ids.tolist() == theirs["input_ids"]
+    assert found.loss.tolist() == [bool(m) for m in theirs["assistant_masks"]]
+
+
+def test_a_template_that_rewrites_history_gives_an_example_per_answer() -> None:
+    found, texts = conversation(TALK, REWRITES_HISTORY)
+    tokenizer = toy_tokenizer(REWRITES_HISTORY)
+    assert texts == [tokenizer.apply_chat_template(TALK[:n], tokenize=False) for n in (2, 4)]
+    assert [learned(found, tokenizer, i) for i in (0, 1)] == [["~~It is 4.</s>"], ["~~Yes,\n  quite.</s>"]]
+
+
+def test_templates_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(Refusal, match="here:1: the chat template does not write message 2 behind its own prompt"):
+        conversation(TALK, WITHOUT_PREFIX)
+    with pytest.raises(Refusal, match="here:1: the chat template refuses this conversation: only users"):
+        conversation(TALK, "{{ raise_exception('only users') }}")
+    with pytest.raises(Refusal, match="here:1: messages need a chat template"):
+        chat.mark(TALK, toy_tokenizer(None), "here:1")
+
+
+def test_a_date_in_the_template_is_the_same_tomorrow() -> None:
+    template = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    _, texts = conversation(TALK, template + "{{ date_string }}" + CHATML)
+    assert texts[0].startswith("26 Jul 2024<s>")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]], ids=["default", "given"])
+def test_smollm2_learns_exactly_the_answers(smollm2: Path, system: list[dict[str, str]]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    messages = [
+        *system,
+        *TALK,
+        {"role": "user", "content": "日本 🙂"},
+        {"role": "assistant", "content": "日本 is Japan 🙂"},
+    ]
+    found = examples.gather(examples.tokenize(chat.mark(messages, tokenizer, "here:1"), tokenizer), 512)
+    answers = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
+    assert learned(found, tokenizer) == answers
+    assert found.ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    # the tokens before an answer are those that a runtime is given at inference
+    first = int(found.loss.nonzero()[0])
+    prompt = tokenizer.apply_chat_template(messages[: len(system) + 1], add_generation_prompt=True)["input_ids"]
+    assert found.ids[:first].tolist() == prompt
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_smollm2_answer_that_begins_inside_a_token(smollm2: Path, trimmed: bool) -> None:
+    """The prompt's newline and the answer's space are one token; it begins in the prompt and is not learned.
+    `trimmed`: as the original tokenizers of GPT-2's kind report offsets, without leading spaces."""
+    from tokenizers.processors import ByteLevel
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    if trimmed:
+        tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    messages = [TALK[0], {"role": "assistant", "content": "  two spaces  first "}]
+    found = examples.gather(examples.tokenize(chat.mark(messages, tokenizer, "here:1"), tokenizer), 512)
+    assert learned(found, tokenizer) == [" two spaces  first <|im_end|>"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(st.sampled_from("aZ0.'< \n"), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_every_answer_is_found_whatever_it_says(answers: list[str]) -> None:
+    talk = [m for a in answers for m in ({"role": "user", "content": "?"}, {"role": "assistant", "content": a})]
+    found, _ = conversation(talk)
+    assert learned(found, toy_tokenizer()) == [a + "</s>" for a in answers]
+
+
+# -- the teacher's texts
+
+
+def test_the_teacher_writes_once(tmp_path: Path, loaded: Loaded) -> None:
+    heard: list[tuple[int, int]] = []
+    few = self_data.load(loaded, 12, 5, 7, tmp_path, lambda done, wanted: heard.append((done, wanted)))
+    assert len(few) == 5
+    assert heard[-1] == (60, 60)
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    (chunk,) = tmp_path.glob("self-*/*.jsonl")
+    written = chunk.stat().st_mtime_ns
+    many = self_data.load(loaded, 12, 40, 7, tmp_path)
+    assert chunk.stat().st_mtime_ns == written  # taken over
+    assert len([*tmp_path.glob("self-*/*.jsonl")]) == 2
+    assert torch.equal(many.ids[: len(few.ids)], few.ids)
+    # a killed run: the second chunk is missing, and comes back the same
+    chunks = sorted(tmp_path.glob("self-*/*.jsonl"))
+    chunks[1].unlink()
+    assert torch.equal(self_data.load(loaded, 12, 40, 7, tmp_path).ids, many.ids)
+    # another seed or length is another text
+    for other in (self_data.load(loaded, 12, 5, 8, tmp_path), self_data.load(loaded, 13, 5, 7, tmp_path)):
+        assert not torch.equal(other.ids[:20], few.ids[:20])
+
+
+def test_the_teachers_texts_begin_greedily_and_end_at_the_end_token(loaded: Loaded) -> None:
+    texts = self_data.write(loaded.model, loaded.tokenizer, 24, 48, seed=1)
+    state = torch.get_rng_state()
+    assert texts == self_data.write(loaded.model, loaded.tokenizer, 24, 48, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)  # the run's own random numbers are left alone
+    assert len({text[0] for text in texts}) > 24  # of 96 tokens to begin with
+    assert not {0, 1, 2} & {text[0] for text in texts}
+    greedy = 0
+    for text in texts:
+        assert 2 not in text[:-1]
+        assert text[-1] == 2 or len(text) == 24
+        with torch.no_grad():
+            best = loaded.model(torch.tensor([text])).logits[0].argmax(-1).tolist()
+        agrees = [a == b for a, b in zip(best, text[1:], strict=False)]
+        assert all(agrees[:3])
+        greedy += all(agrees)
+    assert any(text[-1] == 2 for text in texts)  # the tiny model does end texts: the check above is not empty
+    assert greedy < len(texts) / 2  # sampled after the beginning
+
+
+def test_self_is_a_source(tmp_path: Path, loaded: Loaded) -> None:
+    found = data.load(["self"], loaded, Plan(12, 6, seed=7), tmp_path)
+    assert len(found) == 6
+    assert int(found.loss.sum()) == len(found.ids) - 6
+
+
+def test_a_damaged_chunk_is_refused(tmp_path: Path, loaded: Loaded) -> None:
+    self_data.load(loaded, 12, 5, 7, tmp_path)
+    (chunk,) = tmp_path.glob("self-*/*.jsonl")
+    chunk.write_text(chunk.read_text()[:-20])
+    with pytest.raises(Refusal, match=f"{chunk.name} is damaged"):
+        self_data.load(loaded, 12, 5, 7, tmp_path)
