@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, fold_model, round_to_nearest, tiny, write_folded
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +16,7 @@ from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, dense
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, EMBEDDINGS, Recipe, Rule
 from dlqat.refusal import Refusal
+from models import FAMILIES, fold_model, round_to_nearest, tiny, write_folded
 
 
 def mixed(symmetric: bool) -> Recipe:
@@ -39,7 +39,7 @@ def same(a: Folded, b: Folded) -> bool:
         x.grid == y.grid
         and torch.equal(x.codes, y.codes)
         and torch.equal(x.scales, y.scales)
-        and (y.zero_points is None if x.zero_points is None else torch.equal(x.zero_points, y.zero_points))  # pyright: ignore
+        and (y.zero_points is None if x.zero_points is None else torch.equal(x.zero_points, y.zero_points))  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
         for (_, x), (_, y) in pairs
     )
     labels = zip(folded.labels(a), folded.labels(b), strict=True)
@@ -112,7 +112,7 @@ def _edit(folder: Path, file: str, name: str, change: object) -> None:
     if change is None:
         del tensors[name]
     else:
-        tensors[name] = change(tensors[name]).contiguous()  # pyright: ignore
+        tensors[name] = change(tensors[name]).contiguous()  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
     save_file(tensors, folder / file, metadata={"format": "pt"})
 
 

@@ -67,15 +67,15 @@ class Snap(torch.autograd.Function):
 def by_autograd(x: Tensor, m: QATLinear) -> Tensor:
     """The same layer written as the textbook has it; torch differentiates it."""
     out, groups = m.scales.shape
-    s = Snap.apply(m.scales, m.spec.grid)[..., None]  # pyright: ignore
+    s = Snap.apply(m.scales, m.spec.grid)[..., None]  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
     v = m.weight.view(out, groups, -1)
     if m.lora_a is not None and m.lora_b is not None:
         v = v + m.spec.scaling * (m.lora_b @ m.lora_a).view(out, groups, -1)
     if m.offset is not None:
         v = v + (s * m.offset.view(out, groups, -1) / 64).detach()
     z = 0 if m.zero_points is None else m.zero_points[..., None].float()
-    q = Round.apply(torch.clamp(v / s + z, m.spec.grid.qmin, m.spec.grid.qmax))  # pyright: ignore
-    gain = s if m.magnitude is None else Snap.apply(m.magnitude * s[..., 0], m.spec.grid)[..., None]  # pyright: ignore
+    q = Round.apply(torch.clamp(v / s + z, m.spec.grid.qmin, m.spec.grid.qmax))  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
+    gain = s if m.magnitude is None else Snap.apply(m.magnitude * s[..., 0], m.spec.grid)[..., None]  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
     return x @ (gain * (q - z)).view(out, -1).T + m.bias
 
 

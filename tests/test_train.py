@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from dlqat.trainer.log import Row
 from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import prepare
 from dlqat.trainer.train import accelerator, train
+from models import tiny
 
 OPTIONS = Options(steps=8, batch_size=4, sequence_length=24, precision="fp32", save_every=0)
 
@@ -44,7 +44,9 @@ def batches(size: int = 4) -> Batches:
     return Batches(Examples(ids, loss, starts), size)
 
 
-def run(folder: Path, options: Options = OPTIONS, parallel: str = "ddp", **changes: object) -> tuple[list[Row], dict[str, Tensor]]:
+def run(
+    folder: Path, options: Options = OPTIONS, parallel: str = "ddp", **changes: object
+) -> tuple[list[Row], dict[str, Tensor]]:
     """One training of a tiny model at 3 bit; the rows of its log and the trained tensors."""
     recipe = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0, **changes})))
     model = tiny("llama-tied")

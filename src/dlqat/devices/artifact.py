@@ -36,6 +36,12 @@ class Artifact:
         return PROGRAMS[self.program.suffix]
 
     @property
+    def context(self) -> int | None:
+        """Positions that the artifact has room for; None if the manifest does not tell."""
+        found = self.manifest.get("context")
+        return found if isinstance(found, int) else None
+
+    @property
     def programs(self) -> tuple[Path, ...]:
         """The files, each once."""
         return tuple(dict.fromkeys((self.program, self.generator)))
@@ -47,7 +53,7 @@ def find(folder: Path) -> Artifact:
     if not folder.is_dir():
         raise Refusal(f"{folder} is not a folder; give the folder that dlqat-export wrote (model_dir/onnx)")
     manifest = read_json(folder / "manifest.json")
-    generator = _generator(folder)
+    generator = _generator(folder, manifest)
     if isinstance(named := manifest.get("model"), str):
         program = _named(folder, named, "manifest.json")
         return Artifact(folder, program, generator or program, manifest)
@@ -59,12 +65,15 @@ def find(folder: Path) -> Artifact:
     return Artifact(folder, found[0], generator or found[0], manifest)
 
 
-def _generator(folder: Path) -> Path | None:
-    """The file that onnxruntime-genai would run."""
+def _generator(folder: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The file that apps run: what onnxruntime-genai is told, else what the manifest names."""
     found: Any = read_json(folder / "genai_config.json")
     for key in ("model", "decoder", "filename"):
         found = found.get(key) if isinstance(found, dict) else None
-    return _named(folder, found, "genai_config.json") if isinstance(found, str) else None
+    if isinstance(found, str):
+        return _named(folder, found, "genai_config.json")
+    found = manifest.get("generator")
+    return _named(folder, found, "manifest.json") if isinstance(found, str) else None
 
 
 def _named(folder: Path, name: str, where: str) -> Path:
@@ -87,6 +96,13 @@ def damage(artifact: Artifact) -> Iterator[str]:
             yield f"{name}: manifest.json names it, but it is missing"
         elif atomic.sha256(path) != entry.get("sha256"):
             yield f"{name}: its sha256 is not the one in manifest.json; the file was changed or damaged"
+
+
+def source(artifact: Artifact) -> dict[str, str]:
+    """File name in folded/ -> sha256, of what the artifact was made from; empty if the manifest does not tell."""
+    found: Any = artifact.manifest.get("source")
+    found = found.get("folded") if isinstance(found, dict) else None
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

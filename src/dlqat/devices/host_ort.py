@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import tempfile
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlqat.devices import machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 
 ACCURACY_LEVEL = {"float": 0, "int8": 4}
@@ -123,15 +123,13 @@ class OrtSession:
 
     def facts(self) -> Mapping[str, Any]:
         """Versions, machine, level, and the kernels that really ran for one token (from ORT's own profile)."""
-        return host_facts() | {
+        return machine.facts() | {
             "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}",
             "provider": ", ".join(self._ort.get_providers()),
             "graph_optimization": "ORT_ENABLE_ALL" if self._setting.optimize else "ORT_DISABLE_ALL",
             "accuracy_level": ACCURACY_LEVEL[self._setting.activations],
             "threads": self._setting.threads,
-            "kleidiai": "no (x86)"
-            if platform.machine() in ("x86_64", "AMD64")
-            else "as this build of onnxruntime decides",
+            "kleidiai": machine.kleidiai(),
             "kernels": self._kernels(),
         }
 
@@ -153,33 +151,6 @@ class OrtSession:
     def close(self) -> None:
         """Free the session and its cache."""
         self._ort, self._past = None, {}
-
-
-def host_facts() -> dict[str, Any]:
-    """Machine, CPU model and the CPU features that decide which kernels run (empty where not knowable)."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in info.splitlines())}
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    telling = {
-        "avx2",
-        "avx512f",
-        "avx512_vnni",
-        "avx_vnni",
-        "amx_int8",
-        "asimddp",
-        "asimdhp",
-        "i8mm",
-        "sve",
-        "sme",
-        "bf16",
-    }
-    cpu = fields.get("model name") or platform.processor()
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpu": cpu,
-        "cpu_features": sorted(flags & telling),
-    }
 
 
 def _options(setting: Setting) -> Any:

@@ -62,7 +62,7 @@ class Builder(Protocol[V]):
         ...
 
     def describe(self, name: str, weight: Leaf) -> str:
-        """How `weight` will stand in the artifact, in a few words for people."""
+        """How a supported `weight` will stand in the artifact, in a few words for people."""
         ...
 
     def embed(self, name: str, table: Leaf) -> V:

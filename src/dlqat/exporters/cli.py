@@ -34,13 +34,13 @@ console = Console(stderr=True)
 def export(
     model_dir: Annotated[Path, typer.Argument(help="A folder that dlqat-train wrote, or a folded/ folder.")],
     target: Annotated[str, typer.Option(help=f"What to write: {', '.join(TARGETS)}.")] = "onnx",
-    form: Annotated[str, typer.Option(help="onnx: qdq (standard operators) or ort (ONNX Runtime's own).")] = "",
-    max_context: Annotated[
-        int, typer.Option(help="Longest text in tokens, prompt and answer.  [default: the model's, up to 4096]")
-    ] = 0,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write.  [default: MODEL_DIR/TARGET]")
+    form: Annotated[
+        str | None, typer.Option(help="onnx: qdq (standard operators, the default) or ort (ONNX Runtime's own).")
     ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest text in tokens, prompt and answer. Default: the model's, 4096 at most.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: MODEL_DIR/TARGET.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
     verify: Annotated[bool, typer.Option(help="Run dlqat-check --quick on the result.")] = True,
 ) -> None:
@@ -52,7 +52,7 @@ def export(
     folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
     plan = module.plan(model, options)
     if dry_run:
-        console.print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
+        Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
     if refused := [row for row in plan if row.refused is not None]:
         raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
     if dry_run:
@@ -60,7 +60,8 @@ def export(
     summary = write(module, model, folded, folder, options)
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
-        f"{target} {options.form}"
+        f"{target} {options.form}",
+        soft_wrap=True,
     )
     if verify:
         check(folder, folded)
@@ -92,12 +93,12 @@ def fold_if_needed(model_dir: Path) -> Path:
     return folded
 
 
-def choose(module: Target, target: str, form: str, max_context: int, model: FoldedModel) -> Options:
+def choose(module: Target, target: str, form: str | None, max_context: int | None, model: FoldedModel) -> Options:
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
     if form and form not in module.FORMS:
         raise Refusal(f"--form {form} is not known to target {target}; known: {', '.join(module.FORMS)}")
     longest = architecture.read(model.config).max_positions
-    if not 0 <= max_context <= longest:
+    if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
     return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT))
 

@@ -49,14 +49,11 @@ class Ort:
     """Nothing but Shape with `start` (15), Split, Slice and the like is taken from ONNX itself."""
 
     def __init__(self, facts: Decoder, folder: Path, positions: int, *, accuracy_level: int = 4) -> None:
-        self.accuracy_level = accuracy_level
-        self.graph = g = Graph(folder)
-        self.io = Io(g, facts, positions=False)
+        self.graph = Graph(folder)
+        self.io = Io(self.graph, facts, positions=False)
         self._adds: dict[ir.Value, tuple[str, ir.Value, ir.Value]] = {}
-        self._tables = [
-            g.tensor(f"rope.{n}", t) for n, t in zip(("cos", "sin"), facts.rope_tables(positions), strict=True)
-        ]
-        self._lengths = self._sequence_lengths()
+        self.facts, self.positions, self.accuracy_level = facts, positions, accuracy_level
+        self._shared: list[ir.Value] | None = None
 
     def supports(self, name: str, weight: Leaf) -> str | None:
         del name
@@ -129,7 +126,7 @@ class Ort:
         }
         qkv = packed(q, k, v) or [self._now(x) for x in (q, k, v)]
         y = ir.Value(name=f"{name}:y")
-        inputs = [*qkv, *self.io.past[spec.layer], *self._lengths, *self._tables]
+        inputs = [*qkv, *self.io.past[spec.layer], *self._of_all_layers()]
         outputs = [y, *self.io.present[spec.layer]]
         self.graph.ops("GroupQueryAttention", name, inputs, attributes, MS, outputs=outputs)
         return y
@@ -163,14 +160,19 @@ class Ort:
             self.graph.ops("Add", name, [a, b], outputs=[x])
         return x
 
-    def _sequence_lengths(self) -> list[ir.Value]:
-        """seqlens_k int32 [batch] (keys - 1) and total_sequence_length int32 scalar, as GroupQueryAttention wants."""
+    def _of_all_layers(self) -> list[ir.Value]:
+        """seqlens_k int32 [batch] (keys - 1), total_sequence_length int32 scalar, cos and sin float32 [positions, ..]."""
+        if self._shared is not None:
+            return self._shared
         g, int32 = self.graph, {"to": int(ir.DataType.INT32)}
         keys = g.op("ReduceSum", "lengths/keys", [self.io.mask, g.integers([1])], {"keepdims": 0})
         last = g.op("Sub", "lengths/last", [keys, g.integers([1])])
         total = g.op("Shape", "lengths/shape", [self.io.mask], {"start": 1})
         total = g.op("Squeeze", "lengths/scalar", [total])
-        return [g.op("Cast", "seqlens_k", [last], int32), g.op("Cast", "total_sequence_length", [total], int32)]
+        lengths = [g.op("Cast", "seqlens_k", [last], int32), g.op("Cast", "total_sequence_length", [total], int32)]
+        tables = zip(("cos", "sin"), self.facts.rope_tables(self.positions), strict=True)
+        self._shared = [*lengths, *(g.tensor(f"rope.{n}", t) for n, t in tables)]
+        return self._shared
 
 
 def merge(layers: Sequence[Linear]) -> Linear | None:

@@ -67,9 +67,10 @@ def rows(b: Builder[V], model: FoldedModel) -> list[Row]:
     counted: dict[tuple[str, str, str, str | None], int] = {}
     for name, weight in decoder.weights(model):
         leaves = list(decoder.leaves(name, weight))
-        becomes = "; ".join(dict.fromkeys(b.describe(path, leaf) for path, leaf in leaves))
+        refused = decoder.unsupported(b, name, weight)
+        becomes = "" if refused else "; ".join(dict.fromkeys(b.describe(path, leaf) for path, leaf in leaves))
         kind = re.sub(r"\.\d+\.", ".*.", name, count=1)
-        key = kind, _grid(weight, (leaf for _, leaf in leaves)), becomes, decoder.unsupported(b, name, weight)
+        key = kind, _grid(weight, (leaf for _, leaf in leaves)), becomes, refused
         counted[key] = counted.get(key, 0) + 1
     return [Row(kind, count, grid, becomes, refused) for (kind, grid, becomes, refused), count in counted.items()]
 

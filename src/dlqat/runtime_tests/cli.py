@@ -36,6 +36,7 @@ from dlqat.runtime_tests.report import Check, Report
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
+QUICK = ("L0", "L2")
 PACKAGES = ("torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime")
 
 
@@ -120,9 +121,11 @@ def check(
         quick=quick,
         threads=threads or os.cpu_count() or 1,
     )
+    if not os.access(target := output or artifact, os.W_OK):
+        raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
     console = Console(stderr=as_json)
     result = prove(request, console)
-    paths = report.write(result, output or artifact)
+    paths = report.write(result, target)
     if as_json:
         print(json.dumps(report.as_dict(result), indent=1))
     else:
@@ -136,7 +139,7 @@ def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:
         raise Refusal("--quick chooses its own rungs; leave out --level")
     if unknown := sorted(set(level or ()) - set(RUNGS)):
         raise Refusal(f"--level {unknown[0]} is not known; known: {', '.join(RUNGS)}")
-    return ("L0", "L2") if quick else RUNGS if not level else [r for r in RUNGS if r in level]
+    return QUICK if quick else RUNGS if not level else [r for r in RUNGS if r in level]
 
 
 def _beside(artifact: Path) -> Path:

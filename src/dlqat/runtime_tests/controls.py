@@ -14,7 +14,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Control:
 
 
 @contextlib.contextmanager
-def altered(artifact: Artifact, span: Span, change: Change) -> Iterator[Artifact]:
+def altered(artifact: Artifact, span: Span, change: Change) -> Generator[Artifact]:
     """A copy of the artifact in which `change` was applied to the bytes of `span`."""
     parent = artifact.folder.resolve().parent
     place = parent if os.access(parent, os.W_OK) else None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L3: greedy text, token by token, equal to what the reference would have written, and stopped by the same EOS.
+"""L3: greedy text, token by token, equal to what the reference would have written, EOS at the same place.
 
-The artifact writes: prefill, then argmax and decode one by one. The reference then reads prompt and text in
-one pass, and its own argmax at every position must be the artifact's next token. If all agree, the
-reference would have written the same text (induction over the tokens), without a slow decode of its own.
+The artifact writes: prefill, then argmax and decode one by one, on past an EOS so that every prompt gives
+the same number of tokens to judge. The reference then reads prompt and text in one pass, and its own
+argmax at every position must be the artifact's next token. If all agree, the reference would have written
+the same text (induction over the tokens), without a slow decode of its own.
 
 Two tokens whose reference logits are closer than float32 can tell are a tie: the artifact's choice is as
 good, it is listed, and judging goes on along the artifact's text.
@@ -23,28 +24,28 @@ from dlqat.runtime_tests.parity import is_tie
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What the artifact wrote for one prompt, judged. Steps count from 0."""
+    """What the artifact wrote for one prompt, judged. Steps count from 0; None: it did not happen."""
 
     tokens: int
-    stopped: bool
-    """Whether it ended with an EOS token."""
+    stop_step: int | None
+    """Where its first EOS is."""
     wrong_step: int | None
     wrong: str
     ties: tuple[int, ...]
 
 
-def write(session: Session, prompt: Sequence[int], eos: Sequence[int], tokens: int) -> list[int]:
-    """Up to `tokens` greedy tokens, the EOS included. DeviceFailure if a logit is not a number."""
+def write(session: Session, prompt: Sequence[int], tokens: int) -> list[int]:
+    """`tokens` greedy tokens. DeviceFailure if a logit is not a number."""
     session.reset()
-    row = session.logits(prompt)[-1]
     text: list[int] = []
-    while True:
+    fed: Sequence[int] = prompt
+    while len(text) < tokens:
+        row = session.logits(fed)[-1]
         if not bool(np.isfinite(row).all()):
             raise DeviceFailure(f"NaN or infinite logits at step {len(text)}")
         text.append(int(row.argmax()))
-        if text[-1] in eos or len(text) == tokens:
-            return text
-        row = session.logits(text[-1:])[-1]
+        fed = text[-1:]
+    return text
 
 
 def judge(prompt: Sequence[int], text: Sequence[int], eos: Sequence[int], reference: NDArray[np.float32]) -> Text:
@@ -62,4 +63,5 @@ def judge(prompt: Sequence[int], text: Sequence[int], eos: Sequence[int], refere
         wrong_step = step
         wrong = f"token {token} at step {step}, the reference has {best} (ahead by {row[best] - row[token]:.2g})"
         break
-    return Text(len(text), text[-1] in eos, wrong_step, wrong, tuple(ties))
+    stop = next((step for step, token in enumerate(text) if token in eos), None)
+    return Text(len(text), stop, wrong_step, wrong, tuple(ties))

@@ -21,24 +21,10 @@ from numpy.typing import NDArray
 from dlqat import folded
 from dlqat.checkpoint import FoldedModel
 from dlqat.folded import Quantized
+from dlqat.runtime_tests import floats
+from dlqat.runtime_tests.differences import Difference, named, unequal
+from dlqat.runtime_tests.floats import EMBEDDING, HEAD, tied
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight, parts
-
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """`wrong` of `total` numbers of a tensor; total 0 where there is nothing to count (missing, surplus)."""
-
-    name: str
-    what: str
-    wrong: int
-    total: int
-    detail: str
-
-    def __str__(self) -> str:
-        count = f"{self.wrong} of {self.total} {self.what} differ" if self.total else self.what
-        return f"{self.name}: {count}{f' ({self.detail})' if self.detail else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +78,6 @@ def wanted(model: FoldedModel) -> Wanted:
     return Wanted(model, found, labels)
 
 
-def tied(model: FoldedModel) -> bool:
-    """Whether the head multiplies with the embedding's weight."""
-    return HEAD not in model.layers and f"{HEAD}.weight" not in model.tensors
-
-
 def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = lambda _: None) -> Integrity:
     """Everything of the artifact against everything of folded/."""
     missing = dict(want.multiplications)
@@ -114,11 +95,19 @@ def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = 
             Difference(one.name, f"missing: nothing in the artifact multiplies with it ({one.kind})", 0, 0, "")
         )
     differences += _labels(contents.labels, want.labels)
-    differences += _floats(contents.tensors, want.model)
+    count, more = floats.compare(contents.tensors, want.model)
+    differences += more
     differences.sort(key=lambda d: -(d.wrong / d.total if d.total else 1.0))
     labels = sum(v.size for v in contents.labels.values())
-    numbers = [int(c) for c in counts]
-    return Integrity(len(contents.weights), *numbers, labels, _count_floats(contents, want.model), tuple(differences))
+    return Integrity(
+        weights=len(contents.weights),
+        codes=int(counts[0]),
+        scales=int(counts[1]),
+        zero_points=int(counts[2]),
+        labels=labels,
+        floats=count,
+        differences=tuple(differences),
+    )
 
 
 def compare_weight(weight: Weight, want: Wanted) -> tuple[NDArray[np.int64], list[Difference]]:
@@ -147,7 +136,7 @@ def compare_weight(weight: Weight, want: Wanted) -> tuple[NDArray[np.int64], lis
 
 def _rows(found: Integers, rows: slice) -> Integers:
     zero_points = None if found.zero_points is None else found.zero_points[rows]
-    return Integers(found.codes[rows], found.scales[rows], zero_points)
+    return Integers(found.codes[rows], found.scales[rows], zero_points, found.block)
 
 
 def _leaf_differences(name: str, found: Integers, leaf: Quantized) -> Iterator[Difference]:
@@ -155,77 +144,22 @@ def _leaf_differences(name: str, found: Integers, leaf: Quantized) -> Iterator[D
     if found.codes.shape != codes.shape:
         yield Difference(name, f"has shape {found.codes.shape}, folded/ has {codes.shape}", 0, 0, "")
         return
-    yield from _unequal(name, "codes", found.codes, codes)
-    groups = found.scales.shape[1]
-    if groups % scales.shape[1]:
-        yield Difference(name, f"has {groups} scales per row, folded/ has {scales.shape[1]}", 0, 0, "")
+    yield from unequal(name, "codes", found.codes, codes)
+    groups, inputs = scales.shape[1], codes.shape[1] // scales.shape[1]
+    repeat = found.scales.shape[1] // groups  # a scale may be stored once per block of its group, each copy equal
+    if repeat * groups != found.scales.shape[1] or (groups > 1 and found.block * repeat != inputs):
+        detail = f"{found.scales.shape[1]} per row, for {found.block} inputs each"
+        yield Difference(name, f"has scales {detail}; folded/ has {groups}, for {inputs} each", 0, 0, "")
         return
-    repeat = groups // scales.shape[1]  # a scale may be stored once per block of its group, each copy equal
-    yield from _unequal(name, "scales", found.scales, np.repeat(scales, repeat, axis=1))
+    yield from unequal(name, "scales", found.scales, np.repeat(scales, repeat, axis=1))
     none = np.zeros((1, 1), np.int8)
     zero_points = none if leaf.zero_points is None else np.repeat(leaf.zero_points.numpy(), repeat, axis=1)
     have = none if found.zero_points is None else found.zero_points
     if have is not none or zero_points is not none:
-        yield from _unequal(name, "zero-points", *np.broadcast_arrays(have, zero_points))
-
-
-def _unequal(name: str, what: str, found: NDArray[np.generic], wanted: NDArray[np.generic]) -> Iterator[Difference]:
-    """Differences as bits: -0.0 is not 0.0, and a NaN equals itself."""
-    if found.dtype == np.float32:
-        found_bits, wanted_bits = (np.ascontiguousarray(x).view(np.uint32) for x in (found, wanted))
-    else:
-        found_bits, wanted_bits = found, wanted
-    wrong = found_bits != wanted_bits
-    if bool(wrong.any()):
-        at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        detail = f"first at {list(at)}: {found[at]}, folded/ has {wanted[at]}"
-        yield Difference(name, what, int(wrong.sum()), wrong.size, detail)
+        yield from unequal(name, "zero-points", *np.broadcast_arrays(have, zero_points))
 
 
 def _labels(found: Mapping[str, NDArray[np.int32]], wanted: Mapping[str, NDArray[np.int32]]) -> Iterator[Difference]:
-    yield from _named(found, wanted, "labels")
+    yield from named(found, wanted, "labels")
     for name in sorted(set(found) - set(wanted)):
         yield Difference(name, "labels that folded/ does not have", 0, 0, "")
-
-
-def _floats(found: Mapping[str, NDArray[np.float32]], model: FoldedModel) -> Iterator[Difference]:
-    wanted = {name: model.tensors[name].float().numpy() for name in model.tensors}
-    if tied(model) and f"{EMBEDDING}.weight" in wanted:
-        wanted[f"{HEAD}.weight"] = wanted[f"{EMBEDDING}.weight"]
-    yield from _named(_split_biases(found, wanted, model), wanted, "numbers")
-    for name in sorted(set(found) - set(wanted)):
-        parameter = name.endswith((".weight", ".bias")) and "+" not in name
-        if parameter:
-            yield Difference(name, "a parameter that folded/ does not have", 0, 0, "")
-
-
-def _split_biases(
-    found: Mapping[str, NDArray[np.float32]], wanted: Mapping[str, NDArray[np.float32]], model: FoldedModel
-) -> dict[str, NDArray[np.float32]]:
-    """Biases of layers whose rows were put together, by their own names; a layer without one has zeros there."""
-    split = dict(found)
-    for joined in [n for n in found if "+" in n and n.endswith(".bias")]:
-        row = 0
-        for name in parts(joined.removesuffix(".bias")):
-            width = folded.shape(model.layers[name])[0] if name in model.layers else 0
-            part = found[joined][row : row + width]
-            row += width
-            if f"{name}.bias" in wanted or bool(part.any()):
-                split[f"{name}.bias"] = part
-    return split
-
-
-def _named(
-    found: Mapping[str, NDArray[np.generic]], wanted: Mapping[str, NDArray[np.generic]], what: str
-) -> Iterator[Difference]:
-    for name, values in wanted.items():
-        if name not in found:
-            yield Difference(name, "missing: not stored, or nothing uses it", 0, 0, "")
-        elif found[name].shape != values.shape:
-            yield Difference(name, f"has shape {found[name].shape}, folded/ has {values.shape}", 0, 0, "")
-        else:
-            yield from _unequal(name, what, found[name], values)
-
-
-def _count_floats(contents: Contents, model: FoldedModel) -> int:
-    return sum(v.size for name, v in contents.tensors.items() if name in model.tensors or "+" in name)

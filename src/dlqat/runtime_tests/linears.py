@@ -76,7 +76,7 @@ def sqnr(error: float) -> float:
 
 def relative_error(y: NDArray[np.float32], reference: NDArray[np.float64]) -> float:
     """The worst row's ||y - reference|| / ||reference||; infinity where y is not a number."""
-    if not bool(np.isfinite(y).all()):
+    if y.shape != reference.shape or not bool(np.isfinite(y).all()):
         return float("inf")
     scale = np.maximum(np.linalg.norm(reference, axis=-1), np.finfo(np.float32).tiny)
     return float((np.linalg.norm(y - reference, axis=-1) / scale).max())

@@ -83,6 +83,8 @@ def feed(session: Session, token_ids: Sequence[int], plan: Plan) -> NDArray[np.f
 
 def compare(reference: NDArray[np.float32], got: NDArray[np.float32]) -> Rows:
     """Rows of two logits [n, vocab], position by position (float64 of one row at a time)."""
+    if reference.shape != got.shape:
+        raise DeviceFailure(f"logits have shape {got.shape}, the reference's {reference.shape}")
     pairs = [_row(a, b) for a, b in zip(reference, got, strict=True)]
     columns = [np.array(c) for c in zip(*pairs, strict=True)]
     return Rows(columns[0], columns[1], columns[2], columns[3].astype(bool), columns[4].astype(bool))
@@ -121,7 +123,8 @@ def summarize(rows: Rows) -> Divergence:
     good = np.isfinite(rows.kl)
     bad = int((~good).sum())
     if bad == len(rows.kl):
-        return Divergence(bad, *[float("nan")] * 5, 0.0, 0, bad)
+        nan = float("nan")
+        return Divergence(bad, nan, nan, nan, nan, nan, top1=0.0, ties=0, bad_rows=bad)
     kl = rows.kl[good]
     return Divergence(
         positions=len(rows.kl),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class Reference:
         return [*names, "lm_head"] if tied and "model.embed_tokens" in self.model.layers else names
 
     @contextlib.contextmanager
-    def _hooked(self, attach: Callable[[Any, str], Any]) -> Iterator[None]:
+    def _hooked(self, attach: Callable[[Any, str], Any]) -> Generator[None]:
         handles = [attach(self._network.get_submodule(name), name) for name in self.linears()]
         try:
             yield

@@ -51,7 +51,9 @@ def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str,
     """X^T X of what each of the block's layers reads."""
     layers = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, QATLinear)}
     own = {name: layer for name, layer in layers.items() if SHARED.get(name) not in layers}
-    moments = {name: torch.zeros(m.weight.shape[1], m.weight.shape[1], device=m.weight.device) for name, m in own.items()}
+    moments = {
+        name: torch.zeros(m.weight.shape[1], m.weight.shape[1], device=m.weight.device) for name, m in own.items()
+    }
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:

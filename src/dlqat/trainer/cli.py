@@ -14,7 +14,6 @@ from dlqat import recipe, refusal
 from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.trainer.options import Options
-from dlqat.trainer.run import Request, run
 from dlqat.trainer.start import KNOWN
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -23,7 +22,7 @@ WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
 
 @app.command(no_args_is_help=True)
-def train(  # noqa: PLR0913  (one argument an option is what typer wants)
+def train(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a hub id (org/name) or a .gguf file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="model_dir; the same command continues it.")],
     data: Annotated[
@@ -43,7 +42,9 @@ def train(  # noqa: PLR0913  (one argument an option is what typer wants)
     ] = True,
     recipe_file: Annotated[
         Path | None,
-        typer.Option("--recipe", help="TOML with [[rule]] tables, applied after the options above.", rich_help_panel=WHAT),
+        typer.Option(
+            "--recipe", help="TOML with [[rule]] tables, applied after the options above.", rich_help_panel=WHAT
+        ),
     ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank; 0: no LoRA (PEQA).", rich_help_panel=WHAT)] = 16,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha; default: the rank.", rich_help_panel=WHAT)] = None,
@@ -85,7 +86,6 @@ def train(  # noqa: PLR0913  (one argument an option is what typer wants)
     activations: what every target holds exactly. Then: [b]dlqat-export --target onnx MODEL_DIR[/b].
 
     Examples:
-
       dlqat-train ./my-finetune -o model_dir --data chats.jsonl --ce 1 --kd 1
 
       dlqat-train HuggingFaceTB/SmolLM2-135M-Instruct -o model_dir --data self --bits 3
@@ -120,6 +120,10 @@ def train(  # noqa: PLR0913  (one argument an option is what typer wants)
     _check(options, parallel)
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
+    try:
+        from dlqat.trainer.run import Request, run
+    except ModuleNotFoundError as error:
+        raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Console(stderr=True)
     folder = run(Request(model, output, tuple(data), checked, options, parallel), console)
     console.print(f"[b]{folder}[/b] is trained. Next: dlqat-export --target onnx {folder}")

@@ -76,7 +76,9 @@ def _chunk(
     return loss, (grad.to(own.dtype) @ own).to(student.dtype)
 
 
-def head_loss(student: Tensor, teacher: Tensor | None, heads: tuple[Tensor, Tensor], labels: Tensor, mix: Mix) -> Tensor:
+def head_loss(
+    student: Tensor, teacher: Tensor | None, heads: tuple[Tensor, Tensor], labels: Tensor, mix: Mix
+) -> Tensor:
     """Summed loss over tokens, float32 scalar, differentiable in `student`.
 
     student, teacher: hidden states [tokens, hidden] that predict `labels` [tokens] (no ignored ones).

@@ -8,9 +8,9 @@ they came from: that is the teacher of knowledge distillation, and it costs no m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,9 @@ class QATEmbedding(QATLayer):
             return rows
         scales = F.embedding(ids, self.scales)
         zero_points = None if self.zero_points is None else F.embedding(ids, self.zero_points)
-        adapter = Adapter(self.spec.grid, scales.flatten(0, -2), None if zero_points is None else zero_points.flatten(0, -2))
+        adapter = Adapter(
+            self.spec.grid, scales.flatten(0, -2), None if zero_points is None else zero_points.flatten(0, -2)
+        )
         return weight_forward(rows.flatten(0, -2), adapter, rows.dtype).view(rows.shape)
 
 
@@ -78,8 +80,9 @@ class QATLinear(QATLayer):
         zero_points: Tensor | None = None,
         offset: Tensor | None = None,
     ) -> None:
-        super().__init__(linear.weight, spec, scales, zero_points)
-        self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
+        super().__init__(cast("nn.Parameter", linear.weight), spec, scales, zero_points)
+        bias = cast("nn.Parameter | None", linear.bias)
+        self.bias = None if bias is None else bias.requires_grad_(False)
         self.offset: Tensor | None
         self.register_buffer("offset", offset)
         out, inputs = linear.weight.shape
@@ -132,7 +135,7 @@ class _Product(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # a tensor or None for each argument of forward  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: QATLinear = ctx.layer
         (x,) = ctx.saved_tensors
         grad, adapter = grads[0], layer.adapter()
@@ -144,7 +147,7 @@ class _Product(Function):
 
 
 @contextmanager
-def teacher(model: nn.Module) -> Iterator[None]:
+def teacher(model: nn.Module) -> Generator[None]:
     """Within the block `model` is the float model it came from."""
     layers = [m for m in model.modules() if isinstance(m, QATLayer)]
     for layer in layers:

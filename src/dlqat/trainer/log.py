@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class Log:
 
 
 @contextmanager
-def bar(console: Console, quiet: bool = False) -> Iterator[Progress]:
+def bar(console: Console, quiet: bool = False) -> Generator[Progress]:
     """A progress display; `quiet` on all processes but the first."""
     columns = (
         TextColumn("{task.description:>18}"),

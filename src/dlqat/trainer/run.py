@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -73,9 +73,9 @@ def run(request: Request, console: Console) -> Path:
         loaded = source.load(origin)
         if first:
             loaded.files(request.output)
+        loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress)
         _start(request, loaded.model, batches, runtime, progress)
-        loaded.model.to(runtime.device)
         if first:
             _tell(console, loaded.model, batches, request.options)
         trained = _train(request, loaded.model, batches, runtime, progress)
@@ -126,8 +126,9 @@ def _finished(output: Path, record: dict[str, Any]) -> bool:
 
 def _difference(old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
-        keys: list[str] = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))  # pyright: ignore
-        return ", ".join(f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in keys)  # pyright: ignore
+        before, now = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
+        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        return ", ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
     return "see its dlqat.json"
 
 

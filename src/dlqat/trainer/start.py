@@ -69,7 +69,7 @@ def offset(made: Tensor, layer: QATLinear) -> Tensor:
     """
     out, groups = layer.scales.shape
     s = layer.scales[..., None]
-    z = 0.0 if layer.zero_points is None else layer.zero_points[..., None].float()
+    z = torch.zeros_like(s) if layer.zero_points is None else layer.zero_points[..., None].float()
     low, high = layer.spec.grid.qmin - z, layer.spec.grid.qmax - z
     base = layer.weight.float().view(out, groups, -1) / s
     target = made.view(out, groups, -1) / s

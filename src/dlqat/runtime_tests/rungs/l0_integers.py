@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L0: the artifact's files, its integers and the reference's, each equal to what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+
+from dlqat import atomic, folded
+from dlqat.devices import artifact as artifacts
+from dlqat.runtime_tests import integers, readers
+from dlqat.runtime_tests.proof import Proof, judged
+from dlqat.runtime_tests.report import Check
+
+
+def files(proof: Proof) -> Iterator[Check]:
+    """L0: every file is the one that manifest.json describes."""
+    listed = proof.artifact.manifest.get("files")
+    if not listed:
+        yield Check("L0", "files", "not verified", "there is no manifest.json with checksums beside the program")
+        return
+    damage = list(artifacts.damage(proof.artifact))
+    folder, made_from = proof.reference.folder, artifacts.source(proof.artifact)
+    other = [n for n, digest in made_from.items() if not (folder / n).is_file() or atomic.sha256(folder / n) != digest]
+    doubts = [f"made from another {folder.name}/ ({other[0]} differs); export again after folding"] if other else []
+    yield judged(
+        "L0",
+        "files",
+        damage,
+        f"{len(listed)} files have the checksums of manifest.json",
+        {"files": len(listed)},
+        doubts,
+    )
+
+
+def integers_equal(proof: Proof) -> Iterator[Check]:
+    """L0: codes, scales, zero-points, labels and float parameters of each program are those of folded/."""
+    for program in proof.artifact.programs:
+        contents = proof.contents if program == proof.artifact.program else readers.read(program)
+        result = integers.compare(contents, proof.wanted, proof.progress)
+        figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {"form": contents.form}
+        good = (
+            f"{result.codes:,} codes, {result.scales:,} scales, {result.zero_points:,} zero-points and "
+            f"{result.floats:,} float parameters equal, bit for bit, in {result.weights} multiplications"
+        )
+        yield judged("L0", f"integers of {program.name}", [str(d) for d in result.differences], good, figures)
+
+
+def reference_equal(proof: Proof) -> Iterator[Check]:
+    """L0: what transformers multiplies with is what the integers mean (law 3, on this very folder)."""
+    model = proof.reference.model
+    _ = proof.expected  # the first forward unpacks the weights
+    wrong: list[str] = []
+    for name in model.layers:
+        proof.progress(name)
+        if not torch.equal(proof.reference.weight(name).float(), folded.dense(model.layers[name])):
+            wrong.append(f"{name}: transformers has another weight than its integers mean")
+    yield judged("L0", "reference", wrong, f"transformers holds the same {len(model.layers)} weights, bit for bit", {})

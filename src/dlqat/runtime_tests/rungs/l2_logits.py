@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L2: logits of the artifact against the reference's, in every setting of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlqat.devices.device import Setting
+from dlqat.runtime_tests import parity, tolerances
+from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic
+from dlqat.runtime_tests.parity import Divergence, Rows
+from dlqat.runtime_tests.proof import Proof, judged
+from dlqat.runtime_tests.readers.reader import parts
+from dlqat.runtime_tests.reference import Nudge
+from dlqat.runtime_tests.report import Check
+
+
+def logits(proof: Proof) -> Iterator[Check]:
+    """L2, one check per setting."""
+    for setting in proof.settings:
+        yield from _logits_int8(proof, setting) if setting.activations == "int8" else _logits_float(proof, setting)
+
+
+def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:
+    rows, table = _measure(proof, setting, proof.expected)
+    total = parity.summarize(rows)
+    fault = parity.float_fault(total)
+    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), asdict(total), table=table)
+
+
+def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
+    """Against the emulation of the runtime's arithmetic, within the noise floor of that emulation."""
+    name = str(setting)
+    found = {part: x.arithmetic for x in proof.linears(setting) for part in parts(x.name)}
+    unknown = sorted(n for n, arithmetic in found.items() if arithmetic is None)
+    if unknown:
+        yield Check(
+            "L2", name, "not verified", f"the arithmetic of {len(unknown)} linears is not stated ({unknown[0]}, ...)"
+        )
+        return
+
+    def arithmetic(path: str) -> Arithmetic:
+        return found.get(path) or FLOAT
+
+    proof.progress(f"{name}: emulation")
+    emulated = [proof.reference.emulated(ids, arithmetic) for ids in proof.texts]
+    floors: list[Divergence] = []
+    for seed in range(tolerances.NUDGES):
+        proof.progress(f"{name}: noise floor {seed + 1} of {tolerances.NUDGES}")
+        nudge = Nudge(tolerances.NUDGE, seed)
+        nudged = [proof.reference.emulated(ids, arithmetic, nudge) for ids in proof.texts]
+        floors.append(parity.summarize(_pool_plans(proof, emulated, nudged)))
+    rows, table = _measure(proof, setting, emulated)
+    total = parity.summarize(rows)
+    fault = parity.int8_fault(total, floors)
+    floor = {"kl_mean": max(f.kl_mean for f in floors), "kl_p99": max(f.kl_p99 for f in floors)}
+    cost = parity.summarize(_pool_plans(proof, proof.expected, emulated))
+    figures = asdict(total) | {"noise_floor": [asdict(f) for f in floors], "int8_against_float": asdict(cost)}
+    good = f"{figures_line(total)}; noise floor: KL mean {floor['kl_mean']:.1e}, p99 {floor['kl_p99']:.1e}"
+    yield judged("L2", name, [fault] if fault else [], good, figures, table=table)
+
+
+def _measure(
+    proof: Proof, setting: Setting, expected: Sequence[NDArray[np.float32]]
+) -> tuple[Rows, list[dict[str, Any]]]:
+    """Rows of all plans and texts, and the figures per plan."""
+    by_plan: dict[str, list[Rows]] = {}
+    with closing(proof.open(setting)) as session:
+        for ids, wanted in zip(proof.texts, expected, strict=True):
+            for plan in proof.plans:
+                proof.progress(f"{setting}: {plan.name}")
+                rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan))
+                by_plan.setdefault(plan.name, []).append(rows)
+        proof.facts[str(setting)] = dict(session.facts())
+    table = [{"plan": name} | asdict(parity.summarize(parity.pool(rows))) for name, rows in by_plan.items()]
+    return parity.pool([r for rows in by_plan.values() for r in rows]), table
+
+
+def _pool_plans(proof: Proof, a: Sequence[NDArray[np.float32]], b: Sequence[NDArray[np.float32]]) -> Rows:
+    """Two sets of logits, every position as often as the plans visit it."""
+    whole = [parity.compare(x, y) for x, y in zip(a, b, strict=True)]
+    return parity.pool([parity.first(rows, plan.length) for rows in whole for plan in proof.plans])
+
+
+def figures_line(d: Divergence) -> str:
+    ties = f", {d.ties} ties" if d.ties else ""
+    return (
+        f"KL mean {d.kl_mean:.1e}, p99 {d.kl_p99:.1e}, max {d.kl_max:.1e}; largest difference {d.max_abs:.2g}; "
+        f"top-1 {d.top1:.1%}{ties} of {d.positions} positions"
+    )

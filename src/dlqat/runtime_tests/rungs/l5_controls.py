@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L5: negative controls. What L0 and L2 say of artifacts that were damaged on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from dlqat.runtime_tests import controls, parity, tolerances
+from dlqat.runtime_tests.proof import Proof, judged
+from dlqat.runtime_tests.report import Check
+
+
+def negative_controls(proof: Proof) -> Iterator[Check]:
+    """L5: what L0 and L2 say of damaged copies."""
+    for control in controls.check_integers(proof.artifact, proof.contents, proof.wanted):
+        status = "passed" if control.answer else "failed"
+        yield Check("L5", "L0 notices", status, f"{control.what}: {control.answer or 'not noticed'}")
+    if not proof.quick:
+        yield from _sensitivity(proof)
+
+
+def _sensitivity(proof: Proof) -> Iterator[Check]:
+    weight = controls.target(proof.contents, "scales")
+    if weight is None:
+        yield Check("L5", "L2 notices", "not verified", "no linear's scales have a place of their own in the files")
+        return
+    plan, table = parity.QUICK[0], list[dict[str, Any]]()
+    for factor in controls.FACTORS:
+        proof.progress(f"scale times {factor}")
+        with (
+            controls.altered(proof.artifact, weight.spans["scales"], controls.times(factor)) as copy,
+            closing(proof.device.open(copy.program, proof.settings[0])) as session,
+        ):
+            got = parity.feed(session, proof.texts[0], plan)
+        found = parity.summarize(parity.compare(proof.expected[0][: plan.length], got))
+        table.append({"factor": factor, "kl_max": found.kl_max, "noticed": parity.float_fault(found) is not None})
+    noticed = [row["factor"] for row in table if row["noticed"]]
+    wrong = (
+        []
+        if tolerances.NOTICED in noticed
+        else [f"{weight.name}: its largest scale times {tolerances.NOTICED:g} passes L2"]
+    )
+    good = f"one scale of {weight.name} times {min(noticed, default=0):.4g} is noticed"
+    yield judged("L5", "L2 notices", wrong, good, {"weight": weight.name}, table=table)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported tiny models beside their folded/ folders: what the tests of the proof start from."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+import models
+import unions
+from dlqat import checkpoint
+from dlqat.checkpoint import FoldedModel
+from dlqat.devices import artifact as artifacts
+from dlqat.devices.all import DEVICES
+from dlqat.exporters import cli, onnx_target
+from dlqat.exporters.target import Options
+from dlqat.recipe import Recipe
+from dlqat.runtime_tests import ladder
+from dlqat.runtime_tests.proof import Proof
+from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.report import Check
+from toy_tokenizer import toy_tokenizer
+
+FORMS = ("qdq", "ort")
+CONTEXT = 128
+
+
+def export(folder: Path, form: str, family: str = "llama-tied", recipe: Recipe | None = None, **changes: object) -> Path:
+    """folder/folded and folder/FORM of a tiny model with a tokenizer; returns the artifact folder."""
+    return export_model(folder, form, models.fold_model(models.tiny(family, **changes), recipe))
+
+
+def export_union(folder: Path, form: str) -> Path:
+    """The same with every kind of folded layer."""
+    return export_model(folder, form, unions.fold_model("llama-biased"))
+
+
+def export_model(folder: Path, form: str, model: FoldedModel) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    toy_tokenizer().save_pretrained(folder)
+    checkpoint.write(model, folder / "folded", files=folder)
+    cli.console = Console(file=io.StringIO())  # its progress bar
+    options = Options(form, CONTEXT)
+    cli.write(onnx_target, checkpoint.read(folder / "folded"), folder / "folded", folder / form, options)
+    return folder / form
+
+
+def damaged(artifact: Path, copy: Path, file: str, change: Callable[[bytearray], None]) -> Path:
+    """A copy of an artifact in which `change` was applied to the content of one file."""
+    shutil.copytree(artifact, copy)
+    content = bytearray((copy / file).read_bytes())
+    change(content)
+    (copy / file).write_bytes(content)
+    return copy
+
+
+def proof(artifact: Path, reference: Path, *, quick: bool = False) -> Proof:
+    return Proof(artifacts.find(artifact), Reference(reference), DEVICES["host-ort"], 1, quick, lambda _: None)
+
+
+def checks(artifact: Path, reference: Path, *rungs: str) -> list[Check]:
+    """Run rungs of the ladder."""
+    return list(ladder.run(proof(artifact, reference), rungs))

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-export on tiny models: what it writes, says and refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import models
+import unions
+from dlqat import checkpoint
+from dlqat.exporters import cli, onnx_target
+from dlqat.recipe import Recipe, Rule
+from dlqat.refusal import Refusal
+from toy_tokenizer import toy_tokenizer
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Exit code and output of dlqat-export; what it refuses is raised."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if isinstance(result.exception, Exception):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def model_dir(tmp_path: Path, family: str = "llama-tied", generation: dict[str, Any] | None = None) -> Path:
+    """folded/ of a tiny model with a tokenizer, as training leaves it."""
+    source = tmp_path / "source"
+    toy_tokenizer().save_pretrained(source)
+    content = {"bos_token_id": 1, "eos_token_id": 2} if generation is None else generation
+    (source / "generation_config.json").write_text(json.dumps(content))
+    checkpoint.write(models.fold_model(models.tiny(family)), tmp_path / "model" / "folded", files=source)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("form", onnx_target.FORMS)
+def test_folder_describes_itself(tmp_path: Path, form: str) -> None:
+    """Every file with its digest, sizes that add up, the form in the model's own metadata."""
+    code, _ = run(model_dir(tmp_path), "--form", form, "--no-verify")
+    folder = tmp_path / "model" / "onnx"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert code == 0
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == files
+    for name, entry in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    program, data = (manifest["files"][f"onnx/model.onnx{suffix}"]["bytes"] for suffix in ("", "_data"))
+    assert manifest["bytes"]["total"] == program + data
+    assert sum(v for k, v in manifest["bytes"].items() if k != "total") == program + data
+    assert (manifest["target"], manifest["form"], manifest["model"]) == ("onnx", form, "onnx/model.onnx")
+    assert sorted(spec["layers"] for spec in manifest["specs"]) == [1, 14]
+    for name in (manifest["model"], manifest["generator"]):
+        loaded = onnx.load(str(folder / name), load_external_data=False)
+        assert {p.key: p.value for p in loaded.metadata_props} == {"dlqat.format": "1", "dlqat.form": form}
+
+
+def test_parameters_are_the_model_s(tmp_path: Path) -> None:
+    for family in ("llama", "llama-tied", "qwen3"):
+        network = models.tiny(family)
+        run(model_dir(tmp_path / family, family), "--no-verify")
+        manifest = json.loads((tmp_path / family / "model" / "onnx" / "manifest.json").read_text())
+        matrices = {id(p): p.numel() for p in network.parameters() if p.ndim == 2}
+        assert manifest["parameters"] == sum(matrices.values())
+
+
+@pytest.mark.parametrize("form", onnx_target.FORMS)
+def test_configs_of_the_clients(tmp_path: Path, form: str) -> None:
+    """Names and ids that onnxruntime-genai and transformers.js read; the chat template in both places."""
+    run(model_dir(tmp_path, generation={"eos_token_id": [2, 7], "temperature": 0.6}), "--form", form, "--no-verify")
+    folder = tmp_path / "model" / "onnx"
+    genai = json.loads((folder / "genai_config.json").read_text())
+    decoder = genai["model"]["decoder"]
+    assert (folder / decoder["filename"]).is_file()
+    assert genai["model"]["eos_token_id"] == [2, 7]
+    assert (genai["model"]["bos_token_id"], genai["model"]["pad_token_id"]) == (1, 2)
+    assert genai["model"]["context_length"] == genai["search"]["max_length"] == 128
+    assert genai["search"]["past_present_share_buffer"] is (form == "ort")
+    assert genai["search"]["temperature"] == 0.6
+    graph = onnx.load(str(folder / decoder["filename"]), load_external_data=False).graph
+    assert {i.name for i in graph.input} == {
+        name.replace("%d", str(i)) for name in decoder["inputs"].values() for i in range(2)
+    }
+    assert {o.name for o in graph.output} == {
+        name.replace("%d", str(i)) for name in decoder["outputs"].values() for i in range(2)
+    }
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == (folder / "chat_template.jinja").read_text()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
+    assert "quantization_config" not in config
+
+
+def test_without_tokenizer_the_manifest_says_who_cannot_load(tmp_path: Path) -> None:
+    models.write_folded(tmp_path / "folded")
+    run(tmp_path / "folded", "-o", tmp_path / "out", "--no-verify")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["clients"]["onnxruntime"] == "ready"
+    assert "tokenizer.json" in manifest["clients"]["onnxruntime-genai"]
+    assert not (tmp_path / "out" / "genai_config.json").exists()
+
+
+def test_folded_folder_itself_is_exported_beside(tmp_path: Path) -> None:
+    run(model_dir(tmp_path) / "folded", "--no-verify")
+    assert (tmp_path / "model" / "onnx" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("form", onnx_target.FORMS)
+def test_dry_run_writes_nothing(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = model_dir(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, output = run(source, "--form", form, "--dry-run")
+    assert code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "model.layers.*.mlp.up_proj" in output
+    assert {"qdq": "DequantizeLinear", "ort": "MatMulNBits"}[form] in output
+
+
+def test_dry_run_names_what_is_refused(tmp_path: Path) -> None:
+    """And an export of it refuses before it writes."""
+    recipe = Recipe((Rule(".*", {"bits": 4, "group_size": 0}),))
+    models.write_folded(tmp_path / "folded", "llama", recipe, intermediate_size=72)
+    for extra in (["--dry-run"], []):
+        with pytest.raises(Refusal, match=r"down_proj.*72 inputs.*--form qdq"):
+            run(tmp_path / "folded", "--form", "ort", "--no-verify", *extra)
+    assert not (tmp_path / "onnx").exists()
+    run(tmp_path / "folded", "--form", "qdq", "--no-verify")
+
+
+def test_plan_shows_structures(tmp_path: Path) -> None:
+    unions.write_folded(tmp_path / "folded", "llama-tied")
+    code, output = run(tmp_path / "folded", "--dry-run")
+    assert code == 0
+    assert "LowRank of int8 asym g16 and int4 sym g32" in output
+    assert "Clustered of int4 sym g16" in output
+
+
+REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "no such folder": (lambda path: [path / "nothing"], "neither adapters nor folded/"),
+    "unknown target": (lambda path: [model_dir(path), "--target", "tflite"], "known: onnx"),
+    "unknown form": (lambda path: [model_dir(path), "--form", "qoperator"], "known: qdq, ort"),
+    "context beyond the model": (lambda path: [model_dir(path), "--max-context", 129], "1 to 128"),
+    "no end token": (lambda path: [model_dir(path, generation={"eos_token_id": None})], "eos_token_id"),
+    "end token of another family": (lambda path: [model_dir(path, generation={"eos_token_id": 7})], "'</s>'"),
+    "end token beyond the vocabulary": (lambda path: [model_dir(path, generation={"eos_token_id": [2, 999]})], "999"),
+    "pad token beyond the vocabulary": (
+        lambda path: [model_dir(path, generation={"eos_token_id": 2, "pad_token_id": 151643})],
+        "pad_token_id 151643",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(tmp_path: Path, case: str) -> None:
+    """One line that says what is wrong; nothing is written."""
+    arguments, said = REFUSED[case]
+    given = arguments(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Refusal, match=said) as refusal:
+        run(*given, "--no-verify")
+    assert "\n" not in str(refusal.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_failed_export_leaves_the_old_one(tmp_path: Path) -> None:
+    source = model_dir(tmp_path)
+    run(source, "--no-verify")
+    old = (source / "onnx" / "manifest.json").read_bytes()
+    weights = source / "folded" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(Refusal, match="damaged or truncated"):
+        run(source, "--no-verify")
+    assert (source / "onnx" / "manifest.json").read_bytes() == old
+    assert sorted(p.name for p in source.iterdir()) == ["folded", "onnx"]
+
+
+def test_command_ends_with_2_and_one_line(tmp_path: Path) -> None:
+    """The installed program, in a process of its own."""
+    command = [sys.executable, "-m", "dlqat.exporters.cli", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_result_of_the_check_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not verified is said; a failing check fails the export."""
+    source = model_dir(tmp_path)
+    monkeypatch.setattr(cli, "CHECK", "dlqat.no_such_module")
+    code, output = run(source)
+    assert code == 0
+    assert "not verified" in output
+    monkeypatch.setattr(cli, "CHECK", "this")  # any module that runs and ends with 0
+    assert run(source)[0] == 0
+    monkeypatch.setattr(cli, "CHECK", "dlqat")  # a package cannot be run: exit code 1
+    assert run(source)[0] == 1
+
+
+MEASURED = """
+import sys
+from dlqat.exporters import cli
+try:
+    cli.app(sys.argv[1:], standalone_mode=False)
+finally:
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("form", onnx_target.FORMS)
+def test_peak_memory(tmp_path: Path, smollm2_folded: Path, form: str) -> None:
+    """At most twice the folder and 0.5 GB, imports included."""
+    command = [sys.executable, "-c", MEASURED, str(smollm2_folded), "-o", str(tmp_path / "out"), "--form", form]
+    done = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)
+    peak = int(done.stdout.split()[-1]) * 1024
+    folder = sum(p.stat().st_size for p in smollm2_folded.iterdir())
+    assert peak < 2 * folder + 0.5e9

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One exported folder, three public clients, nothing changed in between: on the real SmolLM2-135M-Instruct."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import CACHE
+from dlqat import checkpoint
+from dlqat.exporters import onnx_target
+from dlqat.exporters.target import Options
+from onnx_runs import FORMS, Text, session
+
+pytestmark = pytest.mark.real
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PACKAGE = "@huggingface/transformers@4.3.1"
+ASK = """
+import path from 'node:path';
+import { env, pipeline } from '@huggingface/transformers';
+const folder = process.argv[2];
+env.allowRemoteModels = false;
+env.localModelPath = path.dirname(folder);
+const ask = await pipeline('text-generation', path.basename(folder));
+const answer = await ask(JSON.parse(process.argv[3]), { max_new_tokens: 60, do_sample: false });
+console.log(JSON.stringify(answer[0].generated_text.at(-1).content));
+"""
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def exported(request: pytest.FixtureRequest, smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = checkpoint.read(smollm2_folded)
+    onnx_target.write(model, smollm2_folded, folder, Options(request.param, 512))
+    return folder
+
+
+def test_onnxruntime(exported: Path, smollm2_folded: Path) -> None:
+    """The logits of a prompt, at both optimization levels, against transformers on folded/."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(smollm2_folded)("The capital of France is", return_tensors="np")["input_ids"]
+    network = AutoModelForCausalLM.from_pretrained(smollm2_folded, dtype="float32").eval()
+    with torch.no_grad():
+        expected = network(torch.from_numpy(ids)).logits.numpy()
+    logits = Text(session(exported / "onnx" / "model.onnx")).step(ids)
+    # 30 float32 layers, logits up to 30: 1e-4 is the noise. The ort form rounds activations to int8 by itself.
+    limit = (
+        1e-3
+        if json.loads((exported / "genai_config.json").read_text())["model"]["decoder"]["inputs"].get("position_ids")
+        else 3.0
+    )
+    assert np.abs(logits - expected).max() < limit
+    assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.8
+
+
+def test_onnxruntime_genai(exported: Path) -> None:
+    """Chat template, greedy answer, and it stops by itself."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    model = genai.Model(str(exported))
+    tokenizer = genai.Tokenizer(model)
+    prompt = tokenizer.apply_chat_template(json.dumps(QUESTION), add_generation_prompt=True)
+    assert prompt.endswith("<|im_start|>assistant\n")
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=200, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(tokenizer.encode(prompt))
+    assert generator.get_logits().shape == (1, 1, 49152)
+    while not generator.is_done():
+        generator.generate_next_token()
+    tokens = generator.get_sequence(0)
+    assert len(tokens) < 200, "it ran into the limit: EOS did not stop it"
+    assert "Paris" in tokenizer.decode(tokens)
+
+
+def test_transformers_js(exported: Path) -> None:
+    """pipeline('text-generation') in Node with its defaults."""
+    modules = transformers_js()
+    script = modules / "ask.mjs"
+    script.write_text(ASK, encoding="utf-8")
+    command = ["node", str(script), str(exported), json.dumps(QUESTION)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert "Paris" in answer
+    assert len(answer) < 250, "it ran into the limit: EOS did not stop it"
+
+
+def transformers_js() -> Path:
+    """A folder with the package installed, in .cache/; skips where that is not possible."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed, so transformers.js cannot be tried")
+    folder = CACHE / "node"
+    if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text('{"private": true, "type": "module"}\n', encoding="utf-8")
+        # The CPU library is inside the package; its install script would fetch the CUDA one from elsewhere.
+        environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+        command = ["npm", "install", "--no-audit", "--no-fund", PACKAGE]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"{PACKAGE} could not be installed: {done.stderr.strip().splitlines()[-1]}")
+    return folder
