@@ -115,6 +115,9 @@ def test_missing_layer_is_refused_by_name() -> None:
     layers = {n: x for n, x in model.layers.items() if n != "model.layers.1.mlp.up_proj"}
     with pytest.raises(Refusal, match=r"model\.layers\.1\.mlp\.up_proj"):
         described(replace(model, layers=layers), IDS)
+    tensors = {n: x for n, x in model.tensors.items() if n != "model.norm.weight"}
+    with pytest.raises(Refusal, match=r"model\.norm\.weight"):
+        described(replace(model, tensors=tensors), IDS)
 
 
 def test_what_cannot_be_looked_up_is_unsupported() -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from typer.testing import CliRunner
 import models
 import unions
 from dlqat import checkpoint
-from dlqat.exporters import cli, onnx_target
-from dlqat.recipe import Recipe, Rule
+from dlqat.exporters import cli, fold, onnx_target
+from dlqat.folded import Sum
 from dlqat.refusal import Refusal
 from toy_tokenizer import toy_tokenizer
 
@@ -126,15 +127,16 @@ def test_dry_run_writes_nothing(tmp_path: Path, form: str, monkeypatch: pytest.M
     assert {"qdq": "DequantizeLinear", "ort": "MatMulNBits"}[form] in output
 
 
-def test_dry_run_names_what_is_refused(tmp_path: Path) -> None:
-    """And an export of it refuses before it writes."""
-    recipe = Recipe((Rule(".*", {"bits": 4, "group_size": 0}),))
-    models.write_folded(tmp_path / "folded", "llama", recipe, intermediate_size=72)
+def test_what_is_refused_is_named_before_any_work(tmp_path: Path) -> None:
+    """A table of sums has no rows to look up: the plan shows it, and the export ends there."""
+    model = models.fold_model(models.tiny("llama"))
+    table = model.layers["model.embed_tokens"]
+    broken = replace(model, layers={**model.layers, "model.embed_tokens": Sum((table,))})
+    checkpoint.write(broken, tmp_path / "folded", files=tmp_path)
     for extra in (["--dry-run"], []):
-        with pytest.raises(Refusal, match=r"down_proj.*72 inputs.*--form qdq"):
-            run(tmp_path / "folded", "--form", "ort", "--no-verify", *extra)
+        with pytest.raises(Refusal, match=r"model\.embed_tokens: .*cannot be looked up"):
+            run(tmp_path / "folded", "--no-verify", *extra)
     assert not (tmp_path / "onnx").exists()
-    run(tmp_path / "folded", "--form", "qdq", "--no-verify")
 
 
 def test_plan_shows_structures(tmp_path: Path) -> None:
@@ -166,10 +168,22 @@ def test_refusals(tmp_path: Path, case: str) -> None:
     arguments, said = REFUSED[case]
     given = arguments(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(Refusal, match=said) as refusal:
-        run(*given, "--no-verify")
-    assert "\n" not in str(refusal.value)
+    for extra in ("--no-verify", "--dry-run"):
+        with pytest.raises(Refusal, match=said) as refusal:
+            run(*given, extra)
+        assert "\n" not in str(refusal.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_adapters_are_folded_when_they_are_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fold.fold is called for a stale folder only; what it does is tested with the trainer."""
+    folder, called = model_dir(tmp_path), list[Path]()
+    (folder / "adapters.safetensors").touch()
+    monkeypatch.setattr(fold, "fold", called.append)
+    for stale in (False, True):
+        monkeypatch.setattr(fold, "stale", lambda _, stale=stale: stale)
+        assert cli.fold_if_needed(folder) == folder / "folded"
+        assert called == [folder] * stale
 
 
 def test_failed_export_leaves_the_old_one(tmp_path: Path) -> None:

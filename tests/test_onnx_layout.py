@@ -16,8 +16,11 @@ import onnx_runs
 import unions
 from dlqat import architecture, checkpoint, folded
 from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import onnx_graph, onnx_ort
+from dlqat.exporters import onnx_graph
 from dlqat.exporters.builder import Linear
+from dlqat.exporters.merge import merge
+from dlqat.exporters.onnx_ort import Ort
+from dlqat.exporters.onnx_qdq import Qdq
 from dlqat.folded import Quantized
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
@@ -52,7 +55,7 @@ def uniform(grid: Grid) -> Recipe:
 def test_qdq_integers(tmp_path: Path, grid: Grid) -> None:
     """codes [K, N], scales [K / g, N] or [N], zero-points like them: equal, bit for bit."""
     model = models.fold_model(models.tiny("llama"), uniform(grid))
-    stored = arrays(onnx_runs.write(model, tmp_path, "qdq"))
+    stored = taken_apart(arrays(onnx_runs.write(model, tmp_path, "qdq")), leaves(model))
     for path, leaf in leaves(model).items():
         np.testing.assert_array_equal(stored[f"{path}.codes"].astype(np.int8), leaf.codes.numpy().T)
         for what, values in (("scales", leaf.scales), ("zero_points", leaf.zero_points)):
@@ -61,6 +64,19 @@ def test_qdq_integers(tmp_path: Path, grid: Grid) -> None:
             else:
                 turned = values.numpy()[:, 0] if grid.group_size is None else values.numpy().T
                 np.testing.assert_array_equal(stored[f"{path}.{what}"].astype(turned.dtype), turned)
+
+
+def taken_apart(stored: dict[str, np.ndarray], parts: dict[str, Quantized]) -> dict[str, np.ndarray]:
+    """Tensors of merged leaves cut along their columns, in the order of their names."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in stored.items():
+        names = parts_of(name)
+        if len(names) == 1 or not name.endswith((".codes", ".scales", ".zero_points")):
+            found[name] = array
+            continue
+        ends = np.cumsum([parts[n.rpartition(".")[0]].codes.shape[0] for n in names])
+        found |= dict(zip(names, np.split(array, ends[:-1], axis=-1), strict=True))
+    return found
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -78,8 +94,10 @@ def test_ort_integers(tmp_path: Path, grid: Grid) -> None:
         parts = [leaves(model)[f"{prefix}.{part}" if prefix else part] for part in last.split("+")]
         found |= {f"{prefix}.{part}" if prefix else part for part in last.split("+")}
         codes = np.concatenate([p.codes.numpy() for p in parts])
-        np.testing.assert_array_equal(unpack(stored[f"{name}.codes"].reshape(len(codes), -1), bits), codes)
-        blocks = codes.shape[1] // size
+        inputs, blocks = codes.shape[1], -(-codes.shape[1] // size)
+        raw = stored[f"{name}.codes"].reshape(len(codes), -1)
+        assert raw.shape[1] * 8 == blocks * size * bits
+        np.testing.assert_array_equal(unpack(raw, bits)[:, :inputs], codes)
         scales = np.concatenate([p.scales.expand(-1, blocks).numpy() for p in parts])
         np.testing.assert_array_equal(stored[f"{name}.scales"], scales)
         if not grid.symmetric:
@@ -118,7 +136,7 @@ def test_every_layer_is_fused(tmp_path: Path, family: str) -> None:
     """onnxruntime turns each DequantizeLinear + MatMul (+ bias) of the standard form into one MatMulNBits."""
     path = onnx_runs.write(models.fold_model(models.tiny(family)), tmp_path, "qdq")
     kinds = onnx_runs.operators(path, tmp_path)
-    assert kinds.count("MatMulNBits") == 2 * 7 + 1
+    assert kinds.count("MatMulNBits") == 2 * 4 + 1  # q, k, v together and gate, up together
     assert "MatMul" not in kinds
     assert kinds.count("DequantizeLinear") == 1  # of the embedding's rows
     assert kinds.count("Add") == 2 * 2  # the residuals
@@ -187,14 +205,14 @@ def test_same_model_same_bytes(tmp_path: Path, form: str) -> None:
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
-def test_what_the_ort_form_merges() -> None:
+def test_what_is_merged() -> None:
     """Leaves of one grid, biases filled with zeros; other grids, float and single layers are left alone."""
     model = models.fold_model(models.tiny("llama"))
     q, k = (model.layers[f"model.layers.0.self_attn.{x}_proj"] for x in "qk")
     assert isinstance(q, Quantized)
     assert isinstance(k, Quantized)
     bias = k.scales[:, 0].clone()
-    merged = onnx_ort.merge([Linear("a.b.q", q), Linear("a.b.k", k, bias)])
+    merged = merge([Linear("a.b.q", q), Linear("a.b.k", k, bias)])
     assert merged is not None
     assert isinstance(merged.weight, Quantized)
     assert merged.name == "a.b.q+k"
@@ -203,23 +221,21 @@ def test_what_the_ort_form_merges() -> None:
     np.testing.assert_array_equal(merged.bias[:64], 0)
     np.testing.assert_array_equal(merged.bias[64:], bias)
     other = models.round_to_nearest(folded.dense(k), Grid(8, 32))
-    assert onnx_ort.merge([Linear("q", q), Linear("k", other)]) is None
-    assert onnx_ort.merge([Linear("q", q), Linear("k", folded.dense(k))]) is None
-    assert onnx_ort.merge([Linear("q", q)]) is None
+    assert merge([Linear("q", q), Linear("k", other)]) is None
+    assert merge([Linear("q", q), Linear("k", folded.dense(k))]) is None
+    assert merge([Linear("q", q)]) is None
 
 
-def test_row_that_no_block_divides_is_refused(tmp_path: Path) -> None:
-    """72 inputs under one scale: DequantizeLinear takes them, MatMulNBits' blocks do not fit."""
-    leaf = models.round_to_nearest(np_weight(8, 72), Grid(8, None))
-    facts = architecture.read(models.tiny("llama").config.to_dict())
-    assert "72" in (onnx_ort.Ort(facts, tmp_path, 64).supports("lm_head", leaf) or "")
+@pytest.mark.parametrize("form", FORMS)
+def test_description_writes_nothing(tmp_path: Path, form: str) -> None:
+    """A builder that is only asked (--dry-run) leaves no file."""
+    model = models.fold_model(models.tiny("llama"))
+    facts, leaf = architecture.read(model.config), model.layers["lm_head"]
+    assert isinstance(leaf, Quantized)
+    b = Qdq(facts, tmp_path) if form == "qdq" else Ort(facts, tmp_path, 64)
+    assert b.supports("lm_head", leaf) is None
+    assert "8" in b.describe("lm_head", leaf)
     assert not list(tmp_path.iterdir())
-
-
-def np_weight(out: int, inputs: int) -> Any:
-    import torch
-
-    return torch.randn(out, inputs, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

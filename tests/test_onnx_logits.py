@@ -80,6 +80,19 @@ def test_grids(tmp_path: Path, grid: Grid, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_that_no_block_divides(tmp_path: Path, form: str, symmetric: bool) -> None:
+    """One scale per output and 72 or 200 inputs: the ort form fills up the last block, and that multiplies nothing."""
+    recipe = Recipe((Rule(".*", {"bits": 4, "group_size": 0, "symmetric": symmetric}),))
+    sizes = {"hidden_size": 200, "head_dim": 16, "intermediate_size": 72}
+    models.write_folded(tmp_path / "folded", "llama-tied", recipe, **sizes)
+    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    logits = expected(tmp_path / "folded")
+    for optimize in (False, True):
+        assert difference(path, logits, optimize=optimize) < TOLERANCE
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_unions(tmp_path: Path, form: str) -> None:
     """Low-rank, clustered, summed and nested layers, with biases."""
     unions.write_folded(tmp_path / "folded", "llama-biased")

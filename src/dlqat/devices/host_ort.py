@@ -84,6 +84,8 @@ class OrtSession:
         known = {"input_ids", "attention_mask", "position_ids", ALL_LOGITS}
         if odd := [n for n in self._inputs if n not in known and not n.startswith("past_key_values.")]:
             raise DeviceFailure(f"{program.name} has inputs that no decoder of ours has: {', '.join(odd)}")
+        shape = next((o.shape for o in self._ort.get_outputs() if o.name == "logits"), [None])
+        self._vocab = shape[-1] if isinstance(shape[-1], int) else None
         self.reset()
 
     def reset(self) -> None:
@@ -98,6 +100,9 @@ class OrtSession:
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
         ids = np.asarray(token_ids, np.int64)[None]
+        # GatherBlockQuantized reads past its table without a word
+        if self._vocab and ids.max(initial=0) >= self._vocab:
+            raise DeviceFailure(f"token {ids.max()} is not in the vocabulary of {self._vocab}")
         total = self._length + ids.shape[1]
         feed: dict[str, NDArray[Any]] = {
             "input_ids": ids,

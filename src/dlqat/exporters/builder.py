@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target must be able to say: ten coarse operations, and a reason where it cannot.
+"""What a target must be able to say: nine coarse operations, and a reason where it cannot.
 
 `decoder.forward` describes a language model once, against this Protocol. A target (ONNX, MIL, torch for
 ExecuTorch, ...) implements it with the operations of its own graph, so nothing is traced, names survive, and a

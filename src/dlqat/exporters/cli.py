@@ -50,7 +50,7 @@ def export(
     model = checkpoint.read(folded)
     options = choose(module, target, form, max_context, model)
     folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
-    plan = module.plan(model, options)
+    plan = module.plan(model, folded, options)
     if dry_run:
         Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
     if refused := [row for row in plan if row.refused is not None]:

@@ -69,7 +69,10 @@ def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V
 
 
 def _norm(b: Builder[V], model: FoldedModel, facts: Decoder, name: str, x: V, heads: int = 1) -> V:
-    return b.rms_norm(name, x, model.tensors[f"{name}.weight"], facts.norm_eps, heads)
+    gain = model.tensors.get(f"{name}.weight")
+    if gain is None:
+        raise Refusal(f"{name}.weight is not among the folded model's tensors; fold the model again")
+    return b.rms_norm(name, x, gain, facts.norm_eps, heads)
 
 
 def _linear(b: Builder[V], model: FoldedModel, x: V, name: str) -> V:

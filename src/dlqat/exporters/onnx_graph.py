@@ -19,8 +19,6 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dlqat.refusal import Refusal
-
 INLINE = 1024
 """Bytes below which a tensor stays in the model file (axes, shapes, small norms)."""
 PAGE = 4096
@@ -133,8 +131,7 @@ class Graph:
         return proto
 
     def _register(self, name: str, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
-        if name in self._tensors:
-            raise Refusal(f"tensor {name} would be written twice; this is a bug of dlqat")
+        assert name not in self._tensors, f"tensor {name} is written twice"
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
         self._tensors[name] = value
         return value

@@ -12,12 +12,14 @@ in which that number is the constant 1: onnxruntime-genai cannot feed it, and wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from dlqat.architecture import Decoder
+from dlqat.exporters.builder import Linear
+from dlqat.exporters.merge import width
 from dlqat.exporters.onnx_graph import Graph
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -63,6 +65,12 @@ class Io:
 
     def _cache(self, length: str) -> list[int | str]:
         return [BATCH, self.facts.kv_heads, length, self.facts.head_dim]
+
+
+def split(graph: Graph, y: ir.Value, merged: Linear, layers: Sequence[Linear]) -> tuple[ir.Value, ...]:
+    """The outputs of `layers` out of `y`, the output of their `merged` multiplication."""
+    rows = graph.integers([width(layer.weight) for layer in layers])
+    return tuple(graph.ops("Split", f"{merged.name}/Split", [y, rows], {"axis": -1}, outputs=len(layers)))
 
 
 def save(graph: Graph, opset: int, metadata: Mapping[str, str]) -> None:

@@ -3,18 +3,19 @@
 
 A weight leaf, or several leaves of one input that were merged into one multiplication, is a node NAME/MatMulNBits:
 
-    NAME               the leaf's path; merged leaves share the path up to the last dot, and what follows it is
-                       joined by "+" in the order of the rows: model.layers.0.self_attn.q_proj+k_proj+v_proj
+    NAME               the leaf's path; of merged leaves, in the order of the rows, as merge.py joins their paths
     NAME.codes         uint8 [N, blocks, block_size * bits / 8], codes + 2^(bits-1), packed along the inputs,
                        the first code in the lowest bits; bits is the node's attribute (3-bit codes: bits = 4)
-    NAME.scales        float32 [N, blocks]; one scale per output is repeated for each of its blocks, which is exact
+    NAME.scales        float32 [N, blocks]; one scale per output is repeated for each of its blocks, which is exact;
+                       there the last block of a row may be filled up with codes that multiply nothing
     NAME.zero_points   uint8 [N, ceil(blocks * bits / 8)], zero-points + 2^(bits-1), packed like the codes; absent on
                        a symmetric grid: MatMulNBits' default is 2^(bits-1)
     NAME.bias          float32 [N], if there is one
 
-Leaves are merged when they have the same grid: q, k, v and gate, up. GroupQueryAttention reads the merged q, k, v.
-The embedding is NAME/GatherBlockQuantized on NAME.codes [N, K * bits / 8] with the same scales: with a tied head
-both tensors are the same regions of the data file.
+Leaves are merged as merge.py says: q, k, v and gate, up. GroupQueryAttention reads the merged q, k, v as they are.
+The embedding is NAME/GatherBlockQuantized on NAME.codes [N, blocks * block_size * bits / 8] with the same scales: with
+a tied head both tensors are the same regions of the data file. What a last block was filled up with is cut off by
+NAME/Slice.
 
 accuracy_level 4 lets a kernel round its input to int8 per block of a row, which is what makes it fast on CPUs; 0
 keeps float32 and is for proofs. GroupQueryAttention takes rows of a batch as right-padded.
@@ -27,19 +28,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from dlqat.architecture import Decoder
 from dlqat.exporters.builder import Attention, Leaf, Linear
 from dlqat.exporters.decoder import EMBEDDING
+from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx_graph import MS, Array, Attribute, Graph, pack
-from dlqat.exporters.onnx_io import Io, save
+from dlqat.exporters.onnx_io import Io, save, split
 from dlqat.folded import Quantized
 
-CHANNEL_BLOCKS = (128, 64, 32, 16)
-"""Blocks into which a row of one scale is cut, the fastest first (docs/onnx.md has the times)."""
+CHANNEL_BLOCK = 128
+"""Inputs per block of a row that has one scale: 8 % faster a token than 64 (docs/onnx.md), even where it is filled up."""
 
 
 class Ort:
@@ -56,9 +58,7 @@ class Ort:
         self._shared: list[ir.Value] | None = None
 
     def supports(self, name: str, weight: Leaf) -> str | None:
-        del name
-        if isinstance(weight, Quantized) and weight.grid.group_size is None and (k := weight.codes.shape[1]) % 16:
-            return f"MatMulNBits has blocks of 16 and more, and {k} inputs are no multiple of 16; use --form qdq"
+        del name, weight
         return None
 
     def describe(self, name: str, weight: Leaf) -> str:
@@ -76,15 +76,16 @@ class Ort:
         codes, *rest = (g.tensor(f"{name}.{what}", array) for what, array in stored.items())
         attributes = {"bits": layout["bits"], "block_size": layout["block_size"], "gather_axis": 0, "quantize_axis": 1}
         inputs = [codes, self.io.ids, *rest]
-        return g.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
+        y = g.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
+        if (k := table.codes.shape[1]) % block_size(table) == 0:
+            return y
+        return g.op("Slice", f"{name}/Slice", [y, g.integers([0]), g.integers([k]), g.integers([2])])
 
     def linears(self, x: ir.Value, layers: Sequence[Linear]) -> tuple[ir.Value, ...]:
-        x, g = self._now(x), self.graph
+        x = self._now(x)
         if (merged := merge(layers)) is None:
             return tuple(self._linear(x, layer) for layer in layers)
-        rows = g.integers([width(layer.weight) for layer in layers])
-        y = self._linear(x, merged)
-        return tuple(g.ops("Split", f"{merged.name}/Split", [y, rows], {"axis": -1}, outputs=len(layers)))
+        return split(self.graph, self._linear(x, merged), merged, layers)
 
     def take(self, name: str, x: ir.Value, labels: Tensor, bias: Tensor | None) -> ir.Value:
         g, path = self.graph, name.removesuffix(".labels")
@@ -175,26 +176,6 @@ class Ort:
         return self._shared
 
 
-def merge(layers: Sequence[Linear]) -> Linear | None:
-    """One linear that computes all of them, rows one after the other; None if they are not of one grid."""
-    first, weights = layers[0].weight, [x.weight for x in layers if isinstance(x.weight, Quantized)]
-    if len(layers) == 1 or not isinstance(first, Quantized) or len(weights) < len(layers):
-        return None
-    if any(w.grid != first.grid for w in weights):
-        return None
-    zero_points = [w.zero_points for w in weights if w.zero_points is not None]
-    weight = Quantized(
-        first.grid,
-        torch.cat([w.codes for w in weights]),
-        torch.cat([w.scales for w in weights]),
-        torch.cat(zero_points) if zero_points else None,
-    )
-    biases = [torch.zeros(width(x.weight)) if x.bias is None else x.bias for x in layers]
-    bias = None if all(x.bias is None for x in layers) else torch.cat(biases)
-    prefix, _, _ = layers[0].name.rpartition(".")
-    return Linear(f"{prefix}." + "+".join(x.name.removeprefix(f"{prefix}.") for x in layers), weight, bias)
-
-
 def packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None] | None:
     """The merged projection of which q, k and v are the parts, in GroupQueryAttention's packed form; else None."""
     node = q.producer()
@@ -206,21 +187,22 @@ def packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None] | Non
 def blocks(leaf: Quantized) -> tuple[dict[str, Array], dict[str, Attribute]]:
     """MatMulNBits' tensors (codes, scales and maybe zero_points, in this order) and its attributes."""
     (n, k), bits, size = leaf.codes.shape, container(leaf), block_size(leaf)
-    scales, zero_points = leaf.scales, leaf.zero_points
+    count = -(-k // size)
+    codes, scales, zero_points = leaf.codes, leaf.scales, leaf.zero_points
     if leaf.grid.group_size is None:
-        scales = scales.expand(n, k // size)
-        zero_points = None if zero_points is None else zero_points.expand(n, k // size)
-    codes = unsigned(leaf.codes, bits).reshape(n, -1, size)
-    stored: dict[str, Array] = {"codes": pack(codes, bits), "scales": scales.numpy()}
+        codes = functional.pad(codes, (0, count * size - k))
+        scales = scales.expand(n, count)
+        zero_points = None if zero_points is None else zero_points.expand(n, count)
+    packed_codes = pack(unsigned(codes, bits).reshape(n, count, size), bits)
+    stored: dict[str, Array] = {"codes": packed_codes, "scales": scales.numpy()}
     if zero_points is not None:
         stored["zero_points"] = pack(unsigned(zero_points, bits), bits)
     return stored, {"K": k, "N": n, "bits": bits, "block_size": size}
 
 
 def block_size(leaf: Quantized) -> int:
-    """The grid's group; for one scale per output the best block that divides the row."""
-    inputs = leaf.codes.shape[1]
-    return leaf.grid.group_size or next(b for b in CHANNEL_BLOCKS if inputs % b == 0)
+    """The grid's group; for one scale per output CHANNEL_BLOCK, or the power of two that holds a short row."""
+    return leaf.grid.group_size or min(CHANNEL_BLOCK, max(16, 1 << (leaf.codes.shape[1] - 1).bit_length()))
 
 
 def container(leaf: Quantized) -> int:
@@ -231,8 +213,3 @@ def container(leaf: Quantized) -> int:
 def unsigned(codes: Tensor, bits: int) -> NDArray[np.uint8]:
     """codes + 2^(bits-1) of a signed container, as uint8."""
     return codes.contiguous().numpy().view(np.uint8) + np.uint8(1 << (bits - 1)) & np.uint8((1 << bits) - 1)
-
-
-def width(weight: Leaf) -> int:
-    """How many outputs a leaf has."""
-    return weight.shape[0] if isinstance(weight, Tensor) else weight.codes.shape[0]

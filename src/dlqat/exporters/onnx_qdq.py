@@ -6,9 +6,11 @@ Every weight leaf stands in the file as
     PATH.codes         INT4 (3-bit codes too), INT8, or INT2 at opset 25      [K, N]: inputs, outputs
     PATH.scales        float32 [K / group, N], or [N] for one scale per output
     PATH.zero_points   as the codes, shaped as the scales; absent on a symmetric grid
+    PATH.bias          float32 [N], if there is one
     PATH/DequantizeLinear -> PATH/MatMul (-> PATH/Add)
 
-and ONNX Runtime fuses the pair into MatMulNBits when it loads the file: blocks along axis 0 of [K, N] is the one
+PATH is the leaf's, or joins those of several that were merged, columns one after the other (merge.py: q, k, v and
+gate, up). ONNX Runtime fuses each pair into MatMulNBits when it loads the file: blocks along axis 0 of [K, N] is the one
 layout for which it does (docs/onnx.md). Any other runtime reads plain ONNX.
 
 The embedding's rows are looked up among the *codes* (columns of [K, N], one per token) and only those are
@@ -30,8 +32,9 @@ from torch import Tensor
 from dlqat.architecture import Decoder
 from dlqat.exporters.builder import Attention, Leaf, Linear
 from dlqat.exporters.decoder import EMBEDDING
+from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx_graph import Graph
-from dlqat.exporters.onnx_io import Io, save
+from dlqat.exporters.onnx_io import Io, save, split
 from dlqat.exporters.onnx_positions import Positions
 from dlqat.folded import Quantized
 
@@ -72,7 +75,9 @@ class Qdq:
         return g.op("Transpose", f"{name}/Transpose", [y], {"perm": [1, 2, 0]})
 
     def linears(self, x: ir.Value, layers: Sequence[Linear]) -> tuple[ir.Value, ...]:
-        return tuple(self._linear(x, layer) for layer in layers)
+        if (merged := merge(layers)) is None:
+            return tuple(self._linear(x, layer) for layer in layers)
+        return split(self.graph, self._linear(x, merged), merged, layers)
 
     def take(self, name: str, x: ir.Value, labels: Tensor, bias: Tensor | None) -> ir.Value:
         g = self.graph

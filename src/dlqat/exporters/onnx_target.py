@@ -23,8 +23,9 @@ FORMAT = "1"
 """Version of the naming that onnx_qdq.py and onnx_ort.py define; the readers of runtime_tests follow it."""
 
 
-def plan(model: FoldedModel, options: Options) -> list[Row]:
+def plan(model: FoldedModel, source: Path, options: Options) -> list[Row]:
     """`target.Target.plan`."""
+    tokens.read(source, model.config)
     return rows(_builder(architecture.read(model.config), Path(), options), model)
 
 

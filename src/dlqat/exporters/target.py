@@ -51,8 +51,8 @@ class Target(Protocol):
     FORMS: tuple[str, ...]
     """The first one is the default."""
 
-    def plan(self, model: FoldedModel, options: Options) -> list[Row]:
-        """What each layer would become. Writes nothing."""
+    def plan(self, model: FoldedModel, source: Path, options: Options) -> list[Row]:
+        """What each layer would become. Writes nothing. Refusal if `source` lacks what the artifact needs."""
         ...
 
     def write(

@@ -135,7 +135,8 @@ class _Product(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # a tensor or None for each argument of forward  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A tensor or None for each argument of forward."""
         layer: QATLinear = ctx.layer
         (x,) = ctx.saved_tensors
         grad, adapter = grads[0], layer.adapter()

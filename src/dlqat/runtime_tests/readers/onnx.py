@@ -44,9 +44,10 @@ def read(program: Path) -> Contents:
         except Unreadable as error:
             faults.append(str(error))
     faults += [f"{n}: more than one operation claims to be this layer" for n in repeated(_claims(weights))]
-    faults += _unexplained(file, weights)
+    stored = {name for weight in weights for name in weight.stored}
+    faults += _unexplained(file, stored)
     form = next((p.value for p in file.model.metadata_props if p.key == "dlqat.form"), "unknown")
-    return Contents(form, tuple(weights), _labels(file), _tensors(file, floats), tuple(faults))
+    return Contents(form, tuple(weights), _labels(file), _tensors(file, floats, stored), tuple(faults))
 
 
 def _not_followed(file: OnnxFile) -> Iterator[str]:
@@ -72,9 +73,9 @@ def _weight(file: OnnxFile, node: Any) -> Weight | None:
             return _as_weight(file, node, "matmul", _stem(node), sources, partial(packed, file, node, sources))
         case "GatherBlockQuantized":
             sources = _sources(file, node, {"codes": 0, "scales": 2, "zero_points": 3})
-            return _as_weight(
-                file, node, "gather", _stem(node), sources, partial(packed, file, node, sources), activation=1
-            )
+            output, kept = _cut_off(file, node)
+            load = partial(packed, file, node, sources, kept)
+            return _between(file, _stem(node), "gather", sources, load, node.input[1], output)
         case "MatMul" if (dq := _constant_dq(file, node.input[1])) is not None:
             sources = _sources(file, dq, {"codes": 0, "scales": 1, "zero_points": 2})
             return _as_weight(file, node, "matmul", _same_stem(node, dq), sources, partial(columns, file, dq, sources))
@@ -170,6 +171,17 @@ def _picked(file: OnnxFile, dq: Any) -> Weight:
     return _between(file, _stem(dq), "gather", sources, load, picks[0].input[1], output)
 
 
+def _cut_off(file: OnnxFile, node: Any) -> tuple[str, int | None]:
+    """The rows that `node` gathers, and their length if a Slice cuts off what their last block was filled up with."""
+    users = file.consumers.get(node.output[0], [])
+    if len(users) != 1 or users[0].op_type != "Slice":
+        return node.output[0], None
+    bounds = [file.array(_initializer(file, name, node)).tolist() for name in users[0].input[1:]]
+    if len(bounds) != 3 or bounds[0] != [0] or bounds[2] != [2]:
+        raise Unreadable(f"{node.name}: a Slice takes {bounds} of its rows, which is not their beginning")
+    return users[0].output[0], bounds[1][0]
+
+
 def _pick(file: OnnxFile, dq: Any, name: str) -> Any:
     """The Gather behind an input of `dq`, an Unsqueeze between allowed."""
     node = file.producer.get(name)
@@ -226,21 +238,22 @@ def _labels(file: OnnxFile) -> dict[str, NDArray[np.int32]]:
     }
 
 
-def _tensors(file: OnnxFile, dense: dict[str, tuple[str, bool]]) -> dict[str, NDArray[np.float32]]:
-    """Float initializers in use; those of linears under their parameter's name and turned to [out, in]."""
+def _tensors(
+    file: OnnxFile, dense: dict[str, tuple[str, bool]], explained: set[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Other float initializers in use; those of linears under their parameter's name and turned to [out, in]."""
     found: dict[str, NDArray[np.float32]] = {}
-    weights = {name for name, _ in dense.values()}
+    others = file.used - explained - {name for name, _ in dense.values()}
     for name, tensor in file.initializers.items():
-        if name in file.used and name not in weights and tensor.data_type == TensorProto.FLOAT:
+        if name in others and tensor.data_type == TensorProto.FLOAT:
             found[name] = file.floats(name)
     for parameter, (name, turned) in dense.items():
         found[parameter] = file.floats(name).T if turned else file.floats(name)
     return found
 
 
-def _unexplained(file: OnnxFile, weights: list[Weight]) -> Iterator[str]:
+def _unexplained(file: OnnxFile, explained: set[str]) -> Iterator[str]:
     """Stored numbers of the model that nothing uses, and integers that no known multiplication uses."""
-    explained = {name for weight in weights for name in weight.stored}
     for name, tensor in file.initializers.items():
         if tensor.data_type not in (*BITS, TensorProto.FLOAT):
             continue  # shapes and axes

@@ -32,7 +32,9 @@ def _stored(file: OnnxFile, name: str) -> NDArray[np.int8]:
 def _zero_points(file: OnnxFile, sources: dict[str, str], like: NDArray[np.float32]) -> NDArray[np.int8] | None:
     """DequantizeLinear without a zero-point subtracts 0: for an unsigned code that is -2^(bits-1) here."""
     if "zero_points" in sources:
-        return _stored(file, sources["zero_points"])
+        if (found := _stored(file, sources["zero_points"])).shape != like.shape:
+            raise Unreadable(f"{sources['zero_points']}: shape {found.shape}, the scales have {like.shape}")
+        return found
     kind = file.initializers[sources["codes"]].data_type
     if kind not in UNSIGNED:
         return None
@@ -80,8 +82,11 @@ def rows(file: OnnxFile, dq: Any, sources: dict[str, str], *, gathered: bool = F
     return Integers(codes, scales, zero_points, block or codes.shape[1])
 
 
-def packed(file: OnnxFile, node: Any, sources: dict[str, str]) -> Integers:
-    """Packed rows of blocks, the default zero-point 2^(bits-1) (MatMulNBits, GatherBlockQuantized on uint8)."""
+def packed(file: OnnxFile, node: Any, sources: dict[str, str], kept: int | None = None) -> Integers:
+    """Packed rows of blocks, the default zero-point 2^(bits-1) (MatMulNBits, GatherBlockQuantized on uint8).
+
+    `kept`: how many codes of a gathered row are used, if not all; the others fill up its last block.
+    """
     have = attributes(node)
     bits, block = have.get("bits", 4), have["block_size"]
     if bits not in (2, 4, 8):
@@ -98,12 +103,14 @@ def packed(file: OnnxFile, node: Any, sources: dict[str, str]) -> Integers:
     stored = blocks * block if node.op_type == "MatMulNBits" else inputs  # the last block is filled up, or is not
     if raw.size * 8 != rows * stored * bits:
         raise Unreadable(f"{node.name}: {raw.size} bytes are not {rows} rows of {stored} codes of {bits} bits")
-    codes = _signed(unpack(raw.reshape(rows, -1), bits), bits, unsigned=True)[:, :inputs]
+    if kept is not None and not inputs - block < kept <= inputs:
+        raise Unreadable(f"{node.name}: {kept} of {inputs} codes of a row are used, which is more than a block less")
+    codes = _signed(unpack(raw.reshape(rows, -1), bits), bits, unsigned=True)[:, : kept or inputs]
     scales = _shaped(node, file.floats(sources["scales"]), rows, blocks)
     if "zero_points" not in sources:
         return Integers(codes, scales, None, block)
-    stored = _shaped(node, file.raw(sources["zero_points"]), rows, -(-blocks * bits // 8))
-    zero_points = np.ascontiguousarray(unpack(stored, bits)[:, :blocks])
+    packed_zeros = _shaped(node, file.raw(sources["zero_points"]), rows, -(-blocks * bits // 8))
+    zero_points = np.ascontiguousarray(unpack(packed_zeros, bits)[:, :blocks])
     return Integers(codes, scales, _signed(zero_points, bits, unsigned=True), block)
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from dlqat.devices import artifact as artifacts
 from dlqat.runtime_tests import greedy, prompts, tolerances
 from dlqat.runtime_tests.proof import Proof, judged
+from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check
 
 
@@ -23,12 +24,19 @@ def text(proof: Proof) -> Iterator[Check]:
         for number, prompt in enumerate(asked, 1):
             proof.progress(f"prompt {number} of {len(asked)}")
             written = greedy.write(session, prompt, tokens)
-            found.append(greedy.judge(prompt, written, reference.eos, reference.logits([*prompt, *written])))
+            found.append(_judged(reference, prompt, written))
     wrong = [f"prompt {i}: {t.wrong}" for i, t in enumerate(found, 1) if t.wrong_step is not None]
     ties = sum(len(t.ties) for t in found)
     good = f"{tokens} tokens on each of {len(found)} prompts equal" + (f", {ties} of them ties" if ties else "")
     yield judged("L3", "greedy text", wrong, good, {"prompts": len(found), "tokens": tokens, "ties": ties})
     yield _stops(proof, sum(t.stop_step is not None for t in found), len(found))
+
+
+def _judged(reference: Reference, prompt: Sequence[int], written: Sequence[int]) -> greedy.Text:
+    if (largest := max(written)) >= reference.vocab_size:
+        wrong = f"token {largest} is not in the reference's vocabulary of {reference.vocab_size}"
+        return greedy.Text(len(written), None, written.index(largest), wrong, ())
+    return greedy.judge(prompt, written, reference.eos, reference.logits([*prompt, *written]))
 
 
 def _stops(proof: Proof, stops: int, asked: int) -> Check:

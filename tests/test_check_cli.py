@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-check as users run it: exit codes, reports, and one clear line for every kind of damage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import artifacts
+from artifacts import FORMS
+from dlqat.devices import artifact as folders
+from dlqat.runtime_tests import cli, controls, report, tolerances
+from dlqat.runtime_tests.readers import read
+from dlqat.runtime_tests.report import Check, Report
+
+
+@dataclass(frozen=True)
+class Done:
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, code: int) -> Done:
+    """dlqat-check with these arguments, in this process; a traceback would be an exception here."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["dlqat-check", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit_:
+            cli.main()
+    finally:
+        sys.argv = before
+    assert (exit_.value.code or 0) == code, out.getvalue() + err.getvalue()
+    return Done(out.getvalue(), err.getvalue())
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {f"{c['rung']} {c['name']}": c["status"] for c in record(folder)["checks"]}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp(request.param), request.param, "qwen3")
+
+
+def test_the_whole_ladder(exported: Path) -> None:
+    """Passes; the table, report.md and report.json say the same; what was not run is listed as not verified."""
+    done = run(exported, "--threads", 1, code=0)
+    content = record(exported)
+    assert (content["format"], content["verdict"], content["device"]) == (report.FORMAT, "passed", "host-ort")
+    assert content["command"].startswith(f"dlqat-check {exported} --reference ")
+    assert content["versions"]["onnxruntime"]
+    assert content["facts"]["float, optimized"]["cpu_features"] is not None
+    found = statuses(exported)
+    assert [r for r in ("L0", "L1", "L2", "L3", "L4", "L5") if not any(k.startswith(r) for k in found)] == []
+    assert found.pop("L4 accuracy") == "not verified"
+    assert found.pop("L3 stops") in ("passed", "not verified")  # a random model seldom says EOS
+    assert set(found.values()) == {"passed"}
+    assert "dlqat-check: passed" in done.stdout
+    text = (exported / "report.md").read_text()
+    assert text.startswith("# dlqat-check: passed")
+    for check in content["checks"]:
+        assert check["summary"].replace("|", "\\|") in text
+
+
+def test_quick_and_json(exported: Path, tmp_path: Path) -> None:
+    """L0 and a short L2; JSON on stdout, the report elsewhere."""
+    done = run(exported, "--quick", "--json", "--output", tmp_path, "--threads", 1, code=0)
+    assert json.loads(done.stdout) == record(tmp_path)
+    assert {name[:2] for name in statuses(tmp_path)} == {"L0", "L2"}
+
+
+def test_as_a_program(exported: Path) -> None:
+    """What dlqat-export --verify starts: the exit code is the answer, and nothing but the result is printed."""
+    command = [sys.executable, "-m", "dlqat.runtime_tests.cli", exported, "--level", "L0", "--threads", "1"]
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "dlqat-check: passed" in done.stdout
+    assert "Decompressing" not in done.stderr
+    command[3] = exported / "nowhere"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_levels(exported: Path, tmp_path: Path) -> None:
+    run(exported, "--level", "L0", "--output", tmp_path, "--threads", 1, code=0)
+    assert {name[:2] for name in statuses(tmp_path)} == {"L0"}
+    assert "--level L0" in record(tmp_path)["command"]
+
+
+def copy_of(artifact: Path, folder: Path) -> Path:
+    """The artifact and its folded/ in a folder of their own."""
+    shutil.copytree(artifact, folder / artifact.name)
+    (folder / "folded").symlink_to(artifact.parent / "folded")
+    return folder / artifact.name
+
+
+def test_truncated_data(exported: Path, tmp_path: Path) -> None:
+    artifact = copy_of(exported, tmp_path)
+    os.truncate(artifact / "onnx" / "model.onnx_data", 30_000)
+    done = run(artifact, "--quick", "--threads", 1, code=1)
+    found = {c["name"]: c for c in record(artifact)["checks"]}
+    assert found["files"]["status"] == "failed"
+    assert "onnx/model.onnx_data: its sha256 is not the one in manifest.json" in found["files"]["summary"]
+    assert "the file ends at 30000" in json.dumps(found)
+    assert "onnxruntime does not load it" in json.dumps(found)
+    assert "failed" in done.stdout
+
+
+def test_a_changed_code(exported: Path, tmp_path: Path) -> None:
+    """Named as one of so many codes of one tensor, by a check that otherwise passes."""
+    found = folders.find(exported)
+    weight = controls.target(read(found.program), "codes")
+    assert weight is not None
+    with controls.altered(found, weight.spans["codes"], controls.flip) as damaged:
+        artifact = copy_of(damaged.folder, tmp_path)
+    run(artifact, "--level", "L0", "--threads", 1, code=1)
+    reasons = next(c["figures"]["reasons"] for c in record(artifact)["checks"] if c["name"] == "integers of model.onnx")
+    assert reasons[0].startswith(f"{weight.name}: 1 of 8192 codes differ")
+    assert len(reasons) == 1
+
+
+def test_nan_from_the_runtime(exported: Path, tmp_path: Path) -> None:
+    """A scale that is NaN: the runtime computes with it and says nothing; L1, L2 and L3 do."""
+
+    def nan(content: bytearray) -> None:
+        np.frombuffer(content, np.float32)[:] = np.nan
+
+    found = folders.find(exported)
+    weight = controls.target(read(found.program), "scales")
+    assert weight is not None
+    with controls.altered(found, weight.spans["scales"], nan) as damaged:
+        artifact = copy_of(damaged.folder, tmp_path)
+    run(artifact, "--level", "L1", "--level", "L2", "--level", "L3", "--threads", 1, code=1)
+    content = record(artifact)  # and report.json is JSON, whatever the figures
+    summaries = {c["rung"]: c["summary"] for c in content["checks"] if c["status"] == "failed"}
+    assert weight.name in summaries["L1"]
+    assert "NaN or infinite logits" in summaries["L2"]
+    assert "NaN or infinite logits at step 0" in summaries["L3"]
+
+
+def test_wrong_eos(exported: Path, tmp_path: Path) -> None:
+    """The trap that keeps apps talking: the client's config has another EOS than the model."""
+    artifact = copy_of(exported, tmp_path)
+    config = json.loads((artifact / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = [7]
+    (artifact / "genai_config.json").write_text(json.dumps(config))
+    run(artifact, "--level", "L3", "--threads", 1, code=1)
+    assert "genai_config.json stops at [7], folded/ at [2]" in json.dumps(record(artifact))
+
+
+def test_another_reference(exported: Path, tmp_path: Path) -> None:
+    """An artifact that was made from other integers fails, and the manifest tells why."""
+    artifacts.export(tmp_path, "ort", "qwen3", seed=3)
+    run(exported, "--quick", "--reference", tmp_path / "folded", "--output", tmp_path, "--threads", 1, code=1)
+    content = record(tmp_path)
+    assert "made from another folded/" in next(c["summary"] for c in content["checks"] if c["name"] == "files")
+    assert {c["name"] for c in content["checks"] if c["status"] == "failed"} >= {
+        "integers of model.onnx",
+        "integers of model_generate.onnx",
+        "float, optimized",
+    }
+
+
+def test_another_architecture(exported: Path, tmp_path: Path) -> None:
+    """A reference of other shapes: every rung says so, none stumbles."""
+    artifacts.export(tmp_path, "ort", "llama", vocab_size=150, hidden_size=32, intermediate_size=96)
+    run(exported, "--reference", tmp_path / "folded", "--output", tmp_path, "--threads", 1, code=1)
+    content = record(tmp_path)
+    assert {c["rung"] for c in content["checks"] if c["status"] == "failed"} >= {"L0", "L1", "L2", "L3"}
+
+
+def test_bad_input(exported: Path, tmp_path: Path) -> None:
+    """Exit code 2 and one line that says what to do, before any work."""
+    cases = [
+        ([tmp_path / "nowhere"], "is not a folder"),
+        ([tmp_path], "holds no program"),
+        ([exported, "--device", "phone"], "device 'phone' is not known; known: host-ort"),
+        ([exported, "--level", "L9"], "--level L9 is not known; known: L0, L1"),
+        ([exported, "--level", "L0", "--quick"], "leave out --level"),
+        ([exported, "--reference", tmp_path], "dlqat.json does not exist"),
+        ([exported, "--output", tmp_path / "nowhere"], "cannot be written to"),
+    ]
+    alone = tmp_path / "alone" / "onnx"
+    shutil.copytree(exported, alone)
+    cases.append(([alone], "no folded/ beside it; name the reference with --reference"))
+    for arguments, says in cases:
+        done = run(*arguments, code=2)
+        line = done.stderr.strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        assert says in line
+
+
+def test_a_damaged_reference(exported: Path, tmp_path: Path) -> None:
+    folded = tmp_path / "folded"
+    shutil.copytree(exported.parent / "folded", folded)
+    os.truncate(folded / "model.safetensors", 5000)
+    done = run(exported, "--reference", folded, "--output", tmp_path, code=2)
+    assert "model.safetensors is damaged or truncated" in done.stderr
+
+
+# The report
+
+
+def some_report(*found: str) -> Report:
+    checks = tuple(Check("L0", f"a{i}", s, "x | y", {"n": float("nan")}) for i, s in enumerate(found))  # pyright: ignore
+    return Report("a", "b", "host-ort", "dlqat-check a", 1.5, {"cpu": "x", "kernels": {"MatMul": 3}}, {"dlqat": "0"}, checks)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (("passed", "not verified"), "passed"),
+        (("passed", "failed", "not verified"), "failed"),
+        (("not verified",), "not verified"),
+        ((), "not verified"),
+    ],
+)
+def test_verdict(found: tuple[str, ...], verdict: str) -> None:
+    """One failure fails; what was not verified never passes by itself."""
+    assert some_report(*found).verdict == verdict
+
+
+def test_report_is_plain_json(tmp_path: Path) -> None:
+    """No NaN in the file, pipes of summaries do not break the tables, nothing is left beside the two files."""
+    report.write(some_report("passed"), tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert content["checks"][0]["figures"] == {"n": None}
+    rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert any(r"x \| y" in row for row in rows)
+    assert "MatMul 3" in "".join(rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_every_limit_has_a_reason() -> None:
+    """tolerances.py is where limits are explained: each name is followed by a docstring."""
+    source = Path(tolerances.__file__).read_text()
+    names = [n for n in vars(tolerances) if n.isupper()]
+    assert len(names) >= 9
+    grouped = {"FLOOR_MEAN": "FLOOR_P99"}  # two limits, one reason
+    for name in names:
+        assert re.search(rf'^{grouped.get(name, name)} = .*\n"""', source, re.MULTILINE), name
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("form", FORMS)
+def test_smollm2(smollm2_folded: Path, tmp_path: Path, form: str) -> None:
+    """The real model, both forms: 163 million codes, and logits at KL 1e-10."""
+    from dlqat import checkpoint
+    from dlqat.exporters import cli as exporter
+    from dlqat.exporters import onnx_target
+    from dlqat.exporters.target import Options
+
+    exporter.write(onnx_target, checkpoint.read(smollm2_folded), smollm2_folded, tmp_path / form, Options(form, 2048))
+    run(tmp_path / form, "--reference", smollm2_folded, "--quick", code=0)
+    checks = {c["name"]: c for c in record(tmp_path / form)["checks"]}
+    assert checks["integers of model.onnx"]["figures"]["codes"] == 162_791_424
+    assert checks["float, optimized"]["figures"]["kl_max"] < 1e-8
