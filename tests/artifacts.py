@@ -29,7 +29,9 @@ FORMS = ("qdq", "ort")
 CONTEXT = 128
 
 
-def export(folder: Path, form: str, family: str = "llama-tied", recipe: Recipe | None = None, **changes: object) -> Path:
+def export(
+    folder: Path, form: str, family: str = "llama-tied", recipe: Recipe | None = None, **changes: object
+) -> Path:
     """folder/folded and folder/FORM of a tiny model with a tokenizer; returns the artifact folder."""
     return export_model(folder, form, models.fold_model(models.tiny(family, **changes), recipe))
 

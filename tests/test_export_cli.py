@@ -21,6 +21,7 @@ import unions
 from dlqat import checkpoint
 from dlqat.exporters import cli, fold, onnx_target
 from dlqat.folded import Sum
+from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
 from toy_tokenizer import toy_tokenizer
 
@@ -72,6 +73,16 @@ def test_parameters_are_the_model_s(tmp_path: Path) -> None:
         manifest = json.loads((tmp_path / family / "model" / "onnx" / "manifest.json").read_text())
         matrices = {id(p): p.numel() for p in network.parameters() if p.ndim == 2}
         assert manifest["parameters"] == sum(matrices.values())
+
+
+@pytest.mark.parametrize(
+    ("bits", "form", "said"), [(8, "qdq", "embedding's"), (4, "qdq", "second"), (4, "ort", "embedding's")]
+)
+def test_manifest_says_whether_a_tied_head_is_stored_twice(tmp_path: Path, bits: int, form: str, said: str) -> None:
+    models.write_folded(tmp_path / "folded", "llama-tied", Recipe((Rule(".*", {"bits": bits}),)), vocab_size=320)
+    run(tmp_path / "folded", "--form", form, "--no-verify")
+    manifest = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
+    assert said in manifest["head"]
 
 
 @pytest.mark.parametrize("form", onnx_target.FORMS)

@@ -24,9 +24,7 @@ from dlqat.runtime_tests.integers import Integrity
 from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.rungs.l0_integers import reference_equal
 
-GRIDS = [
-    Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)
-]
+GRIDS = [Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)]
 DOWN, O = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"
 
 

@@ -158,7 +158,12 @@ def test_the_emulation_is_the_kernel(tmp_path: Path, bits: int, block: int, asym
         wanted = (arithmetic.round(x).double() @ dense.T).numpy()
         for y, rows in zip(HOST.evaluate(weight.program(), batches, setting), (17, 1), strict=True):
             assert linears.relative_error(y, wanted[:rows]) < tolerances.LINEAR_ERROR
-    assert linears.relative_error(x.numpy() @ dense.float().numpy().T, (Arithmetic(block).round(x).double() @ dense.T).numpy()) > 1e-3
+    assert (
+        linears.relative_error(
+            x.numpy() @ dense.float().numpy().T, (Arithmetic(block).round(x).double() @ dense.T).numpy()
+        )
+        > 1e-3
+    )
 
 
 def every_kind() -> dict[str, folded.Folded]:
@@ -172,7 +177,9 @@ def test_structured_arithmetic(kind: str) -> None:
     """In float, `apply` is the dense weight; its leaves' inputs are what each of them really gets."""
     layer = every_kind()[kind]
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    torch.testing.assert_close(apply(layer, "a", x, lambda _: FLOAT), x @ folded.dense(layer).double().T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        apply(layer, "a", x, lambda _: FLOAT), x @ folded.dense(layer).double().T, rtol=1e-5, atol=1e-6
+    )
     assert set(leaf_inputs(layer, "a", x)) == {path for path, _ in folded.leaves(layer, "a")}
     seen: list[str] = []
 

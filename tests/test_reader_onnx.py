@@ -133,7 +133,11 @@ def embeddings() -> dict[str, Callable[[], tuple[list[Any], list[Any], dict[str,
     def dequantized_first() -> tuple[list[Any], list[Any], dict[str, Any]]:
         names = [f"{e}.{n}" for n in ("codes", "scales", "zero_points")]
         dq = helper.make_node("DequantizeLinear", names, ["w"], name=f"{e}/DequantizeLinear", axis=1, block_size=32)
-        return [dq, helper.make_node("Gather", ["w", "x"], ["y"], name=f"{e}/Gather")], stored(blocks, turned=False), blocks
+        return (
+            [dq, helper.make_node("Gather", ["w", "x"], ["y"], name=f"{e}/Gather")],
+            stored(blocks, turned=False),
+            blocks,
+        )
 
     def block_quantized() -> tuple[list[Any], list[Any], dict[str, Any]]:
         four = some(4, 12, 64, 2)
@@ -152,7 +156,25 @@ def embeddings() -> dict[str, Callable[[], tuple[list[Any], list[Any], dict[str,
         ]
         return nodes, [codes, scales, zeros, hand.ints("shape", [12, 32])], four
 
-    return {f.__name__: f for f in (rows_picked, columns_picked, dequantized_first, block_quantized)}
+    def block_quantized_filled_up() -> tuple[list[Any], list[Any], dict[str, Any]]:
+        """40 features in blocks of 32: a row is stored with 64, and cut to 40 again."""
+        cut = some(8, 12, 40, 2)
+        _, stored = hand.matmul_nbits(e, cut["codes"], cut["scales"], cut["zeros"], 8, 32)
+        del stored[0].dims[:]
+        stored[0].dims.extend([12, 64])
+        layout = {"bits": 8, "block_size": 32, "gather_axis": 0, "quantize_axis": 1}
+        inputs = [stored[0].name, "x", *(s.name for s in stored[1:])]
+        nodes = [
+            helper.make_node(
+                "GatherBlockQuantized", inputs, ["g"], name=f"{e}/GatherBlockQuantized", domain=hand.MS, **layout
+            ),
+            helper.make_node("Slice", ["g", "start", "end", "axis"], ["y"], name=f"{e}/Slice"),
+        ]
+        ends = [hand.ints("start", [0]), hand.ints("end", [40]), hand.ints("axis", [2])]
+        return nodes, [*stored, *ends], cut
+
+    ways = (rows_picked, columns_picked, dequantized_first, block_quantized, block_quantized_filled_up)
+    return {f.__name__: f for f in ways}
 
 
 @pytest.mark.parametrize("way", embeddings())
@@ -168,18 +190,29 @@ def test_embedding(tmp_path: Path, way: str) -> None:
     np.testing.assert_array_equal(rows.reshape(3, -1), dense(matrix)[ids[0]])
 
 
+def test_embedding_cut_elsewhere(tmp_path: Path) -> None:
+    """Negative control: another part of the stored row than its beginning."""
+    nodes, stored, _ = embeddings()["block_quantized_filled_up"]()
+    next(s for s in stored if s.name == "start").raw_data = np.array([1], np.int64).tobytes()
+    contents = read(hand.save(hand.model(nodes, stored, input_type=TensorProto.INT64), tmp_path))
+    assert contents.weights == ()
+    assert "not their beginning" in contents.faults[0]
+
+
 def dense(matrix: dict[str, Any]) -> np.ndarray:
     codes, scales, zeros = matrix["codes"], matrix["scales"], matrix["zeros"]
-    width = codes.shape[1] // scales.shape[1]
-    q = codes.astype(np.float32) - np.repeat(0 if zeros is None else zeros, width, 1)
-    return q * np.repeat(scales, width, 1)
+    width = next(w for w in (32, codes.shape[1]) if -(-codes.shape[1] // w) == scales.shape[1])
+    wide = [np.repeat(m, width, 1)[:, : codes.shape[1]] for m in (zeros, scales)]
+    return (codes.astype(np.float32) - wide[0]) * wide[1]
 
 
 @pytest.mark.parametrize("form", ["qdq", "ort"])
 def test_cut(tmp_path: Path, form: str) -> None:
     """A linear cut out of a larger graph multiplies with its own bytes."""
     matrix = some()
-    nodes, stored = hand.qdq(LAYER, **matrix, bits=4) if form == "qdq" else hand.matmul_nbits(LAYER, **matrix, bits=4, block=32)
+    nodes, stored = (
+        hand.qdq(LAYER, **matrix, bits=4) if form == "qdq" else hand.matmul_nbits(LAYER, **matrix, bits=4, block=32)
+    )
     nodes = [helper.make_node("Relu", ["x"], ["r"]), *nodes, helper.make_node("Relu", ["y"], ["z"])]
     nodes[-2].input[0] = "r"
     built = hand.model(nodes, stored)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny
 from safetensors.torch import load_file, save_file
-from toy_tokenizer import toy_tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -19,6 +17,8 @@ from dlqat.exporters import fold
 from dlqat.folded import dense
 from dlqat.refusal import Refusal
 from dlqat.trainer import cli
+from models import tiny
+from toy_tokenizer import toy_tokenizer
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def perplexities(base: Path, text: str) -> dict[str, float]:
 
 def summary(found: dict[str, float]) -> Table:
     """Perplexity by model."""
-    table = Table(title="perplexity on pages that were not trained on", title_justify="left")
+    table = Table(title="Perplexity, untrained pages", title_justify="left")
     table.add_column("model")
     table.add_column("perplexity", justify="right")
     for name, value in found.items():
@@ -108,16 +108,17 @@ def summary(found: dict[str, float]) -> Table:
 
 def artifacts(folders: Sequence[Path]) -> Table:
     """Size and proof of each artifact, from its manifest and report."""
-    table = Table(title="artifacts", title_justify="left")
+    table = Table(title="Artifacts", title_justify="left")
     for column in ("folder", "MB", "bits per weight", "integers equal", "worst KL to PyTorch", "verdict"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "folder")
     for folder in folders:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         integers = [c for c in report["checks"] if c["rung"] == "L0"]
         equal = "yes" if integers and all(c["status"] == "passed" for c in integers) else "NO"
-        divergence = [c["figures"]["kl_max"] for c in report["checks"] if "kl_max" in c["figures"]]
-        worst = f"{min(divergence):.1e}" if divergence else "not measured"
+        logits = [c for c in report["checks"] if c["rung"] == "L2" and c["name"].startswith("float")]
+        divergence = [c["figures"]["kl_max"] for c in logits if "kl_max" in c["figures"]]
+        worst = f"{max(divergence):.1e}" if divergence else "not verified"
         size = f"{manifest['bytes']['total'] / 1e6:.1f}"
         table.add_row(str(folder), size, str(manifest["bits_per_weight"]), equal, worst, report["verdict"])
     return table

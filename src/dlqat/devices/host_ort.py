@@ -166,6 +166,7 @@ def _options(setting: Setting) -> Any:
     options.graph_optimization_level = level.ORT_ENABLE_ALL if setting.optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = setting.threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
     options.log_severity_level = 4  # its errors reach the user as DeviceFailure, once
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(ACCURACY_LEVEL[setting.activations]))
     return options

@@ -57,7 +57,7 @@ def write(
             "generator": f"{clients.SUBFOLDER}/{GENERATE}",
             "opset": b.opset,
             "context": options.context,
-            "tied": facts.tied,
+            "head": _head(facts, b.graph),
             "clients": ready,
         },
     )
@@ -65,6 +65,15 @@ def write(
 
 def _builder(facts: Decoder, folder: Path, options: Options) -> Qdq | Ort:
     return Qdq(facts, folder) if options.form == "qdq" else Ort(facts, folder, options.context)
+
+
+def _head(facts: Decoder, graph: Graph) -> str:
+    """Where the bytes of the head are, and why they are not the embedding's if the model ties the two."""
+    if not facts.tied:
+        return "its own"
+    if not graph.sizes.get(f"{decoder.HEAD}.codes"):
+        return "the embedding's bytes"
+    return "tied, stored a second time: onnxruntime's Gather has no type below 8 bits, so the embedding rides in INT8"
 
 
 def _sizes(graph: Graph) -> dict[str, int]:

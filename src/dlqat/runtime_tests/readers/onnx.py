@@ -238,9 +238,7 @@ def _labels(file: OnnxFile) -> dict[str, NDArray[np.int32]]:
     }
 
 
-def _tensors(
-    file: OnnxFile, dense: dict[str, tuple[str, bool]], explained: set[str]
-) -> dict[str, NDArray[np.float32]]:
+def _tensors(file: OnnxFile, dense: dict[str, tuple[str, bool]], explained: set[str]) -> dict[str, NDArray[np.float32]]:
     """Other float initializers in use; those of linears under their parameter's name and turned to [out, in]."""
     found: dict[str, NDArray[np.float32]] = {}
     others = file.used - explained - {name for name, _ in dense.values()}
