@@ -220,7 +220,7 @@ def test_a_damaged_reference(exported: Path, tmp_path: Path) -> None:
 
 
 def some_report(*found: str) -> Report:
-    checks = tuple(Check("L0", f"a{i}", s, "x | y", {"n": float("nan")}) for i, s in enumerate(found))  # pyright: ignore
+    checks = tuple(Check("L0", f"a{i}", s, "x | y", {"n": float("nan")}) for i, s in enumerate(found))  # pyright: ignore[reportArgumentType]
     return Report(
         "a", "b", "host-ort", "dlqat-check a", 1.5, {"cpu": "x", "kernels": {"MatMul": 3}}, {"dlqat": "0"}, checks
     )

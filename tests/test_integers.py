@@ -25,7 +25,7 @@ from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.rungs.l0_integers import reference_equal
 
 GRIDS = [Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)]
-DOWN, O = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"
+DOWN, OUT = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"
 
 
 def compare(artifact: Path, reference: Path) -> Integrity:
@@ -137,7 +137,7 @@ def twin_bytes(model: Any) -> None:
 
 def lose_linear(model: Any) -> None:
     """The output of down_proj is replaced by o_proj's: nothing multiplies with down_proj any more."""
-    replace_input(model, f"{DOWN}/Add:y", f"{O}/Add:y")
+    replace_input(model, f"{DOWN}/Add:y", f"{OUT}/Add:y")
 
 
 def change_norm(model: Any) -> None:
@@ -166,7 +166,7 @@ def dequantized(model: Any) -> None:
 
 
 LIES: dict[str, tuple[Edit, str]] = {
-    "swapped": (swap_weights, f"{O}: "),
+    "swapped": (swap_weights, f"{OUT}: "),
     "twin bytes": (twin_bytes, "1 of 8192 codes differ"),
     "lost linear": (lose_linear, "down_proj: missing: nothing in the artifact multiplies with it"),
     "norm": (change_norm, "model.norm.weight: 1 of 64 numbers differ"),

@@ -26,6 +26,7 @@ from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.folded import Quantized
 from dlqat.grid import Grid
+from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import accuracy, controls, greedy, linears, parity, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, apply, leaf_inputs, round_blocks
 from dlqat.runtime_tests.parity import Divergence, Plan
@@ -212,6 +213,37 @@ def test_emulation_and_nudges(tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=FORMS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifacts.export(tmp_path_factory.mktemp(request.param), request.param, "qwen2")
+
+
+RUNGS = ("L1", "L2", "L3")
+GRIDS = [Grid(2, 16), Grid(2, 32, symmetric=False), Grid(3, 64), Grid(4, None, symmetric=False), Grid(8, None)]
+
+
+def all_passed(artifact: Path, *rungs: str) -> None:
+    found = {f"{c.rung} {c.name}": c for c in artifacts.checks(artifact, artifact.parent / "folded", *rungs)}
+    found.pop("L3 stops", None)  # a random model seldom comes to an EOS
+    assert {name: c.summary for name, c in found.items() if c.status != "passed"} == {}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_families(tmp_path: Path, family: str, form: str) -> None:
+    """L1 to L3 pass for every family, mistral's window of 8 included: the gates are not flaky."""
+    all_passed(artifacts.export(tmp_path, form, family), *RUNGS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_grids(tmp_path: Path, grid: Grid, form: str) -> None:
+    """L1 and L2 on kernels of all bits, grouped and per channel."""
+    fields = {"bits": grid.bits, "group_size": grid.group_size or 0, "symmetric": grid.symmetric}
+    all_passed(artifacts.export(tmp_path, form, "llama", Recipe((Rule(".*", fields),))), "L1", "L2")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unions(tmp_path: Path, form: str) -> None:
+    """L1 and L2 where layers have parts, each part with an input and a rounding of its own."""
+    all_passed(artifacts.export_union(tmp_path, form), "L1", "L2")
 
 
 def test_l1_and_its_control(exported: Path) -> None:

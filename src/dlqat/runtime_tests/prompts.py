@@ -45,8 +45,6 @@ PROMPTS = (
     "What is the capital of France? Answer with one word.",
     "Is 17 a prime number? Answer yes or no.",
     "Say hello.",
-    "Name the three primary colours.",
-    "Write one sentence about the sea.",
     "Translate into French: Good morning, my friend.",
     "Explain in two sentences why the sky is blue.",
     "Continue the series: 2, 4, 8, 16,",
