@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 import models
@@ -45,9 +46,10 @@ def export_model(folder: Path, form: str, model: FoldedModel) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     toy_tokenizer().save_pretrained(folder)
     checkpoint.write(model, folder / "folded", files=folder)
-    cli.console = Console(file=io.StringIO())  # its progress bar
     options = Options(form, CONTEXT)
-    cli.write(onnx_target, checkpoint.read(folder / "folded"), folder / "folded", folder / form, options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
+        cli.write(onnx_target, checkpoint.read(folder / "folded"), folder / "folded", folder / form, options)
     return folder / form
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import artifacts
 import onnx_by_hand as hand
@@ -20,6 +22,7 @@ from dlqat.devices import machine
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure, Setting
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests import cli
 from dlqat.runtime_tests.readers import read
 
 HOST = DEVICES["host-ort"]
@@ -38,6 +41,16 @@ def test_devices_by_name() -> None:
         assert found.available() is None or len(str(found.available())) > 10
     with pytest.raises(Refusal, match=r"'phone' is not known; known: host-ort"):
         device("phone")
+
+
+def test_a_missing_runtime_is_told(monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:
+    """Not installed: what is missing and the command that helps."""
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda _: None)
+        assert HOST.available() == "onnxruntime and onnx not installed; pip install 'dlqat[onnx]'"
+        with pytest.raises(Refusal, match="host-ort cannot run here: onnxruntime and onnx not installed"):
+            cli.prove(cli.Request(folders.find(exported), exported.parent / "folded"), Console())
+    assert HOST.available() is None
 
 
 def test_settings(exported: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlqat import checkpoint
+from dlqat import checkpoint, source
 from dlqat.checkpoint import FoldedModel
 from dlqat.folded import Quantized
 from dlqat.refusal import Refusal
@@ -119,12 +119,11 @@ class Reference:
 
 def _load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with source.quiet():
+            network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise Refusal(f"{folder}: transformers does not load it ({line}); fold the model again") from error
