@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -111,12 +110,12 @@ def fold(target: Path) -> None:
 
 
 def exports(home: Path) -> dict[str, Path]:
-    """Our two forms and the builder's model, each written by its own command; seconds and peak memory are printed."""
+    """Our two forms and the builder's model, each written by its own command."""
     fold(home / "folded")
     ours = [sys.executable, "-m", "dlqat.exporters.cli", str(home / "folded"), "--no-verify", "--form"]
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(home / "files"), "-p", "int4"]
-    builder += ["-e", "cpu", "-o", str(home / "builder"), "--extra_options", "int4_block_size=32"]
-    builder += ["int4_is_symmetric=true", "int4_algo_config=rtn_last", "int4_accuracy_level=4"]
+    builder += ["-e", "cpu", "-o", str(home / "builder"), "--extra_options", "block_size=32"]
+    builder += ["is_symmetric=true", "algo_config=rtn_last", "accuracy_level=4"]
     commands = {
         "dlqat qdq": ([*ours, "qdq", "-o", str(home / "qdq")], home / "qdq"),
         "dlqat ort": ([*ours, "ort", "-o", str(home / "ort")], home / "ort"),
@@ -125,9 +124,7 @@ def exports(home: Path) -> dict[str, Path]:
     for name, (command, _) in commands.items():
         began = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print(
-            f"{name}: exported in {time.perf_counter() - began:.0f} s (largest child so far {peak:.0f} MB)", flush=True
+        print(f"{name}: exported in {time.perf_counter() - began:.0f} s", flush=True)
         )
     return {name: folder for name, (_, folder) in commands.items()}
 

@@ -143,7 +143,7 @@ def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:
 
 
 def _beside(artifact: Path) -> Path:
-    found = artifact.resolve().parent / "folded"
+    found = (artifact if artifact.name not in ("", "..") else artifact.resolve()).parent / "folded"
     if not found.is_dir():
         raise Refusal(f"{artifact} has no folded/ beside it; name the reference with --reference model_dir/folded")
     return found
