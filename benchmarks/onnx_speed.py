@@ -125,7 +125,6 @@ def exports(home: Path) -> dict[str, Path]:
         began = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         print(f"{name}: exported in {time.perf_counter() - began:.0f} s", flush=True)
-        )
     return {name: folder for name, (_, folder) in commands.items()}
 
 
