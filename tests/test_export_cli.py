@@ -190,7 +190,7 @@ def test_adapters_are_folded_when_they_are_newer(tmp_path: Path, monkeypatch: py
     """fold.fold is called for a stale folder only; what it does is tested with the trainer."""
     folder, called = model_dir(tmp_path), list[Path]()
     (folder / "adapters.safetensors").touch()
-    monkeypatch.setattr(fold, "fold", called.append)
+    monkeypatch.setattr(fold, "fold", lambda folder, base: called.append(folder))
     for stale in (False, True):
         monkeypatch.setattr(fold, "stale", lambda _, stale=stale: stale)
         assert cli.fold_if_needed(folder) == folder / "folded"

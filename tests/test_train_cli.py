@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from dlqat import checkpoint
+from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
 from dlqat.folded import dense
 from dlqat.refusal import Refusal
@@ -110,3 +111,12 @@ def test_fold_refuses_a_changed_base_and_damaged_adapters(base: Path) -> None:
     with pytest.raises(Refusal, match="is not the model that"):
         fold.fold(out)
     assert not (out / "folded").exists()
+
+
+def test_a_base_that_has_moved_is_named_at_export(base: Path) -> None:
+    call(base)
+    moved = base.rename(base.parent / "moved")
+    with pytest.raises(Refusal, match="does not exist"):
+        fold.fold(base.parent / "out")
+    folder = export_cli.fold_if_needed(base.parent / "out", str(moved))
+    assert checkpoint.read(folder).layers

@@ -41,12 +41,15 @@ def export(
         int | None, typer.Option(help="Longest text in tokens, prompt and answer. Default: the model's, 4096 at most.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: MODEL_DIR/TARGET.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model, if it has moved since training (only for folding).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
     verify: Annotated[bool, typer.Option(help="Run dlqat-check --quick on the result.")] = True,
 ) -> None:
     """Write the integers of MODEL_DIR as an artifact that a runtime loads."""
     module = load(target)
-    folded = fold_if_needed(model_dir)
+    folded = fold_if_needed(model_dir, base)
     model = checkpoint.read(folded)
     options = choose(module, target, form, max_context, model)
     folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
@@ -77,7 +80,7 @@ def load(name: str) -> Target:
         raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
 
 
-def fold_if_needed(model_dir: Path) -> Path:
+def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
     """The folded/ folder of `model_dir`, written first if the adapters are newer; `model_dir` itself if it is one."""
     if (model_dir / "integers.safetensors").is_file():
         return model_dir
@@ -86,7 +89,7 @@ def fold_if_needed(model_dir: Path) -> Path:
 
         if fold.stale(model_dir):
             with console.status(f"folding {model_dir}"):
-                fold.fold(model_dir)
+                fold.fold(model_dir, base)
     folded = model_dir / "folded"
     if not folded.is_dir():
         raise Refusal(f"{model_dir} holds neither adapters nor folded/; give a folder that dlqat-train wrote")

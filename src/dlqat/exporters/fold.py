@@ -37,7 +37,10 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
     Refusal if the base is not the one that was trained on, or an adapter is damaged.
     """
     record = _record(model_dir)
-    origin = source.resolve(base or record["source"])
+    try:
+        origin = source.resolve(base or record["source"])
+    except Refusal as refusal:
+        raise Refusal(f"the base model of {model_dir}: {refusal}; name its new place with --base") from refusal
     if source.fingerprint(origin) != record["fingerprint"]:
         raise Refusal(f"{origin.text} is not the model that {model_dir} was trained on; name that one with --base")
     rules = recipe.parse(record["recipe"], f"{model_dir / RECORD}")
