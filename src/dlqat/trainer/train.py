@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,24 +23,12 @@ from transformers import PreTrainedModel
 
 from dlqat.refusal import Refusal
 from dlqat.trainer import state
+from dlqat.trainer.batches import Batches
 from dlqat.trainer.distill import Mix, head_loss
+from dlqat.trainer.examples import IGNORED
 from dlqat.trainer.layer import QATLinear, teacher
 from dlqat.trainer.log import Row
 from dlqat.trainer.options import MAGNITUDE_FLOOR, Options
-
-IGNORED = -100
-
-
-class Batches(Protocol):
-    """Training examples by step; the same global batch however many processes share it."""
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """input_ids and labels [sequences of this rank, length] of a step; labels IGNORED: no loss."""
-        ...
-
-    def count(self, step: int) -> int:
-        """Tokens with loss in the whole batch of a step, over all ranks."""
-        ...
 
 
 class Loss(nn.Module):
