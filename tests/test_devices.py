@@ -40,7 +40,7 @@ def test_devices_by_name() -> None:
         assert found.name == name
         assert found.available() is None or len(str(found.available())) > 10
     with pytest.raises(Refusal, match=r"'phone' is not known; known: host-ort"):
-        device("phone")
+        device("phone", "onnx")
 
 
 def test_a_missing_runtime_is_told(monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:

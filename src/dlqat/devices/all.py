@@ -7,11 +7,23 @@ from dlqat.devices.device import Device
 from dlqat.devices.host_ort import HostOrt
 from dlqat.refusal import Refusal
 
-DEVICES: dict[str, Device] = {d.name: d for d in (HostOrt(),)}
+ALL: tuple[Device, ...] = (
+    HostOrt(),
+)  # fmt: skip
+"""The first one of a format is its default."""
+
+DEVICES: dict[str, Device] = {d.name: d for d in ALL}
 
 
-def device(name: str) -> Device:
-    """The device of that name. Refusal with the known names."""
+def device(name: str | None, form: str) -> Device:
+    """The device of that name, or the first one for artifacts of format `form`. Refusal with what is known."""
+    fitting = [d for d in ALL if form in d.formats]
+    if name is None:
+        if not fitting:
+            raise Refusal(f"no device runs {form} artifacts; known devices: {', '.join(DEVICES)}")
+        return fitting[0]
     if name not in DEVICES:
         raise Refusal(f"device {name!r} is not known; known: {', '.join(DEVICES)}")
+    if DEVICES[name] not in fitting:
+        raise Refusal(f"device {name} runs {', '.join(DEVICES[name].formats)}, and this artifact is {form}")
     return DEVICES[name]

@@ -16,8 +16,12 @@ from typing import Any
 from dlqat import atomic
 from dlqat.refusal import Refusal
 
-PROGRAMS = {".onnx": "onnx"}
-"""Suffix of the program file -> format."""
+PROGRAMS = {
+    ".onnx": "onnx",
+    ".pte": "executorch",
+    ".mlpackage": "coreml",
+}
+"""Suffix of the program (a file, or the folder that Core ML calls a package) -> format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def _named(folder: Path, name: str, where: str) -> Path:
     program = folder / name
     if program.suffix not in PROGRAMS or not _inside(program, folder):
         raise Refusal(f"{folder / where} names the model {name!r}, which is no program of this folder")
-    if not program.is_file():
+    if not program.exists():
         raise Refusal(f"{program} is missing, and {where} names it; export again")
     return program
 

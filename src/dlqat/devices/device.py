@@ -86,6 +86,11 @@ class Device(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats of artifacts that it runs (values of dlqat.devices.artifact.PROGRAMS)."""
+        ...
+
     def available(self) -> str | None:
         """None if the device can run here, else the reason why not and what to install or connect."""
         ...

@@ -46,6 +46,7 @@ class HostOrt:
     """onnxruntime on the CPU of this machine."""
 
     name = "host-ort"
+    formats = ("onnx",)
 
     def available(self) -> str | None:
         if missing := [n for n in ("onnxruntime", "onnx") if importlib.util.find_spec(n) is None]:

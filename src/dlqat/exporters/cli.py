@@ -21,7 +21,9 @@ from dlqat.exporters import decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
 from dlqat.refusal import Refusal
 
-TARGETS = {"onnx": "dlqat.exporters.onnx_target"}
+TARGETS = {
+    "onnx": "dlqat.exporters.onnx_target",
+}
 """Target -> module (target.Target), imported when asked for: every target needs another extra."""
 DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
 CHECK = "dlqat.runtime_tests.cli"

@@ -46,7 +46,8 @@ class Request:
 
     artifact: Artifact
     reference: Path
-    device: str = "host-ort"
+    device: str | None = None
+    """None: the first one that runs artifacts of this format."""
     rungs: Sequence[str] = RUNGS
     quick: bool = False
     threads: int = 1
@@ -54,16 +55,17 @@ class Request:
     @property
     def command(self) -> str:
         """What to type to get this report again."""
-        words = ["dlqat-check", str(self.artifact.folder), "--reference", str(self.reference), "--device", self.device]
+        words = ["dlqat-check", str(self.artifact.folder), "--reference", str(self.reference)]
+        words += ["--device", self.device] if self.device else []
         words += ["--quick"] if self.quick else [w for r in self.rungs if self.rungs != RUNGS for w in ("--level", r)]
         return shlex.join([*words, "--threads", str(self.threads)])
 
 
 def prove(request: Request, console: Console) -> Report:
     """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder."""
-    chosen = device(request.device)
+    chosen = device(request.device, request.artifact.format)
     if (reason := chosen.available()) is not None:
-        raise Refusal(f"device {request.device} cannot run here: {reason}")
+        raise Refusal(f"device {chosen.name} cannot run here: {reason}")
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
     import torch
 
@@ -87,7 +89,7 @@ def prove(request: Request, console: Console) -> Report:
     return Report(
         artifact=str(request.artifact.folder),
         reference=str(request.reference),
-        device=request.device,
+        device=chosen.name,
         command=request.command,
         seconds=time.monotonic() - start,
         facts=proof.facts,
@@ -102,7 +104,9 @@ def check(
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
-    device_name: Annotated[str, typer.Option("--device", help=f"Where it runs: {', '.join(DEVICES)}.")] = "host-ort",
+    device_name: Annotated[
+        str | None, typer.Option("--device", help=f"Where it runs: {', '.join(DEVICES)}. Default: by the artifact.")
+    ] = None,
     level: Annotated[list[str] | None, typer.Option(help="Only this rung (L0 ... L5); may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="L0 and a short L2: seconds.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all.")] = 0,

@@ -7,11 +7,16 @@ from pathlib import Path
 
 from dlqat.devices.artifact import PROGRAMS
 from dlqat.runtime_tests.readers.onnx import read as read_onnx
-from dlqat.runtime_tests.readers.reader import Contents, Reader
+from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable
 
-READERS: dict[str, Reader] = {"onnx": read_onnx}
+READERS: dict[str, Reader] = {
+    "onnx": read_onnx,
+}  # fmt: skip
 
 
 def read(program: Path) -> Contents:
     """What a program of an artifact multiplies with, from its bytes. Unreadable if they are damaged."""
-    return READERS[PROGRAMS[program.suffix]](program)
+    form = PROGRAMS[program.suffix]
+    if form not in READERS:
+        raise Unreadable(f"{program.name}: there is no reader for {form}")
+    return READERS[form](program)
