@@ -25,14 +25,14 @@ import torch
 from _common import Results, smollm2, text
 from transformers import PreTrainedModel
 
-from dlqat import source
+from dlqat import adapter, source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.runtime_tests import accuracy
 from dlqat.source import Loaded
 from dlqat.trainer import data, start
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import prepare
+from dlqat.trainer.prepare import prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
 WINDOWS, LENGTH = 16, 512
@@ -69,9 +69,12 @@ def rows() -> Iterator[tuple[str, Run]]:
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})
         yield f"l4q-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False, "train_scales": True})
         yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=40960))
+        for seed in (0, 1, 2):
+            blocks = replace(base, init="blocks", calibration_tokens=40960, seed=seed)
+            yield f"blocks+dlqat-kd-{bits}b-seed{seed}", Run(bits, blocks)
 
 
-def measure(run: Run, loaded: Loaded) -> dict[str, Any]:
+def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any]:
     """Start, train and evaluate; loaded.model is used up."""
     model, options = loaded.model, run.options
     examples = data.load([str(text("wikitext-2/valid.txt"))], loaded, data.Plan(256, 0), Path())
@@ -83,6 +86,10 @@ def measure(run: Run, loaded: Loaded) -> dict[str, Any]:
     prepare(model, Recipe(rules), options.seed)
     start.apply(options.init, model, lambda: _calibration(batches, options.calibration_tokens))
     prepared = time.perf_counter()
+    before: dict[str, float] = {}
+    if options.init != "mse" and options.steps:  # what the start alone is worth
+        before = {f"start_{split}": value for split, value in evaluate(model, loaded).items()}
+    began_training = time.perf_counter()
     losses: list[float] = []
     if options.steps:
         with tempfile.TemporaryDirectory() as folder:
@@ -90,14 +97,24 @@ def measure(run: Run, loaded: Loaded) -> dict[str, Any]:
             quiet = replace(options, save_every=0)
             train(model, batches, quiet, Path(folder), runtime, lambda row: losses.append(row.loss))
     trained = time.perf_counter()
+    if keep is not None:
+        _keep(model, keep)
     return {
         "bits": run.bits,
         "tokens": options.steps * options.batch_size * options.sequence_length,
         "start_seconds": round(prepared - began, 1),
-        "train_seconds": round(trained - prepared, 1),
+        "train_seconds": round(trained - began_training, 1),
         "last_loss": losses[-1] if losses else None,
+        **before,
         **evaluate(model, loaded),
     }
+
+
+def _keep(model: PreTrainedModel, path: Path) -> None:
+    """The row's adapters, for benchmarks/tasks.py."""
+    layers = qat_layers(model).items()
+    tensors = {f"{n}.{f}": t for n, layer in layers for f, t in [*layer.named_parameters(), *layer.named_buffers()]}
+    adapter.write({n: t for n, t in tensors.items() if n.rpartition(".")[2] not in ("weight", "bias")}, path)
 
 
 def _calibration(batches: Batches, tokens: int) -> torch.Tensor:
@@ -127,7 +144,9 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
-    wanted = parser.parse_args().only
+    parser.add_argument("--keep", type=Path, help="folder for the adapters of the rows, as KEY.safetensors")
+    arguments = parser.parse_args()
+    wanted, keep = arguments.only, arguments.keep
     results = Results("quality")
     origin = source.resolve(smollm2())
     if "float" not in results.rows:
@@ -136,7 +155,7 @@ def main() -> None:
     for key, run in rows():
         if key in results.rows or not key.startswith(wanted):
             continue
-        results.add(key, measure(run, source.load(origin)))
+        results.add(key, measure(run, source.load(origin), keep and keep / f"{key}.safetensors"))
         print(key, results.rows[key], flush=True)
 
 
