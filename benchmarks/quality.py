@@ -84,7 +84,7 @@ def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any
     rules = (*portable(run.bits, 32, run.activation_bits).rules, Rule(BLOCKS, run.changes))
     began = time.perf_counter()
     prepare(model, Recipe(rules), options.seed)
-    start.apply(options.init, model, lambda: _calibration(batches, options.calibration_tokens))
+    start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
     prepared = time.perf_counter()
     before: dict[str, float] = {}
     if options.init != "mse" and options.steps:  # what the start alone is worth
@@ -115,15 +115,6 @@ def _keep(model: PreTrainedModel, path: Path) -> None:
     layers = qat_layers(model).items()
     tensors = {f"{n}.{f}": t for n, layer in layers for f, t in [*layer.named_parameters(), *layer.named_buffers()]}
     adapter.write({n: t for n, t in tensors.items() if n.rpartition(".")[2] not in ("weight", "bias")}, path)
-
-
-def _calibration(batches: Batches, tokens: int) -> torch.Tensor:
-    """The very sequences that training will see, in its order."""
-    wanted, step, found = tokens // 256, 0, []
-    while sum(len(x) for x in found) < wanted:
-        found.append(batches.batch(step)[0])
-        step += 1
-    return torch.cat(found)[:wanted]
 
 
 def evaluate(model: PreTrainedModel, loaded: Loaded) -> dict[str, float]:

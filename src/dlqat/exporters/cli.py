@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dlqat import architecture, atomic, checkpoint, refusal
+from dlqat.adapter import ADAPTERS
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
@@ -86,7 +87,7 @@ def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
     """The folded/ folder of `model_dir`, written first if the adapters are newer; `model_dir` itself if it is one."""
     if (model_dir / "integers.safetensors").is_file():
         return model_dir
-    if (model_dir / "adapters.safetensors").is_file():
+    if (model_dir / ADAPTERS).is_file():
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):

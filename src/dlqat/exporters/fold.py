@@ -15,14 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from dlqat import adapter, checkpoint, recipe, source
+from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.checkpoint import FoldedModel, Lazy
 from dlqat.folded import Folded
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
 FOLDED = "folded"
-ADAPTERS = "adapters.safetensors"
-RECORD = "dlqat.json"
 
 
 def stale(model_dir: Path) -> bool:

@@ -2,8 +2,9 @@
 """dlqat-train from end to end: MODEL, data and options in, model_dir out.
 
     model_dir/
-      dlqat.json              what was asked for: base model and its fingerprint, recipe, options, versions
-      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors
+      dlqat.json              what was asked for: base model, recipe, data, options, versions; with digests
+      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors,
+                              examples.sha256 (of the tokens)
       training_log.jsonl      one line a step        loss.png
       adapters.safetensors    the result; its presence says that training is complete
       tokenizer, chat template, generation_config
@@ -31,6 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlqat import adapter, atomic, recipe, source
+from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
@@ -40,7 +42,8 @@ from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
-RECORD, ADAPTERS, TRAINING = "dlqat.json", "adapters.safetensors", "training"
+TRAINING = "training"
+EXAMPLES = "training/examples.sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ def run(request: Request, console: Console) -> Path:
             loaded.files(request.output)
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress)
+        _same_examples(request.output, batches, write=first)
         _start(request, loaded.model, batches, runtime, progress)
         if first:
             _tell(console, loaded.model, batches, request.options)
@@ -101,7 +105,7 @@ def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any
         "source": origin.text,
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
-        "data": names,
+        "data": data.digests(names),
         "options": asdict(request.options),
         "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
     }
@@ -147,6 +151,15 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
     return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
 
 
+def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
+    """Refusal if the run was begun on other tokens: a hub dataset or a tokenizer that has changed since."""
+    found, path = batches.examples.digest(), output / EXAMPLES
+    if path.exists() and path.read_text(encoding="utf-8") != found:
+        raise Refusal(f"{output} was begun on other training examples; choose another --output, or delete it")
+    if write:
+        atomic.text(path, found)
+
+
 def _start(
     request: Request, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
 ) -> None:
@@ -159,7 +172,7 @@ def _start(
         start.apply(
             request.options.init,
             model,
-            lambda: _calibration(batches, request.options),
+            lambda: batches.calibration(request.options.calibration_tokens, request.options.sequence_length),
             lambda name: progress.update(task, note=f"{request.options.init} {name}"),
         )
         with atomic.file(path) as draft:
@@ -176,16 +189,6 @@ def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
         for field, tensor in [*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)]
         if field not in ("weight", "bias")
     }
-
-
-def _calibration(batches: Batches, options: Options) -> Tensor:
-    """Whole training sequences, as many as make the calibration tokens; padding-free rows only."""
-    rows = [batches.examples.example(i)[0] for i in range(len(batches.examples))]
-    whole = [ids.long() for ids in rows if len(ids) == options.sequence_length]
-    wanted = max(1, options.calibration_tokens // options.sequence_length)
-    if not whole:
-        raise Refusal("--init gptq needs training examples of the full sequence length; lower --sequence-length")
-    return torch.stack(whole[:wanted])
 
 
 def _tell(console: Console, model: PreTrainedModel, batches: Batches, options: Options) -> None:
