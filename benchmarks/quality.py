@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _autoround import autoround
 from _common import Results, smollm2, text
 from transformers import PreTrainedModel
 
@@ -36,6 +37,8 @@ from dlqat.trainer.prepare import prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
 WINDOWS, LENGTH = 16, 512
+TOKENS = 40 * 4 * 256
+"""What every trained row sees, and every calibrated start."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Run:
     changes: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of the block linears' rule."""
     activation_bits: int = 0
+    autoround: bool = False
+    """Rounded by AutoRound's own package instead of ours."""
 
 
 UNTRAINED = replace(Options(), steps=0)
@@ -60,7 +65,8 @@ def rows() -> Iterator[tuple[str, Run]]:
             yield f"dlqat-kd-{bits}b-seed{seed}", Run(bits, replace(base, seed=seed))
     for bits in (3, 4, 2):
         yield f"rtn-{bits}b", Run(bits, UNTRAINED)
-        yield f"gptq-{bits}b", Run(bits, replace(UNTRAINED, init="gptq", calibration_tokens=40960))
+        yield f"autoround-{bits}b", Run(bits, UNTRAINED, autoround=True)
+        yield f"gptq-{bits}b", Run(bits, replace(UNTRAINED, init="gptq", calibration_tokens=TOKENS))
         if bits == 2:
             yield "dlqat-kd-2b-seed0", Run(2, base)
         yield f"dlqat-kd-a8-{bits}b-seed0", Run(bits, base, {}, 8)
@@ -68,9 +74,9 @@ def rows() -> Iterator[tuple[str, Run]]:
         yield f"peqa-kd-{bits}b-seed0", Run(bits, base, {"rank": 0})
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})
         yield f"l4q-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False, "train_scales": True})
-        yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=40960))
+        yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=TOKENS))
         for seed in (0, 1, 2):
-            blocks = replace(base, init="blocks", calibration_tokens=40960, seed=seed)
+            blocks = replace(base, init="blocks", calibration_tokens=TOKENS, seed=seed)
             yield f"blocks+dlqat-kd-{bits}b-seed{seed}", Run(bits, blocks)
 
 
@@ -83,6 +89,9 @@ def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any
     batches = Batches(examples, options.batch_size, options.seed)
     rules = (*portable(run.bits, 32, run.activation_bits).rules, Rule(BLOCKS, run.changes))
     began = time.perf_counter()
+    if run.autoround:
+        autoround(model, loaded.tokenizer, run.bits, batches.calibration(TOKENS, 256))
+        rules = tuple(rule for rule in rules if rule.match != BLOCKS)
     prepare(model, Recipe(rules), options.seed)
     start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
     prepared = time.perf_counter()
@@ -98,7 +107,7 @@ def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any
             train(model, batches, quiet, Path(folder), runtime, lambda row: losses.append(row.loss))
     trained = time.perf_counter()
     if keep is not None:
-        _keep(model, keep)
+        _keep(model, run, keep)
     return {
         "bits": run.bits,
         "tokens": options.steps * options.batch_size * options.sequence_length,
@@ -110,11 +119,13 @@ def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any
     }
 
 
-def _keep(model: PreTrainedModel, path: Path) -> None:
-    """The row's adapters, for benchmarks/tasks.py."""
+def _keep(model: PreTrainedModel, run: Run, path: Path) -> None:
+    """What tells the row's model from the float one, for benchmarks/tasks.py."""
     layers = qat_layers(model).items()
     tensors = {f"{n}.{f}": t for n, layer in layers for f, t in [*layer.named_parameters(), *layer.named_buffers()]}
-    adapter.write({n: t for n, t in tensors.items() if n.rpartition(".")[2] not in ("weight", "bias")}, path)
+    found = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in ("weight", "bias")}
+    rounded = {n: t for n, t in model.state_dict().items() if n.endswith("_proj.weight")} if run.autoround else {}
+    adapter.write({**found, **rounded}, path)
 
 
 def evaluate(model: PreTrainedModel, loaded: Loaded) -> dict[str, float]:

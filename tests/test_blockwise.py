@@ -64,7 +64,9 @@ def test_the_teacher_stays_exact_and_no_module_is_left_behind() -> None:
 
 def test_what_was_learned_is_what_folds() -> None:
     torch.manual_seed(0)
-    layer = QATLinear(torch.nn.Linear(64, 48, bias=False), LayerSpec(3, 16, rank=0, magnitude=False), torch.rand(48, 4) / 9)
+    layer = QATLinear(
+        torch.nn.Linear(64, 48, bias=False), LayerSpec(3, 16, rank=0, magnitude=False), torch.rand(48, 4) / 9
+    )
     rounded = blockwise.Rounded(layer)
     with torch.no_grad():
         # Whole units of `offset`, so that storing them rounds nothing.

@@ -65,7 +65,9 @@ class Batches:
             if len(found) * length >= tokens:
                 break
         if not found:
-            raise Refusal("a prepared start needs training examples of the full sequence length; lower --sequence-length")
+            raise Refusal(
+                "a prepared start needs training examples of the full sequence length; lower --sequence-length"
+            )
         return torch.stack(found)
 
     def count(self, step: int) -> int:

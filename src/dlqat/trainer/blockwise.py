@@ -41,9 +41,7 @@ REACH = 0.5
 
 
 @torch.no_grad()
-def reconstruct(
-    model: PreTrainedModel, tokens: Tensor, progress: Callable[[str], None] = lambda name: None
-) -> None:
+def reconstruct(model: PreTrainedModel, tokens: Tensor, progress: Callable[[str], None] = lambda name: None) -> None:
     """Bring the QATLinears in the blocks of a prepared model to the start above.
 
     tokens: calibration text [sequences, length]. Two activations of [sequences, length, hidden] are held.
