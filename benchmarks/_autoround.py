@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AutoRound by its own package, as a baseline: the same tokens, bits and groups, ours embedding and head."""
+"""AutoRound by its own package, as a baseline: the same tokens, bits and groups."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ITERATIONS = 40
@@ -33,7 +33,5 @@ def autoround(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bits: 
         enable_torch_compile=False,
     )
     made, _ = rounding.quantize()
-    assert isinstance(made, nn.Module) and not any(m.__class__.__name__ == "WrapperLinear" for m in made.modules())
-    if made is not model:
-        model.load_state_dict({k: v.float() for k, v in made.state_dict().items()}, strict=False)
+    assert made is model
     model.to(torch.float32)

@@ -16,9 +16,8 @@ float weight stays as it was, and folding stays exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from collections.abc import Generator
 from typing import Any
 
 import torch

@@ -23,7 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
