@@ -62,7 +62,7 @@ class Examples:
         """The beginning of a sha256 over every token and what of it is learned."""
         found = hashlib.sha256()
         for tensor in (self.ids, self.loss, self.starts):
-            found.update(tensor.contiguous().view(torch.uint8).numpy())
+            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
     def summary(self) -> str:
