@@ -116,30 +116,35 @@ class _Rounding(Function):
     def forward(ctx: Any, v: Tensor, gamma: Tensor, layer: QATLinear) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(v, gamma)
-        levels, _, _, s = _levels(v, gamma, layer)
-        return levels.mul_(s).view(v.shape)
+        base, s = _base(gamma, layer)
+        return base.add_(v.view(base.shape)).clamp_(*_ends(layer)).round_().mul_(s).view(v.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         v, gamma = ctx.saved_tensors
-        levels, base, inside, s = _levels(v, gamma, ctx.layer)
-        g = grads[0].float().view(levels.shape)
-        by_gamma = levels.sub_(base.mul_(inside)).mul_(g).sum(-1).mul_(ctx.layer.scales)
-        return (g * inside).mul_(s).view(v.shape), by_gamma, None
+        base, s = _base(gamma, ctx.layer)
+        latent = base + v.view(base.shape)
+        levels = latent.clamp(*_ends(ctx.layer))
+        inside = levels == latent
+        levels.round_().sub_(base.mul_(inside))
+        g = grads[0].float().view(base.shape)
+        by_gamma = levels.mul_(g).sum(-1).mul_(ctx.layer.scales)
+        return torch.mul(g, inside, out=latent).mul_(s).view(v.shape), by_gamma, None
 
 
-def _levels(v: Tensor, gamma: Tensor, layer: QATLinear) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q - z, W0 / s and where q is not clipped [out, groups, inputs of a group], and s [out, groups, 1]."""
-    out, groups = gamma.shape
+def _base(gamma: Tensor, layer: QATLinear) -> tuple[Tensor, Tensor]:
+    """W0 / s, a fresh tensor [out, groups, inputs of a group], and s [out, groups, 1]."""
+    s = layer.spec.grid.round_scales(gamma * layer.scales)[..., None]
+    return layer.weight.float().view(*gamma.shape, -1) / s, s
+
+
+def _ends(layer: QATLinear) -> tuple[Tensor, Tensor]:
+    """The ends of q - z."""
     grid = layer.spec.grid
-    s = grid.round_scales(gamma * layer.scales)[..., None]
-    zero = 0.0 if layer.zero_points is None else layer.zero_points[..., None].float()
-    base = layer.weight.float().view(out, groups, -1) / s
-    latent = base + v.view(out, groups, -1)
-    low, high = torch.as_tensor(grid.qmin - zero), torch.as_tensor(grid.qmax - zero)
-    clipped = latent.clamp(low, high)
-    return clipped.round(), base, clipped == latent, s
+    zero = torch.zeros((), device=layer.scales.device)
+    z = zero if layer.zero_points is None else layer.zero_points[..., None].float()
+    return grid.qmin - z, grid.qmax - z
 
 
 @contextmanager
