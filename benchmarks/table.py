@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quality table of the README, from results/quality.json and results/recovery.json: python benchmarks/table.py"""
+"""The quality table of the README, from results/quality.json and results/recovery.json: python benchmarks/table.py."""
 
 from __future__ import annotations
 
