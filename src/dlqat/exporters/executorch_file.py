@@ -9,6 +9,9 @@ kernels read come first, and the constant segment covers them all.
     header and flatbuffer | constants of kernels (one segment, and one per name) | other constants | payloads
 """
 
+# pyright: reportPrivateUsage=false
+# executorch's serializer has no public part that takes a program as it is; the version is pinned.
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -102,7 +102,7 @@ class _Plan:
             non_const_buffer_sizes=[0, size],
         )
 
-    def _runs(self) -> Iterator[list[Node]]:
+    def _runs(self) -> Iterator[Sequence[Node]]:
         """Kernels one by one, and runs of XNNPACK operations."""
         run: list[Node] = []
         for node in self.method.nodes:
@@ -114,7 +114,7 @@ class _Plan:
         if run:
             yield run
 
-    def _instruction(self, step: int, run: list[Node]) -> schema.Instruction:
+    def _instruction(self, step: int, run: Sequence[Node]) -> schema.Instruction:
         first = run[0]
         if isinstance(first, Kernel):
             arguments = [self._argument(x, step) for x in first.arguments]
