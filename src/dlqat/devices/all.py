@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from dlqat.devices.device import Device
+from dlqat.devices.host_executorch import HostExecutorch
 from dlqat.devices.host_ort import HostOrt
 from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (
     HostOrt(),
+    HostExecutorch(),
 )  # fmt: skip
 """The first one of a format is its default."""
 

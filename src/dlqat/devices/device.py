@@ -38,6 +38,8 @@ class Setting:
     optimize: bool = True
     """Whether the runtime may rewrite the graph (all of its optimizations, or none)."""
     threads: int = 1
+    generate: bool = False
+    """Run what apps generate with, where a program has another entry point for scoring."""
 
     def __str__(self) -> str:
         return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}"

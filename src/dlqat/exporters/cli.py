@@ -24,6 +24,7 @@ from dlqat.refusal import Refusal
 
 TARGETS = {
     "onnx": "dlqat.exporters.onnx_target",
+    "executorch": "dlqat.exporters.executorch_target",
 }
 """Target -> module (target.Target), imported when asked for: every target needs another extra."""
 DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
@@ -43,6 +44,9 @@ def export(
     max_context: Annotated[
         int | None, typer.Option(help="Longest text in tokens, prompt and answer. Default: the model's, 4096 at most.")
     ] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="executorch: logits of the last position (the default) or of all.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: MODEL_DIR/TARGET.")] = None,
     base: Annotated[
         str | None, typer.Option(help="The base model, if it has moved since training (only for folding).")
@@ -54,7 +58,7 @@ def export(
     module = load(target)
     folded = fold_if_needed(model_dir, base)
     model = checkpoint.read(folded)
-    options = choose(module, target, form, max_context, model)
+    options = choose(module, target, form, max_context, model, logits)
     folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
     plan = module.plan(model, folded, options)
     if dry_run:
@@ -99,14 +103,25 @@ def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
     return folded
 
 
-def choose(module: Target, target: str, form: str | None, max_context: int | None, model: FoldedModel) -> Options:
+def choose(
+    module: Target,
+    target: str,
+    form: str | None,
+    max_context: int | None,
+    model: FoldedModel,
+    logits: str | None = None,
+) -> Options:
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
     if form and form not in module.FORMS:
         raise Refusal(f"--form {form} is not known to target {target}; known: {', '.join(module.FORMS)}")
+    positions = getattr(module, "LOGITS", ())
+    if logits and logits not in positions:
+        known = f"known: {', '.join(positions)}" if positions else "it has no such choice"
+        raise Refusal(f"--logits {logits} is not known to target {target}; {known}")
     longest = architecture.read(model.config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
-    return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT))
+    return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT), logits or "last")
 
 
 def write(module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dlqat import folded
 from dlqat.devices.device import Device, Setting
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import integers, tolerances
-from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, leaf_inputs
+from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, Arithmetic, leaf_inputs
 from dlqat.runtime_tests.integers import Wanted
 from dlqat.runtime_tests.readers.reader import Contents, Weight, parts
 
@@ -101,11 +101,11 @@ def _matmul(
 
 
 def _candidates(leaf: Quantized, setting: Setting) -> list[Arithmetic]:
-    """Float first; then int8 in the block of the weight's scales, then in any block."""
+    """Float first; then int8 per token, in the block of the weight's scales, in any block."""
     if setting.activations == "float":
         return [FLOAT]
     likely = leaf.grid.group_size or 32
-    return [FLOAT, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
+    return [FLOAT, PER_TOKEN, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
 
 
 def _gather(weight: Weight, dense: Tensor, device: Device, setting: Setting) -> Linear:

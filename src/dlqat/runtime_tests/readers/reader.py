@@ -28,6 +28,8 @@ class Span:
     file: Path
     offset: int
     length: int
+    dtype: str = "float32"
+    """Of scales: float32 or bfloat16."""
 
 
 @dataclass(frozen=True, eq=False)

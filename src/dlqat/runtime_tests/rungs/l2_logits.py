@@ -16,7 +16,6 @@ from dlqat.runtime_tests import parity, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic
 from dlqat.runtime_tests.parity import Divergence, Rows
 from dlqat.runtime_tests.proof import Proof, judged
-from dlqat.runtime_tests.readers.reader import parts
 from dlqat.runtime_tests.reference import Nudge
 from dlqat.runtime_tests.report import Check
 
@@ -37,7 +36,7 @@ def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:
 def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     """Against the emulation of the runtime's arithmetic, within the noise floor of that emulation."""
     name = str(setting)
-    found = {part: x.arithmetic for x in proof.linears(setting) for part in parts(x.name)}
+    found = proof.arithmetics(setting)
     unknown = sorted(n for n, arithmetic in found.items() if arithmetic is None)
     if unknown:
         yield Check(
