@@ -12,6 +12,7 @@ bits are those of the last byte that belong to no number.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ class Blobs:
             )
         bits = NARROW.get(TYPES[kind]) or 8 * np.dtype(NUMPY[TYPES[kind]]).itemsize
         return Blob(TYPES[kind], start, size, (8 * size - padding) // bits)
+
+    def offsets(self) -> Iterator[int]:
+        """Where each blob is described, walking from one to the next."""
+        at = ALIGN
+        for _ in range(self.count):
+            yield at
+            blob = self.blob(at)
+            at = -(-(blob.start + blob.size) // ALIGN) * ALIGN
 
     def read(self, offset: int) -> NDArray[Any]:
         """The numbers of the blob described at `offset`, flat; int4 as int8, uint2 to uint6 as uint8."""

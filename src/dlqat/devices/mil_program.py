@@ -144,6 +144,10 @@ class Package:
             self._files[name] = Blobs(path)
         return self._files[name]
 
+    def blobs_of(self, file: Path) -> Blobs:
+        """A weight file by its path."""
+        return self.blobs(f"@model_path/{file.relative_to(self.model_file.parent).as_posix()}")
+
     def _operation(self, message: Any) -> Operation:
         if message.blocks:
             raise Damaged(f"{message.type} has blocks inside (a branch or a loop), which are not followed")

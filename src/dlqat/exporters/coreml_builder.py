@@ -30,7 +30,7 @@ from dlqat.architecture import Decoder
 from dlqat.exporters import coreml_weights as weights
 from dlqat.exporters.builder import Attention, Leaf, Linear
 from dlqat.exporters.coreml_positions import Positions
-from dlqat.exporters.coreml_weights import mb
+from dlqat.exporters.coreml_tools import mb
 from dlqat.exporters.decoder import HEAD
 
 SMALLEST_PEAK = 2.0**-8

@@ -8,19 +8,19 @@ them change what we wrote: one merges reads of a state, one rewrites lookup tabl
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coremltools.converters.mil.mil import get_new_symbol, types
 
 import dlqat
 from dlqat.architecture import Config, Decoder
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder
 from dlqat.exporters.coreml_builder import Inputs, Mil
+from dlqat.exporters.coreml_tools import ct, mb, silent
 from dlqat.exporters.tokens import SpecialTokens
 
 TARGETS = ("iOS18", "iOS26")
@@ -29,18 +29,12 @@ FORMAT = "1"
 """Version of the naming that coreml_builder.py defines; runtime_tests/readers/coreml.py follows it."""
 
 
-def write(
-    path: Path, model: FoldedModel, facts: Decoder, context: int, target: str, done: Callable[[str], None]
-) -> Any:
-    """Build and save `path`, a folder that ends in .mlpackage; the spec that was saved."""
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    import coremltools as ct
-
+def write(model: FoldedModel, facts: Decoder, context: int, target: str, done: Callable[[str], None]) -> Any:
+    """The program as a coremltools MLModel, in a temporary package until it is saved."""
     program = build(model, facts, context, target, done)
     step = ct.RangeDim(1, context, default=1)
     length = ct.RangeDim(2, context + 1, default=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silent():
         made: Any = ct.convert(
             program,
             inputs=[
@@ -57,11 +51,6 @@ def write(
 
 def build(model: FoldedModel, facts: Decoder, context: int, target: str, done: Callable[[str], None]) -> Any:
     """The MIL program of the whole model."""
-    import coremltools as ct
-    from coremltools.converters.mil.mil import get_new_symbol, types
-
-    from dlqat.exporters.coreml_weights import mb
-
     size = (facts.layers, 1, facts.kv_heads, context, facts.head_dim)
     keys, values = (mb.StateTensorSpec(size, dtype=types.fp16) for _ in range(2))
     ids = mb.TensorSpec((1, get_new_symbol()), dtype=types.int32)
@@ -75,8 +64,8 @@ def build(model: FoldedModel, facts: Decoder, context: int, target: str, done: C
     return mb.program(input_specs=[ids, mask, keys, values], opset_version=getattr(ct.target, target))(main)
 
 
-def describe(made: Any, path: Path, config: Config, tokens: SpecialTokens | None, context: int) -> None:
-    """Fill in the metadata and save."""
+def save(made: Any, path: Path, config: Config, tokens: SpecialTokens | None, context: int) -> None:
+    """Fill in the metadata and save `path`, a folder that ends in .mlpackage."""
     name = str(config.get("_name_or_path") or config.get("model_type"))
     made.author = f"{name}, quantized and exported with dlqat {dlqat.__version__}"
     made.license = f"That of {name}"

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dlqat.architecture import Decoder
-from dlqat.exporters.coreml_weights import constant, mb
+from dlqat.exporters.coreml_tools import mb
+from dlqat.exporters.coreml_weights import constant
 
 HIDDEN = -40000.0
 

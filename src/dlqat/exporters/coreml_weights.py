@@ -19,15 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil.types import type_int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dlqat.exporters.builder import Leaf
+from dlqat.exporters.coreml_tools import mb
 from dlqat.folded import Quantized
 
-mb: Any = Builder  # its operations are attributes made at import
 TYPES: dict[str, Any] = {
     "int8": np.int8,
     "uint8": np.uint8,

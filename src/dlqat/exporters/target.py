@@ -31,6 +31,8 @@ class Options:
     """One of the target's FORMS."""
     context: int
     """Longest text (prompt and answer, in tokens) that the artifact is prepared for."""
+    deployment_target: str = ""
+    """The lowest system that it must run on, where the target has such (Core ML)."""
 
 
 @dataclass(frozen=True, slots=True)

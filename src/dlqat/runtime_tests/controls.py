@@ -63,12 +63,12 @@ def flip(content: bytearray) -> None:
     content[0] ^= 1
 
 
-def times(factor: float) -> Change:
-    """Multiply the largest float32 of the bytes by `factor`."""
+def times(factor: float, dtype: str = "float32") -> Change:
+    """Multiply the largest float of the bytes by `factor`."""
 
     def change(content: bytearray) -> None:
-        values = np.frombuffer(content, np.float32)  # a view: writes through
-        values[int(np.abs(values).argmax())] *= np.float32(factor)
+        values = np.frombuffer(content, dtype)  # a view: writes through
+        values[int(np.abs(values).argmax())] *= values.dtype.type(factor)
 
     return change
 

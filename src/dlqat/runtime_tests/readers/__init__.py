@@ -6,11 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dlqat.devices.artifact import PROGRAMS
+from dlqat.runtime_tests.readers.coreml import read as read_coreml
 from dlqat.runtime_tests.readers.onnx import read as read_onnx
 from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable
 
 READERS: dict[str, Reader] = {
     "onnx": read_onnx,
+    "coreml": read_coreml,
 }  # fmt: skip
 
 

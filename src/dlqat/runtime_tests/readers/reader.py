@@ -23,11 +23,12 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`length` bytes at `offset` of `file`."""
+    """`length` bytes at `offset` of `file`; `dtype`: of the floats in them, if it is floats."""
 
     file: Path
     offset: int
     length: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
