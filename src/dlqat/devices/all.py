@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
 from dlqat.devices.host_executorch import HostExecutorch
 from dlqat.devices.host_ort import HostOrt
@@ -11,6 +12,7 @@ from dlqat.refusal import Refusal
 ALL: tuple[Device, ...] = (
     HostOrt(),
     HostExecutorch(),
+    CoremlReference(),
 )  # fmt: skip
 """The first one of a format is its default."""
 
