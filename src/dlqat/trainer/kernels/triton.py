@@ -25,8 +25,9 @@ from dlqat.trainer.kernels.triton_forward import weight_forward_kernel
 
 FORWARD_ROWS, BACKWARD_ROWS, COLUMNS, STEPS = 32, 16, 128, 8
 """Tile of the kernels that stream the weight, and tiles to a program."""
-PRODUCT_ROWS, PRODUCT_COLUMNS, PRODUCT_TOKENS = 64, 128, 32
-"""Tile of the fused product."""
+PRODUCT, PRODUCT_COLUMNS, PRODUCT_TOKENS = 4096, 64, 32
+"""Tile of the fused product: elements, least columns (a group of 128 takes 128), tokens at a time. A tile twice as
+large spills registers on every target."""
 FUSED_TOKENS = 1024
 """Up to so many tokens dL/dW' stays out of memory. By the byte count, not measured: there the product is short
 beside writing and reading its result (4 bytes a weight), and the vendor's faster product cannot win it back."""
@@ -98,14 +99,15 @@ def fused_backward(
 ) -> tuple[Tensor, Gradients]:
     """product_backward with G never in memory, and never rounded to dy's dtype."""
     out, inputs = weight.shape
-    tiles = Tiles.of(inputs, adapter.scales.shape[1], PRODUCT_COLUMNS)
-    grid = (tiles.tiles, triton.cdiv(out, PRODUCT_ROWS))
+    groups = adapter.scales.shape[1]
+    tiles = Tiles.of(inputs, groups, PRODUCT_COLUMNS if groups == 1 else max(PRODUCT_COLUMNS, inputs // groups))
+    grid = (tiles.tiles, triton.cdiv(out, PRODUCT // tiles.columns))
     made, partial = _outputs(weight, adapter, dy.dtype, train_scales, tiles, strips=grid[1])
     with _on(weight):
         product_backward_kernel[grid](
             dy.contiguous(), x.contiguous(), *_tensors(weight, adapter), made, *_sums(partial),
             len(x), *_sizes(weight, adapter, tiles), **_constants(adapter, tiles),
-            ROWS=PRODUCT_ROWS, TOKENS=PRODUCT_TOKENS, num_warps=8, **EXACT,
+            ROWS=PRODUCT // tiles.columns, TOKENS=PRODUCT_TOKENS, num_warps=4, **EXACT,
         )  # fmt: skip
     return made, _add_up(partial, adapter)
 

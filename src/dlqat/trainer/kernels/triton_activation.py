@@ -19,8 +19,8 @@ def fake_quant_kernel(x, made, features, BLOCK: tl.constexpr):
     """made, x [tokens, features]; grid (tokens,); BLOCK >= features."""
     column = tl.arange(0, BLOCK)
     at = tl.program_id(0).to(tl.int64) * features + column
-    f = tl.load(x + at, column < features, other=0.0).to(tl.float32)  # zero is part of every range
-    low, high = tl.min(f, axis=0), tl.max(f, axis=0)
+    f = tl.load(x + at, column < features, other=0.0).to(tl.float32)
+    low, high = tl.minimum(tl.min(f, axis=0), 0.0), tl.maximum(tl.max(f, axis=0), 0.0)
     span = high - low
     inverse = tl.where(span == 0.0, 1.0, tl.div_rn(255.0, tl.where(span == 0.0, 1.0, span)))
     low, high = low * inverse, high * inverse
