@@ -25,14 +25,19 @@ from dlqat.trainer.activation import straight_through
 from dlqat.trainer.kernels.reference import weight_backward, weight_forward
 
 
-class QATLayer(nn.Module):
+class Switched(nn.Module):
+    """A module that can be switched to the float layer that it came from."""
+
+    quantized = True
+
+
+class QATLayer(Switched):
     """What linear and embedding share: the frozen weight, the spec and the teacher switch."""
 
     def __init__(self, weight: nn.Parameter, spec: LayerSpec, scales: Tensor, zero_points: Tensor | None) -> None:
         super().__init__()
         self.weight = weight.requires_grad_(False)
         self.spec = spec
-        self.quantized = True
         self.scales: Tensor
         if spec.train_scales:
             self.scales = nn.Parameter(scales)
@@ -68,8 +73,8 @@ class QATEmbedding(QATLayer):
 class QATLinear(QATLayer):
     """y = act(x) W'^T + b with W' = snap(m s) (q - z): LoRA inside the rounding, one m per group.
 
-    `offset` int8 [out, in]: a prepared start (dlqat.adapter). The weight W' is made anew in forward and
-    in backward; autograd keeps x, W0 and the small tensors only.
+    `offset` int8 or int16 [out, in]: a prepared start (dlqat.adapter); `mask` bool [out, in]: False where the weight
+    is pruned. The weight W' is made anew in forward and in backward; autograd keeps x, W0 and the small tensors only.
     """
 
     def __init__(
@@ -79,12 +84,15 @@ class QATLinear(QATLayer):
         scales: Tensor,
         zero_points: Tensor | None = None,
         offset: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(cast("nn.Parameter", linear.weight), spec, scales, zero_points)
         bias = cast("nn.Parameter | None", linear.bias)
         self.bias = None if bias is None else bias.requires_grad_(False)
         self.offset: Tensor | None
         self.register_buffer("offset", offset)
+        self.mask: Tensor | None
+        self.register_buffer("mask", mask)
         out, inputs = linear.weight.shape
         self.magnitude = nn.Parameter(torch.ones_like(scales)) if spec.magnitude else None
         self.lora_a = self.lora_b = None
@@ -104,6 +112,7 @@ class QATLinear(QATLayer):
             self.lora_b,
             self.spec.scaling,
             self.offset,
+            self.mask,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +126,11 @@ class QATLinear(QATLayer):
 
     def made(self, dtype: torch.dtype) -> Tensor:
         """W' [out, in] in `dtype`: in float32, dense(fold()) bit for bit."""
-        return weight_forward(self.weight, self.adapter(), dtype)
+        return _masked(weight_forward(self.weight, self.adapter(), dtype), self.mask)
+
+
+def _masked(made: Tensor, mask: Tensor | None) -> Tensor:
+    return made if mask is None else made.mul_(mask)
 
 
 class _Product(Function):
@@ -131,7 +144,7 @@ class _Product(Function):
         ctx.layer = layer
         ctx.save_for_backward(x)
         with torch.autocast(device, enabled=False):
-            return x @ weight_forward(weight, layer.adapter(), dtype).T
+            return x @ _masked(weight_forward(weight, layer.adapter(), dtype), layer.mask).T
 
     @staticmethod
     @once_differentiable
@@ -141,16 +154,16 @@ class _Product(Function):
         (x,) = ctx.saved_tensors
         grad, adapter = grads[0], layer.adapter()
         with torch.autocast(grad.device.type, enabled=False):
-            grad_w = grad.flatten(0, -2).T @ x.flatten(0, -2)
+            grad_w = _masked(grad.flatten(0, -2).T @ x.flatten(0, -2), layer.mask)
             made, g = weight_backward(layer.weight, adapter, grad_w, grad.dtype, layer.spec.train_scales)
-            grad_x = grad @ made if ctx.needs_input_grad[0] else None
+            grad_x = grad @ _masked(made, layer.mask) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, g.lora_a, g.lora_b, g.magnitude, g.scales
 
 
 @contextmanager
 def teacher(model: nn.Module) -> Generator[None]:
     """Within the block `model` is the float model it came from."""
-    layers = [m for m in model.modules() if isinstance(m, QATLayer)]
+    layers = [m for m in model.modules() if isinstance(m, Switched)]
     for layer in layers:
         layer.quantized = False
     try:
