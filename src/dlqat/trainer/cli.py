@@ -138,7 +138,7 @@ def train(
     _check(options, parallel)
     if not trained:  # only what a method without training reads: other choices make no other result
         rules.append(Rule(BLOCKS, {"rank": 0, "magnitude": False, "train_scales": False}))
-        options = replace(_DEFAULT, steps=0, sequence_length=sequence_length, seed=seed)
+        options = replace(_DEFAULT, steps=0, sequence_length=sequence_length, seed=seed, precision=precision)
     _check_data(data or [], compression, then)
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")

@@ -8,7 +8,6 @@ nothing is trained, what folds. `restore` builds the same modules from them in a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -114,10 +113,10 @@ def influences(model: PreTrainedModel, tokens: Tensor) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One kind of linear in a plan."""
+    """The linears that become the same."""
 
     layers: str
-    """Module name with the block's number as *."""
+    """q_proj, k_proj, ..."""
     count: int
     becomes: str
     paper_bits: float
@@ -128,20 +127,19 @@ class Line:
 
 def summary(method: Method, nodes: Plan, shapes: Mapping[str, Shape]) -> list[Line]:
     """The plan for people: kinds of layers, then all together."""
-    kinds: dict[tuple[str, str], list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for name, node in nodes.items():
-        kinds.setdefault((re.sub(r"\.\d+\.", ".*.", name, count=1), describe(node)), []).append(name)
-    lines = [_line(layers, becomes, names, method, nodes, shapes) for (layers, becomes), names in kinds.items()]
-    return [*lines, _line("all linears of the blocks", "", list(nodes), method, nodes, shapes)]
+        kinds.setdefault(describe(node), []).append(name)
+    lines = [_line(becomes, names, method, nodes, shapes) for becomes, names in kinds.items()]
+    return lines if len(lines) == 1 else [*lines, _line("together", list(nodes), method, nodes, shapes)]
 
 
-def _line(
-    layers: str, becomes: str, names: list[str], method: Method, nodes: Plan, shapes: Mapping[str, Shape]
-) -> Line:
+def _line(becomes: str, names: list[str], method: Method, nodes: Plan, shapes: Mapping[str, Shape]) -> Line:
+    kinds = ", ".join(dict.fromkeys(n.rpartition(".")[2] for n in names))
     sizes = [shapes[n][0] * shapes[n][1] for n in names]
     paper = sum(method.paper_bits(nodes[n], shapes[n]) * size for n, size in zip(names, sizes, strict=True))
     stored = sum(plan.bits(nodes[n], shapes[n]) for n in names)
-    return Line(layers, len(names), becomes, paper / sum(sizes), stored / sum(sizes))
+    return Line(kinds, len(names), becomes, paper / sum(sizes), stored / sum(sizes))
 
 
 def describe(node: plan.Node) -> str:

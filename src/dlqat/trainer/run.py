@@ -229,9 +229,11 @@ def _read_plan(output: Path) -> plan.Plan:
 def _plan_table(method: Method, nodes: plan.Plan, decoder: Decoder) -> Table:
     """What each kind of linear becomes, and its bits."""
     title = f"plan: {known.record(method)}"
-    table = Table("layers", "count", "becomes", "bits as the paper counts", "bits stored a weight", title=title)
+    table = Table(
+        "becomes", "linears", "count", "bits, paper's count", "bits stored", title=title, title_justify="left"
+    )
     for line in compress.summary(method, nodes, decoder.linears()):
-        table.add_row(line.layers, str(line.count), line.becomes, f"{line.paper_bits:.2f}", f"{line.bits:.2f}")
+        table.add_row(line.becomes, line.layers, str(line.count), f"{line.paper_bits:.2f}", f"{line.bits:.2f}")
     return table
 
 
