@@ -26,14 +26,19 @@ from dlqat.trainer.kernels import ops
 from dlqat.trainer.kernels.choose import choose
 
 
-class QATLayer(nn.Module):
+class Switched(nn.Module):
+    """A module that can be switched to the float layer that it came from."""
+
+    quantized = True
+
+
+class QATLayer(Switched):
     """What linear and embedding share: the frozen weight, the spec and the teacher switch."""
 
     def __init__(self, weight: nn.Parameter, spec: LayerSpec, scales: Tensor, zero_points: Tensor | None) -> None:
         super().__init__()
         self.weight = weight.requires_grad_(False)
         self.spec = spec
-        self.quantized = True
         self.scales: Tensor
         if spec.train_scales:
             self.scales = nn.Parameter(scales)
@@ -69,8 +74,8 @@ class QATEmbedding(QATLayer):
 class QATLinear(QATLayer):
     """y = act(x) W'^T + b with W' = snap(m s) (q - z): LoRA inside the rounding, one m per group.
 
-    `offset` int8 [out, in]: a prepared start (dlqat.adapter). The weight W' is made anew in forward and
-    in backward; autograd keeps x, W0 and the small tensors only.
+    `offset` int8 or int16 [out, in]: a prepared start (dlqat.adapter); `mask` bool [out, in]: False where the weight
+    is pruned. The weight W' is made anew in forward and in backward; autograd keeps x, W0 and the small tensors only.
     """
 
     def __init__(
@@ -80,12 +85,15 @@ class QATLinear(QATLayer):
         scales: Tensor,
         zero_points: Tensor | None = None,
         offset: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(cast("nn.Parameter", linear.weight), spec, scales, zero_points)
         bias = cast("nn.Parameter | None", linear.bias)
         self.bias = None if bias is None else bias.requires_grad_(False)
         self.offset: Tensor | None
         self.register_buffer("offset", offset)
+        self.mask: Tensor | None
+        self.register_buffer("mask", mask)
         out, inputs = linear.weight.shape
         self.magnitude = nn.Parameter(torch.ones_like(scales)) if spec.magnitude else None
         self.lora_a = self.lora_b = None
@@ -105,6 +113,7 @@ class QATLinear(QATLayer):
             self.lora_b,
             self.spec.scaling,
             self.offset,
+            self.mask,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +133,11 @@ class QATLinear(QATLayer):
 
     def made(self, dtype: torch.dtype) -> Tensor:
         """W' [out, in] in `dtype`: in float32, dense(fold()) bit for bit."""
-        return ops.weight(*ops.arguments(self.weight, self.adapter()), dtype)
+        return _masked(ops.weight(*ops.arguments(self.weight, self.adapter()), dtype), self.mask)
+
+
+def _masked(made: Tensor, mask: Tensor | None) -> Tensor:
+    return made if mask is None else made.mul_(mask)
 
 
 class _Product(Function):
@@ -136,7 +149,7 @@ class _Product(Function):
         ctx.layer = layer
         ctx.save_for_backward(x)
         with torch.autocast(x.device.type, enabled=False):
-            return x @ choose(x.device).weight_forward(weight, layer.adapter(), x.dtype).T
+            return x @ _masked(choose(x.device).weight_forward(weight, layer.adapter(), x.dtype), layer.mask).T
 
     @staticmethod
     @once_differentiable
@@ -144,11 +157,15 @@ class _Product(Function):
         """A tensor or None for each argument of forward."""
         layer: QATLinear = ctx.layer
         (x,) = ctx.saved_tensors
-        dy, adapter = grads[0], layer.adapter()
+        dy, adapter, train_scales = grads[0], layer.adapter(), layer.spec.train_scales
+        kernels, rows = choose(dy.device), (dy.flatten(0, -2), x.flatten(0, -2))
         with torch.autocast(dy.device.type, enabled=False):
-            made, g = choose(dy.device).product_backward(
-                layer.weight, adapter, dy.flatten(0, -2), x.flatten(0, -2), layer.spec.train_scales
-            )
+            if layer.mask is None:
+                made, g = kernels.product_backward(layer.weight, adapter, *rows, train_scales)
+            else:
+                dw = _masked(rows[0].T @ rows[1], layer.mask)
+                made, g = kernels.weight_backward(layer.weight, adapter, dw, dy.dtype, train_scales)
+                made = _masked(made, layer.mask)
             dx = dy @ made if ctx.needs_input_grad[0] else None
         return dx, None, None, g.lora_a, g.lora_b, g.magnitude, g.scales
 
@@ -156,7 +173,7 @@ class _Product(Function):
 @contextmanager
 def teacher(model: nn.Module) -> Generator[None]:
     """Within the block `model` is the float model it came from."""
-    layers = [m for m in model.modules() if isinstance(m, QATLayer)]
+    layers = [m for m in model.modules() if isinstance(m, Switched)]
     for layer in layers:
         layer.quantized = False
     try:
