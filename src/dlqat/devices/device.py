@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,15 @@ class Timings:
     decode_tokens: int = 0
     decode_seconds: float = 0.0
 
+    def count(self, tokens: int, seconds: float) -> None:
+        """Add one call: one token is decoding, more are prefill."""
+        if tokens > 1:
+            self.prefill_tokens += tokens
+            self.prefill_seconds += seconds
+        else:
+            self.decode_tokens += tokens
+            self.decode_seconds += seconds
+
 
 class Session(Protocol):
     """An artifact loaded under one Setting, with one key-value cache. DeviceFailure where the runtime fails."""
@@ -77,6 +86,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+@runtime_checkable
+class Rewindable(Protocol):
+    """What a Session may offer as well: a cache that can be cut back, so that a shared beginning is read once."""
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens of the cache (at most what it holds)."""
         ...
 
 

@@ -98,6 +98,11 @@ class OrtSession:
             if name.startswith("past_key_values.")
         }
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens of the cache."""
+        self._length = min(length, self._length)
+        self._past = {name: value[:, :, : self._length] for name, value in self._past.items()}
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
         ids = np.asarray(token_ids, np.int64)[None]
