@@ -38,9 +38,12 @@ class Setting:
     optimize: bool = True
     """Whether the runtime may rewrite the graph (all of its optimizations, or none)."""
     threads: int = 1
+    options: tuple[tuple[str, str], ...] = ()
+    """The runtime's own options, by its own names, where they decide which kernels run."""
 
     def __str__(self) -> str:
-        return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}"
+        own = "".join(f", {key}={value}" for key, value in self.options)
+        return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}{own}"
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from dlqat import __version__, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
+from dlqat.devices.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import report, versions
 from dlqat.runtime_tests.report import Check, Report
@@ -80,7 +81,7 @@ def prove(request: Request, console: Console) -> Report:
         def tell(what: str) -> None:
             bar.update(task, description=escape(what[-90:]))
 
-        proof = ladder.Proof(request.artifact, reference, chosen, request.threads, request.quick, tell)
+        proof = ladder.Proof(request.artifact, reference, isolated(chosen), request.threads, request.quick, tell)
         for check in ladder.run(proof, request.rungs):
             checks.append(check)
             bar.console.print(_line(check))

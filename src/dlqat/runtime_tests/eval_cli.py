@@ -34,6 +34,7 @@ from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
+from dlqat.devices.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import report, versions
 
@@ -81,7 +82,7 @@ def evaluate(request: Request, console: Console) -> dict[str, Any]:
 
     start = time.monotonic()
     setting = _setting(request)
-    configs = tasks.configs(list(request.tasks), request.data) if request.tasks else []
+    configs = tasks.configs(request.tasks, request.data) if request.tasks else None
     tokenizer: Any = AutoTokenizer.from_pretrained(request.reference or request.artifact.folder)
     ids = _token_ids(tokenizer, request.text, request.tokens)
     subjects = [_artifact(request, setting)] + ([_reference(request)] if request.reference else [])
@@ -127,7 +128,9 @@ def command(
         str | None, typer.Option("--device", help=f"Where it runs: {', '.join(DEVICES)}. Default: by the artifact.")
     ] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="A task of lm_eval: arc_easy; repeat, or use commas.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with TASK_SPLIT.jsonl: questions without a network.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with TASK_SPLIT.jsonl: questions without a network.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions of each task.", min=1)] = None,
     shots: Annotated[int | None, typer.Option(help="Examples in the prompt. Default: the task's own.", min=0)] = None,
     text: Annotated[Path | None, typer.Option(help="A text file: perplexity in windows of 512 tokens.")] = None,
@@ -137,7 +140,8 @@ def command(
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Measure the artifact alone.")] = False,
     activations: Annotated[
-        str | None, typer.Option(help="float or int8: how the runtime multiplies. Default: what the device trusts most.")
+        str | None,
+        typer.Option(help="float or int8: how the runtime multiplies. Default: what the device trusts most."),
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Where results go. Default: into the artifact folder.")] = None,
@@ -156,7 +160,7 @@ def command(
     if not os.access(folder := output or artifact, os.W_OK):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     request = Request(
-        found, chosen, None if no_reference else reference or _beside(artifact), names, data, limit, shots, text, tokens,
+        found, isolated(chosen), None if no_reference else reference or _beside(artifact), names, data, limit, shots, text, tokens,
         activations, threads or os.cpu_count() or 1, folder,
     )  # fmt: skip
     console = Console(stderr=as_json)
@@ -249,7 +253,9 @@ def _token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]
 def _beside(artifact: Path) -> Path:
     found = artifact.resolve().parent / "folded"
     if not found.is_dir():
-        raise Refusal(f"{artifact} has no folded/ beside it; name the reference with --reference, or use --no-reference")
+        raise Refusal(
+            f"{artifact} has no folded/ beside it; name the reference with --reference, or use --no-reference"
+        )
     return found
 
 

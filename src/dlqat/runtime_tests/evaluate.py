@@ -22,15 +22,28 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def tasks(
-    subject: Subject, tokenizer: Any, configs: Sequence[str | dict[str, Any]], limit: int | None, shots: int | None
+    subject: Subject,
+    tokenizer: Any,
+    configs: tuple[Sequence[str | dict[str, Any]], Any],
+    limit: int | None,
+    shots: int | None,
 ) -> tuple[Samples, dict[str, dict[str, Any]]]:
-    """Figures per question, and lm_eval's own results. Refusal if lm_eval cannot read a task."""
+    """Figures per question, and lm_eval's own results. `configs`: what tasks.configs returns."""
     import lm_eval
 
     from dlqat.runtime_tests.harness import SubjectLM
 
-    options = {"limit": limit, "num_fewshot": shots, "bootstrap_iters": 0, "log_samples": True, "verbosity": "ERROR"}
-    found: Any = lm_eval.simple_evaluate(SubjectLM(subject, tokenizer), tasks=list(configs), **options)
+    simple_evaluate: Any = lm_eval.simple_evaluate  # its types say otherwise than its source
+    found: Any = simple_evaluate(
+        SubjectLM(subject, tokenizer),
+        tasks=list(configs[0]),
+        task_manager=configs[1],
+        limit=limit,
+        num_fewshot=shots,
+        bootstrap_iters=0,
+        log_samples=True,
+        verbosity="ERROR",
+    )
     if found is None:
         raise Refusal("lm_eval returned no results")
     samples = {name: _per_question(rows) for name, rows in found["samples"].items()}

@@ -54,13 +54,14 @@ class Feed:
 
     def rows(self, context: tuple[int, ...], more: tuple[int, ...]) -> list[NDArray[np.float32]]:
         """Logits after `context` and after each of `more`: 1 + len(more) rows [vocab]."""
-        if self._cached != context or self._last is None:
+        last = self._last
+        if self._cached != context or last is None:
             self._go_to(context)
-            self._last = self._read(context[len(self._cached) :])[-1]
+            last = self._last = self._read(context[len(self._cached) :])[-1]
             self._cached = context
         if not more:
-            return [self._last]
-        rows = [self._last, *self._read(more)]
+            return [last]
+        rows: list[NDArray[np.float32]] = [last, *self._read(more)]
         if isinstance(self._session, Rewindable):
             self._session.truncate(len(context))
         else:

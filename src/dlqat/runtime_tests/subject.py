@@ -37,7 +37,12 @@ class Subject:
         return [Score(*self._known(q)) for q in asked]
 
     def text(
-        self, context: Sequence[int], stop_tokens: Sequence[int], most: int, stop: Callable[[list[int]], bool], rule: Any
+        self,
+        context: Sequence[int],
+        stop_tokens: Sequence[int],
+        most: int,
+        stop: Callable[[list[int]], bool],
+        rule: Any,
     ) -> list[int]:
         """Greedy tokens. `rule` is `stop` as JSON: what the answer depends on."""
         context = tuple(context)[-max(1, self.limit - most) :]

@@ -8,6 +8,7 @@ the documents come from changes. Splits without a file are removed, so nothing i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,34 @@ from dlqat.refusal import Refusal
 SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
-def configs(names: list[str], data: Path | None) -> list[str | dict[str, Any]]:
-    """What lm_eval.simple_evaluate takes as tasks. Refusal for unknown tasks and missing files."""
+def configs(names: Sequence[str], data: Path | None) -> tuple[list[str | dict[str, Any]], Any]:
+    """Tasks and TaskManager for lm_eval.simple_evaluate. Refusal for unknown tasks and missing files."""
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().task_index
-    found: list[str | dict[str, Any]] = []
-    for name in names:
-        if name not in known:
-            raise Refusal(f"lm_eval has no task {name!r}; `lm-eval ls tasks` lists what there is")
-        found.append(name if data is None else _local(name, known[name].yaml_path, data))
-    return found
-
-
-def files(names: list[str], data: Path | None) -> list[Path]:
-    """The files that the tasks read."""
-    return [] if data is None else sorted(p for n in names for p in _splits(n, data).values())
+    if data is not None:
+        # The index of all packaged tasks takes 20 s to build; a local task needs its own definition only.
+        return [_local(name, data) for name in names], TaskManager(include_defaults=False)
+    manager = TaskManager()
+    if unknown := [name for name in names if name not in manager.task_index]:
+        raise Refusal(f"lm_eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
+    return list(names), manager
 
 
 def _splits(name: str, data: Path) -> dict[str, Path]:
     return {split: path for split in SPLITS if (path := data / f"{name}_{split}.jsonl").is_file()}
 
 
-def _local(name: str, definition: Path | None, data: Path) -> dict[str, Any]:
+def _local(name: str, data: Path) -> dict[str, Any]:
+    import lm_eval
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    found = sorted((Path(lm_eval.__file__).parent / "tasks").rglob(f"{name}.yaml"))
+    if not found:
+        raise Refusal(f"lm_eval has no task {name!r} of which it packages {name}.yaml; `lm-eval ls tasks` lists them")
     splits = _splits(name, data)
     if not splits:
         raise Refusal(f"{data} has no {name}_test.jsonl and no {name}_validation.jsonl; one document per line")
-    if definition is None:
-        raise Refusal(f"{name} is a group of tasks; name its tasks one by one when the data are local files")
-    packaged: dict[str, Any] = load_yaml(definition)
+    packaged: dict[str, Any] = load_yaml(found[0])
     if not any(packaged.get(SPLITS[s]) for s in ("validation", "test") if s in splits):
         raise Refusal(f"{name} does not ask the questions of {', '.join(map(str, splits.values()))}")
     own = {key: (packaged.get(key) and split if split in splits else None) for split, key in SPLITS.items()}

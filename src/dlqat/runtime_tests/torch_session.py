@@ -20,7 +20,7 @@ class TorchSession:
     """A causal language model with its own key-value cache, in the dtype and on the device that it has."""
 
     def __init__(self, network: Any) -> None:
-        self._network = network
+        self._network: Any = network
         self.timings = Timings()
         self.reset()
 
