@@ -17,6 +17,10 @@ from transformers import PreTrainedModel
 
 from dlqat.trainer.layer import QATLinear
 
+Walked = nn.Linear | QATLinear
+Visit = Callable[[str, Walked, Tensor], None]
+"""(name, layer, X^T X [in, in]); it may put another module in the layer's place."""
+
 
 class _Stop(Exception):
     """Ends a forward pass once the first block's inputs are caught."""
@@ -26,10 +30,10 @@ class _Stop(Exception):
 def walk(
     model: PreTrainedModel,
     tokens: Tensor,
-    visit: Callable[[str, QATLinear, Tensor], None],
+    visit: Visit,
     progress: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Call visit(name, layer, X^T X [in, in]) for every QATLinear of every block, in forward order.
+    """Visit every linear, QATLinear or still float, of every block, in forward order.
 
     tokens: [sequences, length]. The layers of one block are all seen before any of them is rounded.
     """
@@ -48,9 +52,9 @@ SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Layers that read the same input as another: its second moments are measured once."""
 
 
-def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str, Any]) -> dict[QATLinear, Tensor]:
+def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str, Any]) -> dict[Walked, Tensor]:
     """X^T X of what each of the block's layers reads."""
-    layers = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, QATLinear)}
+    layers = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, Walked)}
     own = {name: layer for name, layer in layers.items() if SHARED.get(name) not in layers}
     moments = {
         name: torch.zeros(m.weight.shape[1], m.weight.shape[1], device=m.weight.device) for name, m in own.items()
