@@ -39,9 +39,11 @@ class Setting:
     optimize: bool = True
     """Whether the runtime may rewrite the graph (all of its optimizations, or none)."""
     threads: int = 1
+    units: str = ""
+    """What the runtime may compute on, where it has a choice (Core ML: CPU_ONLY, CPU_AND_GPU, CPU_AND_NE)."""
 
     def __str__(self) -> str:
-        return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}"
+        return f"{self.activations}, {self.units or ('optimized' if self.optimize else 'not optimized')}"
 
 
 @dataclass(slots=True)
