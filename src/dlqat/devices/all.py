@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
+from dlqat.devices.host_coreml import HostCoreml
 from dlqat.devices.host_executorch import HostExecutorch
 from dlqat.devices.host_ort import HostOrt
 from dlqat.refusal import Refusal
@@ -13,6 +14,7 @@ ALL: tuple[Device, ...] = (
     HostOrt(),
     HostExecutorch(),
     CoremlReference(),
+    HostCoreml(),
 )  # fmt: skip
 """The first one of a format is its default."""
 
