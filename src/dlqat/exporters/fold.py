@@ -64,6 +64,8 @@ def _layer(name: str, weights: Mapping[str, Tensor], own: adapter.Adapter, spec:
     expected = (weight.shape[0], spec.grid.groups(weight.shape[1]))
     if own.scales.shape != expected:
         raise Refusal(f"{name}: scales have shape {tuple(own.scales.shape)}, the weight needs {expected}; train again")
+    if spec.base_bits:  # what training saw: base_bits needs fixed scales, so these are those of its start
+        weight = adapter.fixed_point(weight, own.scales, spec.grid)
     return adapter.fold(weight, own)
 
 

@@ -54,6 +54,10 @@ def train(
     train_scales: Annotated[
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
+    base_bits: Annotated[
+        int, typer.Option(help="8: frozen weights as int8 while training (half the memory); 0: as they are.",
+                          rich_help_panel=RUN)
+    ] = 0,
     init: Annotated[str, typer.Option(help="Start: mse | weighted | gptq.", rich_help_panel=HOW)] = _DEFAULT.init,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
     batch_size: Annotated[
@@ -96,6 +100,7 @@ def train(
         "alpha": float(rank if alpha is None else alpha),
         "magnitude": magnitude and not train_scales,
         "train_scales": train_scales,
+        **({"base_bits": base_bits} if base_bits else {}),
     }
     rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]
     if recipe_file is not None:

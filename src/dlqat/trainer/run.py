@@ -36,6 +36,7 @@ from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
 from dlqat.trainer import data, log, plot, start, state
 from dlqat.trainer.batches import Batches
+from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
@@ -166,6 +167,9 @@ def _start(
             save_file(_fixed(model), draft)
     runtime.wait_for_everyone()
     load(model, load_file(path))
+    for layer in qat_layers(model).values():
+        if isinstance(layer, QATLinear):
+            layer.shrink_base()
 
 
 def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
