@@ -98,7 +98,7 @@ def resources(binary: Any) -> dict[str, int]:
 
 
 def contractions(binary: Any) -> int:
-    """x * y + z in one rounding. (AMD's own instructions are no witness: an IEEE division is made of them.)"""
+    """x * y + z in one rounding. AMD's own instructions are no witness: an IEEE division is made of them."""
     if "ptx" in binary.asm:
         return len(re.findall(r"fma\.rn", binary.asm["ptx"]))
     return len(re.findall(r"llvm\.fma|fmuladd| contract ", binary.asm["llir"]))

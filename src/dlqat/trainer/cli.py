@@ -55,8 +55,10 @@ def train(
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
     base_bits: Annotated[
-        int, typer.Option(help="8: frozen weights as int8 while training (half the memory); 0: as they are.",
-                          rich_help_panel=RUN)
+        int,
+        typer.Option(
+            help="8: frozen weights as int8 while training (half the memory); 0: as they are.", rich_help_panel=RUN
+        ),
     ] = 0,
     init: Annotated[str, typer.Option(help="Start: mse | weighted | gptq.", rich_help_panel=HOW)] = _DEFAULT.init,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,

@@ -38,14 +38,10 @@ def epilogue(
     at, inside, at_scales, inside_scales = indices(
         first_row, first_column, out_features, in_features, groups, ROWS, GROUPS, GROUP
     )
-    s, folded, low, high = scales_of(
-        scales, zero_points, magnitude, at_scales, inside_scales, QMIN, QMAX, POWER_OF_TWO
-    )
+    s, folded, low, high = scales_of(scales, zero_points, magnitude, at_scales, inside_scales, QMIN, QMAX, POWER_OF_TWO)
     product = None
     if lora_a is not None:
-        a, b = low_rank(
-            lora_a, lora_b, first_row, first_column, out_features, in_features, rank, ROWS, COLUMNS, RANK
-        )
+        a, b = low_rank(lora_a, lora_b, first_row, first_column, out_features, in_features, rank, ROWS, COLUMNS, RANK)
         product = tl.dot(b, a, input_precision="ieee").reshape([ROWS, GROUPS, GROUP])
     v = latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT)
     clipped = tl.minimum(tl.maximum(v, low[:, :, None]), high[:, :, None])
@@ -98,9 +94,7 @@ def weight_backward_kernel(
     total = tl.zeros([RANK, COLUMNS], tl.float32)
     for step in range(STEPS):
         first_row = (strip * STEPS + step) * ROWS
-        at, inside, _, _ = indices(
-            first_row, tile * COLUMNS, out_features, in_features, groups, ROWS, GROUPS, GROUP
-        )
+        at, inside, _, _ = indices(first_row, tile * COLUMNS, out_features, in_features, groups, ROWS, GROUPS, GROUP)
         part = epilogue(
             tl.load(g + at, inside, other=0.0).to(tl.float32),
             weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made, grad_magnitude, grad_scales, grad_b,
