@@ -291,7 +291,9 @@ def test_l4_wants_these_bytes(exported: Path, data: Path, tmp_path: Path) -> Non
         "program": {"sha256": fingerprint(folders.find(folder))},
         "setting": "x",
         "text": None,
-        "tasks": {"t": {"acc": {"questions": 100, "difference": {"low": -0.3, "high": -0.2, "better": 0, "worse": 25}}}},
+        "tasks": {
+            "t": {"acc": {"questions": 100, "difference": {"low": -0.3, "high": -0.2, "better": 0, "worse": 25}}}
+        },
     }
     (folder / "eval-host-ort.json").write_text(json.dumps(result))
     (check,) = artifacts.checks(folder, exported.parent / "folded", "L4")

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from dlqat.devices.device import Device
 from dlqat.devices.host_ort import HostOrt
+from dlqat.devices.web_ort import WebOrt
 from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (
     HostOrt(),
+    WebOrt("node", "cpu"),
+    WebOrt("browser-wasm", "wasm"),
+    WebOrt("browser-wasm-threads", "wasm", threaded=True),
+    WebOrt("browser-webgpu", "webgpu"),
 )  # fmt: skip
 """The first one of a format is its default."""
 

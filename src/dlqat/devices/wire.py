@@ -56,10 +56,17 @@ def decode(read: Callable[[int], bytes]) -> Message:
         raise Garbled(f"expected a message, got {first!r}")
     try:
         header: dict[str, Any] = json.loads(read(header_length))
-        shapes: Sequence[Mapping[str, Any]] = header.pop("arrays")
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise Garbled(f"a message without a header ({error})") from error
-    payload, arrays, at = memoryview(read(payload_length)), dict[str, NDArray[Any]](), 0
+    return with_payload(header, read(payload_length))
+
+
+def with_payload(header: dict[str, Any], payload: bytes) -> Message:
+    """The message of a header, whose "arrays" says what the payload holds. Garbled if it does not say."""
+    if "arrays" not in header:
+        raise Garbled("a message without arrays")
+    shapes: Sequence[Mapping[str, Any]] = header.pop("arrays")
+    arrays, at = dict[str, NDArray[Any]](), 0
     for one in shapes:
         dtype = np.dtype(one["dtype"])
         size = math.prod(one["shape"]) * dtype.itemsize

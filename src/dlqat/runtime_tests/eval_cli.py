@@ -158,6 +158,8 @@ def command(
     chosen = device(device_name, found.format)
     if (reason := chosen.available()) is not None:
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
+    if reference is not None and not (reference / "config.json").is_file():
+        raise Refusal(f"{reference} is no model folder; name folded/ with --reference, or use --no-reference")
     if not os.access(folder := output or artifact, os.W_OK):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     request = Request(
@@ -216,8 +218,6 @@ def _reference(request: Request) -> Any:
     from dlqat.runtime_tests.torch_session import TorchSession
 
     assert request.reference is not None
-    if not (request.reference / "config.json").is_file():
-        raise Refusal(f"{request.reference} is no model folder; name folded/ with --reference, or use --no-reference")
     files = {p.name: atomic.sha256(p) for p in sorted(request.reference.glob("*.safetensors"))}
     identity = {"reference": files, "config": atomic.sha256(request.reference / "config.json")}
     folder = request.reference
