@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dlqat.devices.arm64 import EmulatedOrt
 from dlqat.devices.device import Device
 from dlqat.devices.host_ort import HostOrt
 from dlqat.devices.web_ort import WebOrt
@@ -10,6 +11,7 @@ from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (
     HostOrt(),
+    EmulatedOrt(),
     WebOrt("node", "cpu"),
     WebOrt("browser-wasm", "wasm"),
     WebOrt("browser-wasm-threads", "wasm", threaded=True),

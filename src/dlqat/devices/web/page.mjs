@@ -2,11 +2,12 @@
 // onnxruntime-web in this page. The driver calls window.call(header); arrays travel through /in and /out.
 // ?provider=wasm|webgpu & threads=N
 
-import * as ort from "/ort/ort.all.min.mjs";
 import { Server, pack, unpack } from "./server.mjs";
 
+// Two builds: the WebAssembly kernels, and the native WebGPU ones (those of ort.all know no 8-bit MatMulNBits).
 const asked = new URLSearchParams(location.search);
 const provider = asked.get("provider"), threads = Number(asked.get("threads"));
+const ort = await import(provider === "webgpu" ? "/ort/ort.webgpu.min.mjs" : "/ort/ort.wasm.min.mjs");
 ort.env.wasm.wasmPaths = "/ort/";
 ort.env.wasm.numThreads = threads;
 ort.env.logLevel = "error";
