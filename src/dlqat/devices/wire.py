@@ -39,7 +39,7 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """The frame of a message. Garbled if an array has a dtype that does not travel."""
-    arrays = {n: np.ascontiguousarray(a) for n, a in message.arrays.items()}
+    arrays = {n: np.asarray(a, order="C") for n, a in message.arrays.items()}
     if odd := [f"{n} {a.dtype}" for n, a in arrays.items() if a.dtype.name not in DTYPES]:
         raise Garbled(f"arrays that do not travel: {', '.join(odd)}")
     shapes = [{"name": n, "dtype": a.dtype.name, "shape": list(a.shape)} for n, a in arrays.items()]
