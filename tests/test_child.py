@@ -115,9 +115,13 @@ def test_small_programs_in_a_child(exported: Path) -> None:
     weight = next(w for w in read(exported).weights if w.kind == "matmul")
     program, setting = weight.program(), HOST.settings(exported, 1)[0]
     width = weight.load().codes.shape[1]
-    batches = [{weight.input: np.random.default_rng(i).normal(size=(n, width)).astype(np.float32)} for i, n in ((0, 3), (1, 1))]
+    batches = [
+        {weight.input: np.random.default_rng(i).normal(size=(n, width)).astype(np.float32)} for i, n in ((0, 3), (1, 1))
+    ]
     device = Isolated(HOST)
-    for mine, its in zip(HOST.evaluate(program, batches, setting), device.evaluate(program, batches, setting), strict=True):
+    for mine, its in zip(
+        HOST.evaluate(program, batches, setting), device.evaluate(program, batches, setting), strict=True
+    ):
         assert np.array_equal(mine, its)
     with pytest.raises(DeviceFailure):
         device.evaluate(b"no program", batches, setting)
@@ -156,7 +160,10 @@ def test_a_worker_that_does_not_read(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        ("print('out of memory', file=sys.stderr); sys.exit(3)", r"ended \(exit code 3\) during facts; it said: out of memory"),
+        (
+            "print('out of memory', file=sys.stderr); sys.exit(3)",
+            r"ended \(exit code 3\) during facts; it said: out of memory",
+        ),
         ("os.kill(os.getpid(), signal.SIGSEGV)", r"crashed \(SIGSEGV\) during facts"),
         ("print('Hello from a runtime that prints')", "does not speak our protocol"),
         ("answer({'error': 'no such kernel'}); time.sleep(1000)", "^no such kernel$"),
@@ -209,5 +216,5 @@ def test_the_worker_ends_with_its_driver(exported: Path) -> None:
 def test_setting_travels() -> None:
     from dlqat.devices.worker import setting_of
 
-    setting = Setting("int8", False, 3, (("a", "b"),))
+    setting = Setting("int8", False, 3, options=(("a", "b"),))
     assert setting_of(child.setting_fields(setting)) == setting

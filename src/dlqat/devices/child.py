@@ -9,6 +9,7 @@ it started, and each later call on it fails at once with the same sentence.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -235,5 +236,4 @@ def evaluate(
 
 def setting_fields(setting: Setting) -> dict[str, Any]:
     """A Setting as JSON."""
-    fields = ("activations", "optimize", "threads", "options")
-    return {name: getattr(setting, name) for name in fields}
+    return dataclasses.asdict(setting)

@@ -9,6 +9,7 @@ The proof in dlqat.runtime_tests is written against these Protocols and knows no
 A Setting is one way to compute with one artifact. What matters to a proof is `activations`:
 
     float   every product is a float32 product: the artifact must equal the reference tightly
+    float16 every operation is rounded to float16: judged by limits of its own
     int8    the runtime rounds each linear's input to int8 by itself: it is judged against a
             reference that does the same (dlqat.runtime_tests.arithmetic)
 """
@@ -23,7 +24,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Activations = Literal["float", "int8"]
+Activations = Literal["float", "float16", "int8"]
 
 
 class DeviceFailure(Exception):
@@ -38,6 +39,8 @@ class Setting:
     optimize: bool = True
     """Whether the runtime may rewrite the graph (all of its optimizations, or none)."""
     threads: int = 1
+    generate: bool = False
+    """Run what apps generate with, where a program has another entry point for scoring."""
     options: tuple[tuple[str, str], ...] = ()
     """The runtime's own options, by its own names, where they decide which kernels run."""
 

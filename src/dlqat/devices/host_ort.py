@@ -169,7 +169,7 @@ def ort_settings(program: Path, threads: int, *, arm: bool) -> tuple[Setting, ..
     int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
     own_kernels = _has_matmulnbits(_graph(program))
     found = (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
-    return (*found, Setting("int8", True, threads, (KLEIDIAI_OFF,))) if arm else found
+    return (*found, Setting("int8", True, threads, options=(KLEIDIAI_OFF,))) if arm else found
 
 
 def _options(setting: Setting) -> Any:

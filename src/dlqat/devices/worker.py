@@ -90,7 +90,7 @@ class Server:
 def setting_of(fields: dict[str, Any]) -> Setting:
     """The Setting behind its JSON."""
     options = tuple((str(k), str(v)) for k, v in fields.get("options", ()))
-    return Setting(fields["activations"], fields["optimize"], fields["threads"], options)
+    return Setting(**{**fields, "options": options})
 
 
 def serve(device: Device, source: IO[bytes], sink: IO[bytes]) -> None:

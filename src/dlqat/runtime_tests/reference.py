@@ -49,9 +49,9 @@ class Reference:
         self.max_positions = int(self.model.config.get("max_position_embeddings", 2048))
         self.vocab_size = int(self.model.config["vocab_size"])
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [len(token_ids), vocab], one pass without a cache."""
-        with torch.inference_mode():
+    def logits(self, token_ids: Sequence[int], *, rotary: torch.dtype | None = None) -> NDArray[np.float32]:
+        """float32 [len(token_ids), vocab], one pass without a cache. `rotary`: what cos and sin are rounded to."""
+        with torch.inference_mode(), self._rotary(rotary):
             rows: Tensor = self.network(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
         return rows.float().numpy()
 
@@ -106,6 +106,22 @@ class Reference:
         names = [n for n in self.model.layers if not n.endswith("embed_tokens")]
         tied = "lm_head" not in names and "lm_head.weight" not in self.model.tensors
         return [*names, "lm_head"] if tied and "model.embed_tokens" in self.model.layers else names
+
+    @contextlib.contextmanager
+    def _rotary(self, dtype: torch.dtype | None) -> Generator[None]:
+        """The rotary tables rounded as a runtime of that type stores them."""
+        if dtype is None:
+            yield
+            return
+
+        def round_tables(_: Any, __: Any, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t.to(dtype).to(t.dtype) for t in tables)
+
+        handle = self.network.model.rotary_emb.register_forward_hook(round_tables)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextlib.contextmanager
     def _hooked(self, attach: Callable[[Any, str], Any]) -> Generator[None]:
