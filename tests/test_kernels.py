@@ -25,15 +25,7 @@ from dlqat.grid import SNAP_MAX, SNAP_MIN, Grid  # noqa: E402
 from dlqat.trainer.kernels import reference, triton  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
-GRIDS = [
-    (2, 64, True),
-    (3, 32, False),
-    (3, 16, True),
-    (4, 128, False),
-    (4, None, True),
-    (8, None, False),
-    (8, 32, True),
-]
+GRIDS = [(2, 64, True), (3, 32, False), (3, 16, True), (4, 128, False), (4, None, True), (8, None, False), (8, 32, True)]
 CORNERS = ("dl-qat", "peqa", "fq-lora", "l4q", "prepared", "base8")
 # Every grid in the layer as it is, every corner and start on one asymmetric and one per-channel grid.
 CASES = [(g, "dl-qat") for g in GRIDS] + [(g, c) for g in (GRIDS[1], GRIDS[4]) for c in CORNERS[1:]]

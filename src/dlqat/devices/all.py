@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dlqat.devices.android import AndroidOrt
 from dlqat.devices.arm64 import EmulatedOrt
 from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
@@ -20,6 +21,7 @@ ALL: tuple[Device, ...] = (
     WebOrt("browser-wasm", "wasm"),
     WebOrt("browser-wasm-threads", "wasm", threaded=True),
     WebOrt("browser-webgpu", "webgpu"),
+    AndroidOrt(),
 )  # fmt: skip
 """The first one of a format is its default."""
 

@@ -61,7 +61,9 @@ class EmulatedOrt:
         return child.evaluate(self._evaluator, program, batches, setting, LIMITS)
 
     def _worker(self) -> Worker:
-        return Worker(self.name, [*command(), "-m", "dlqat.devices.worker", "host-ort"], environment())
+        return Worker(
+            self.name, [*command(), "-m", "dlqat.devices.worker", "dlqat.devices.host_ort:HostOrt"], environment()
+        )
 
 
 def command() -> list[str]:

@@ -16,7 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlqat import refusal
+from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import ALL
+from dlqat.devices.android import AndroidOrt
 from dlqat.refusal import Refusal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,10 +36,16 @@ def devices(
     set_up: Annotated[
         str | None, typer.Option(help=f"Fetch what a device needs, without root: {', '.join(scripts())}.")
     ] = None,
+    print_commands: Annotated[
+        Path | None, typer.Option(help="Print the adb commands that put this artifact on a phone and start it.")
+    ] = None,
 ) -> None:
     """List every device: what it runs, and whether it can run here or what is missing."""
     if set_up is not None:
         _run(set_up)
+    if print_commands is not None:
+        print("\n".join(AndroidOrt().commands(artifacts.find(print_commands).program)))
+        return
     rows = [(d.name, d.formats, d.available()) for d in ALL]
     if as_json:
         print(
