@@ -158,16 +158,21 @@ def plot(results: Results) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="prefix of the rows to measure")
+    parser.add_argument("--only", default="", help="prefixes of the rows to measure, with commas")
     parser.add_argument("--row", help="measure one row and print it as JSON (how rows get a process of their own)")
+    parser.add_argument("--keep", type=Path, help="empty or new folder for model_dir and artifact of --row")
     arguments = parser.parse_args()
+    if arguments.row and arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        print(json.dumps(measure(dict(roads())[arguments.row], arguments.keep)))
+        return
     if arguments.row:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(dict(roads())[arguments.row], Path(folder))))
         return
     results = Results("methods")
     for key, _ in roads():
-        if key in results.rows or not key.startswith(arguments.only):
+        if key in results.rows or not key.startswith(tuple(arguments.only.split(","))):
             continue
         command = [sys.executable, __file__, "--row", key]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

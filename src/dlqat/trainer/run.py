@@ -76,7 +76,7 @@ def run(request: Request, console: Console) -> Path:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
             console.print(_plan_table(request.method, nodes, origin.decoder))
-    names = data.sources(request.data)
+    names = data.sources(request.data) if request.data else []
     record = _record(request, origin, names)
     if _finished(request.output, record):
         console.print(f"{request.output} is already trained with these options; nothing to do")
