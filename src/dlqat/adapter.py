@@ -32,6 +32,10 @@ from dlqat.folded import Quantized
 from dlqat.grid import Grid, quantize
 from dlqat.refusal import Refusal
 
+ADAPTERS, RECORD, PLAN = "adapters.safetensors", "dlqat.json", "plan.json"
+"""What dlqat-train leaves in model_dir: the trained tensors, what was asked for, and what each linear became
+where a method makes more of it than one grid."""
+
 OFFSET_UNIT = 1.0 / 64
 """A step of `offset`, in steps of the grid; int8 reaches two grid steps either way, int16 512."""
 
@@ -81,9 +85,35 @@ def rows(adapter: Adapter, block: slice) -> Adapter:
     )
 
 
+def base_unit(grid: Grid) -> float:
+    """A step of a fixed-point base, in steps of the grid: 8 bits reach twice as far as the grid's codes."""
+    return 2.0 ** (grid.bits - 7)
+
+
+def fixed_point(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
+    """weight [out, in] as int8 multiples of s * base_unit: a base of one byte (after LR-QAT, arXiv 2406.06385).
+
+    scales [out, groups]: the grid's, as they are when training begins. Twice the range of the codes, so that what a
+    searched scale clips is still in the base (LR-QAT's fixed point ends where the grid ends).
+    """
+    out, groups = scales.shape
+    step = grid.round_scales(scales)[..., None] * base_unit(grid)
+    levels = weight.to(torch.float32).view(out, groups, -1) / step
+    return levels.round_().clamp_(-128, 127).to(torch.int8).view(weight.shape)
+
+
+def base(weight: Tensor, adapter: Adapter) -> Tensor:
+    """W0 [out, in] float32: `weight`, or what its fixed point stands for (exact: 16 significant bits)."""
+    if weight.dtype != torch.int8:
+        return weight.to(torch.float32)
+    out, groups = adapter.scales.shape
+    step = (grid_scales(adapter) * base_unit(adapter.grid))[..., None]
+    return (weight.view(out, groups, -1) * step).view(out, -1)
+
+
 def latent(weight: Tensor, adapter: Adapter) -> Tensor:
-    """V [out, in] float32, a fresh tensor."""
-    v = weight.to(torch.float32)
+    """V [out, in] float32, a fresh tensor; weight float, or int8 from `fixed_point`."""
+    v = base(weight, adapter)
     if adapter.lora_a is not None and adapter.lora_b is not None:
         v = torch.addmm(v, adapter.lora_b.float(), adapter.lora_a.float(), alpha=adapter.scaling)
     elif v is weight:

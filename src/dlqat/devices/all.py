@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
+from dlqat.devices.host_executorch import HostExecutorch
 from dlqat.devices.host_ort import HostOrt
 from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (
     HostOrt(),
+    HostExecutorch(),
+    CoremlReference(),
 )  # fmt: skip
 """The first one of a format is its default."""
 

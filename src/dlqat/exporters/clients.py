@@ -20,7 +20,7 @@ from typing import Any
 from dlqat import checkpoint
 from dlqat.architecture import Config, Decoder
 from dlqat.exporters.onnx_io import GENERATE, PAST_NAME, PRESENT_NAME
-from dlqat.exporters.tokens import SpecialTokens, load
+from dlqat.exporters.tokens import SpecialTokens, load, with_template
 
 SUBFOLDER = "onnx"
 # What an app may override and genai reads from here; the model's own values come from generation_config.json.
@@ -35,7 +35,7 @@ def write(
 ) -> None:
     """Tokenizer files of `source` and the clients' configs, into `folder`."""
     checkpoint.copy_tokenizer(source, folder)
-    _write(folder / "tokenizer_config.json", _tokenizer_config(folder))
+    _write(folder / "tokenizer_config.json", with_template(folder))
     _write(folder / "config.json", _transformers_js(config))
     generation = load(folder / "generation_config.json")
     _write(folder / "genai_config.json", genai(facts, tokens, generation, form=form, context=context))
@@ -80,14 +80,6 @@ def genai(
     sampling = {key: generation.get(key, value) for key, value in SAMPLING.items()}
     search = {"max_length": context, "num_beams": 1, "past_present_share_buffer": form == "ort", **sampling}
     return {"model": model, "search": search}
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    settings = load(folder / "tokenizer_config.json")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
-    return settings
 
 
 def _transformers_js(config: Config) -> dict[str, Any]:

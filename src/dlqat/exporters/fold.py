@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dlqat import adapter, checkpoint, plan, recipe, source
+from dlqat.adapter import ADAPTERS, PLAN, RECORD
 from dlqat.checkpoint import FoldedModel, Lazy
 from dlqat.folded import Folded, Quantized
 from dlqat.plan import Leaf, Node
@@ -22,8 +23,6 @@ from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
 FOLDED = "folded"
-ADAPTERS = "adapters.safetensors"
-RECORD, PLAN = "dlqat.json", "plan.json"
 
 
 def stale(model_dir: Path) -> bool:

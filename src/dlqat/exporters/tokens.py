@@ -67,6 +67,15 @@ def load(path: Path) -> dict[str, Any]:
         raise Refusal(f"{path} is no JSON: {error}") from error
 
 
+def with_template(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json of `folder` with the chat template inside, where some clients look for it and nowhere else."""
+    settings = load(folder / "tokenizer_config.json")
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    return settings
+
+
 def text(token: Any) -> str | None:
     """A special token of tokenizer_config.json: a string, or an object that holds it."""
     return token.get("content") if isinstance(token, dict) else token

@@ -5,7 +5,8 @@ The artifact itself is never touched. A copy beside it has one file with some by
 for all others, is read and run like any artifact, and vanishes.
 
     one code, one scale, one zero-point (the lowest bit)    L0 must name the tensor
-    one scale times 2                                       L2 must notice; smaller factors tell how sensitive it is
+    one scale times 2                                       L2 must notice (a device with int8 activations: L1);
+                                                            smaller factors tell how sensitive it is
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from dlqat.devices.artifact import Artifact
 from dlqat.runtime_tests import integers, readers
@@ -63,12 +64,12 @@ def flip(content: bytearray) -> None:
     content[0] ^= 1
 
 
-def times(factor: float) -> Change:
-    """Multiply the largest float32 of the bytes by `factor`."""
+def times(factor: float, dtype: str = "float32") -> Change:
+    """Multiply the largest number of the bytes (of a torch dtype) by `factor`."""
 
     def change(content: bytearray) -> None:
-        values = np.frombuffer(content, np.float32)  # a view: writes through
-        values[int(np.abs(values).argmax())] *= np.float32(factor)
+        values = torch.frombuffer(content, dtype=getattr(torch, dtype))  # a view: writes through
+        values[values.abs().argmax()] *= factor
 
     return change
 
@@ -79,6 +80,11 @@ def target(contents: Contents, *needs: str) -> Weight | None:
     return next((w for w in reversed(blocks) if all(n in w.spans for n in needs)), None)
 
 
+def same(contents: Contents, weight: Weight) -> tuple[Weight, ...]:
+    """The multiplication of that name and kind in another copy."""
+    return tuple(w for w in contents.weights if (w.name, w.kind) == (weight.name, weight.kind))[:1]
+
+
 def check_integers(artifact: Artifact, contents: Contents, want: Wanted) -> Iterator[Control]:
     """One changed bit in every kind of stored number; the answer is what L0 says of the tensor."""
     for what in ("codes", "scales", "zero_points"):
@@ -86,9 +92,7 @@ def check_integers(artifact: Artifact, contents: Contents, want: Wanted) -> Iter
         if weight is None:
             continue
         with altered(artifact, weight.spans[what], flip) as copy:
-            again = next(
-                w for w in readers.read(copy.program).weights if (w.name, w.kind) == (weight.name, weight.kind)
-            )
+            (again,) = same(readers.read(copy.program), weight)
             _, differences = integers.compare_weight(again, want)
         said = [str(d) for d in differences if d.name in parts(weight.name) and what.replace("_", "-") in d.what]
         yield Control(f"{weight.name}: lowest bit of one of its {what.replace('_', '-')}", said[0] if said else None)

@@ -12,7 +12,7 @@ good, it is listed, and judging goes on along the artifact's text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +36,19 @@ class Text:
 
 def write(session: Session, prompt: Sequence[int], tokens: int) -> list[int]:
     """`tokens` greedy tokens. DeviceFailure if a logit is not a number."""
+    return [token for token, _ in steps(session, prompt, tokens)]
+
+
+def steps(session: Session, prompt: Sequence[int], tokens: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The same, each token with the logits [vocab] that it is the largest of."""
     session.reset()
-    text: list[int] = []
     fed: Sequence[int] = prompt
-    while len(text) < tokens:
+    for step in range(tokens):
         row = session.logits(fed)[-1]
         if not bool(np.isfinite(row).all()):
-            raise DeviceFailure(f"NaN or infinite logits at step {len(text)}")
-        text.append(int(row.argmax()))
-        fed = text[-1:]
-    return text
+            raise DeviceFailure(f"NaN or infinite logits at step {step}")
+        fed = [int(row.argmax())]
+        yield fed[0], row
 
 
 def judge(prompt: Sequence[int], text: Sequence[int], eos: Sequence[int], reference: NDArray[np.float32]) -> Text:

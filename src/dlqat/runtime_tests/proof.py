@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from dlqat.devices.artifact import Artifact
 from dlqat.devices.device import Device, Session, Setting
 from dlqat.runtime_tests import integers, linears, parity, prompts, readers
+from dlqat.runtime_tests.arithmetic import Arithmetic
 from dlqat.runtime_tests.integers import Wanted
 from dlqat.runtime_tests.parity import Plan
-from dlqat.runtime_tests.readers.reader import Contents
+from dlqat.runtime_tests.readers.reader import Contents, parts
 from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check, Status
 
@@ -88,6 +89,10 @@ class Proof:
                 found.append(linear)
             self._linears[setting] = found
         return self._linears[setting]
+
+    def arithmetics(self, setting: Setting) -> dict[str, Arithmetic | None]:
+        """Leaf path -> the arithmetic that rung L1 found under a setting (None: no stated one)."""
+        return {part: x.arithmetic for x in self.linears(setting) for part in parts(x.name)}
 
     @cached_property
     def _linears(self) -> dict[Setting, list[linears.Linear]]:

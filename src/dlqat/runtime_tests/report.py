@@ -55,7 +55,7 @@ class Report:
 
 def as_dict(report: Report) -> dict[str, Any]:
     """The content of report.json. Numbers that JSON does not have (NaN, infinity) become null."""
-    return _plain({"format": FORMAT, "verdict": report.verdict, **asdict(report)})
+    return plain({"format": FORMAT, "verdict": report.verdict, **asdict(report)})
 
 
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -111,12 +111,13 @@ def show(value: Any) -> str:
             return str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinity become null."""
     match value:
         case dict():
-            return {str(k): _plain(v) for k, v in value.items()}
+            return {str(k): plain(v) for k, v in value.items()}
         case list() | tuple():
-            return [_plain(v) for v in value]
+            return [plain(v) for v in value]
         case float() if not math.isfinite(value):
             return None
         case _:

@@ -8,7 +8,7 @@ the already rounded blocks before it give, so later blocks repair what earlier o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -39,12 +39,13 @@ def walk(
     """
     names = {module: name for name, module in model.named_modules()}
     blocks: nn.ModuleList = model.get_submodule("model.layers")  # pyright: ignore[reportAssignmentType]
-    inputs, arguments = _first_inputs(model, blocks[0], tokens)
+    hidden, arguments = block_inputs(model, tokens)
+    inputs = list(hidden.split(4))
     for block in blocks:
         progress(names[block])
         for layer, moment in _second_moments(block, inputs, arguments).items():
             visit(names[layer], layer, moment)
-        inputs = [_output(block(x, **arguments)) for x in inputs]
+        inputs = [block_output(block(x, **arguments)) for x in inputs]
 
 
 SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
@@ -74,7 +75,9 @@ def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str,
     return {layer: moments[name if name in own else SHARED[name]] for name, layer in layers.items()}
 
 
-def _first_inputs(model: PreTrainedModel, first: nn.Module, tokens: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+def block_inputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """What the first block is called with: hidden states [sequences, length, hidden], and its other arguments
+    as they are for one sequence (they broadcast)."""
     inputs: list[Tensor] = []
     arguments: dict[str, Any] = {}
 
@@ -83,17 +86,17 @@ def _first_inputs(model: PreTrainedModel, first: nn.Module, tokens: Tensor) -> t
         arguments.update({k: v for k, v in kwargs.items() if k != "hidden_states"})
         raise _Stop
 
+    first = model.get_submodule("model.layers.0")
     handle = first.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        for sequence in tokens.split(4):
-            try:
+        for sequence in tokens.split(1):
+            with suppress(_Stop):
                 model(sequence, use_cache=False)
-            except _Stop:
-                continue
     finally:
         handle.remove()
-    return inputs, arguments
+    return torch.cat(inputs), arguments
 
 
-def _output(result: Any) -> Tensor:
+def block_output(result: Any) -> Tensor:
+    """The hidden states of what a block returns."""
     return result if isinstance(result, Tensor) else result[0]

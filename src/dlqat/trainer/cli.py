@@ -66,7 +66,9 @@ def train(
     train_scales: Annotated[
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
-    init: Annotated[str, typer.Option(help="Start: mse | weighted | gptq.", rich_help_panel=HOW)] = _DEFAULT.init,
+    init: Annotated[
+        str, typer.Option(help="Start: mse | weighted | gptq | blocks.", rich_help_panel=HOW)
+    ] = _DEFAULT.init,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)

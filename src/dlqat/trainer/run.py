@@ -2,9 +2,10 @@
 """dlqat-train from end to end: MODEL, data and options in, model_dir out.
 
     model_dir/
-      dlqat.json              what was asked for: base model and its fingerprint, recipe, options, method, versions
+      dlqat.json              what was asked for: base model, recipe, data, options, method, versions; with digests
       plan.json               of a method that makes more of a layer than one grid: what each linear is
-      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors
+      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors,
+                              examples.sha256 (of the tokens)
       training_log.jsonl      one line a step        loss.png
       adapters.safetensors    the result; its presence says that training is complete
       tokenizer, chat template, generation_config
@@ -23,7 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlqat import adapter, atomic, plan, recipe, source
+from dlqat.adapter import ADAPTERS, PLAN, RECORD
 from dlqat.architecture import Decoder
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
@@ -45,7 +46,8 @@ from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
-RECORD, ADAPTERS, TRAINING, PLAN = "dlqat.json", "adapters.safetensors", "training", "plan.json"
+TRAINING = "training"
+EXAMPLES = "training/examples.sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def run(request: Request, console: Console) -> Path:
             loaded.files(request.output)
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
+        if batches is not None:
+            _same_examples(request.output, batches, write=first)
         _start(request, loaded, batches, runtime, progress, console)
         trained: Mapping[str, Tensor] = {}
         if request.options.steps and batches is not None:
@@ -120,7 +124,7 @@ def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any
         "source": origin.text,
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
-        "data": names,
+        "data": data.digests(names),
         "options": asdict(request.options),
         "method": known.record(request.method) if request.method else {"name": "dlqat"},
         "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
@@ -169,6 +173,15 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
     return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
 
 
+def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
+    """Refusal if the run was begun on other tokens: a hub dataset or a tokenizer that has changed since."""
+    found, path = batches.examples.digest(), output / EXAMPLES
+    if path.exists() and path.read_text(encoding="utf-8") != found:
+        raise Refusal(f"{output} was begun on other training examples; choose another --output, or delete it")
+    if write:
+        atomic.text(path, found)
+
+
 def _start(
     request: Request,
     loaded: Loaded,
@@ -208,7 +221,7 @@ def _make_start(
     def tokens() -> Tensor:
         if batches is None:
             raise Refusal("the method needs text to calibrate on; name it with --data")
-        return _calibration(batches, request.options)
+        return batches.calibration(request.options.calibration_tokens, request.options.sequence_length)
 
     if request.method is None:
         start.apply(request.options.init, loaded.model, tokens, lambda name: tell(f"{request.options.init} {name}"))
@@ -245,16 +258,6 @@ def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
         for field, tensor in [*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)]
         if field not in ("weight", "bias")
     }
-
-
-def _calibration(batches: Batches, options: Options) -> Tensor:
-    """Whole training sequences, as many as make the calibration tokens; padding-free rows only."""
-    rows = [batches.examples.example(i)[0] for i in range(len(batches.examples))]
-    whole = [ids.long() for ids in rows if len(ids) == options.sequence_length]
-    wanted = max(1, options.calibration_tokens // options.sequence_length)
-    if not whole:
-        raise Refusal("calibration needs examples of the full sequence length; lower --sequence-length")
-    return torch.stack(whole[:wanted])
 
 
 def _tell(console: Console, model: PreTrainedModel, batches: Batches, options: Options) -> None:

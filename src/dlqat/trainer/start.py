@@ -4,6 +4,7 @@
     mse       the base weights, on scales searched for least squared error
     weighted  the same, each input weighed by its mean square on the training text
     gptq      the base weights moved to where GPTQ rounds them: `offset` of the adapter
+    blocks    rounding and scales learned block by block (AutoRound's way): `offset` and scales
 
 The float weights stay as they are beside the offset, so the teacher is always the model that was given.
 """
@@ -17,13 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlqat.refusal import Refusal
+from dlqat.trainer.blockwise import reconstruct
 from dlqat.trainer.calibrate import Visit, Walked, walk
 from dlqat.trainer.gptq import compensate
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.offset import offset
 from dlqat.trainer.search import search
 
-KNOWN = ("mse", "weighted", "gptq")
+KNOWN = ("mse", "weighted", "gptq", "blocks")
 
 
 def apply(
@@ -40,6 +42,8 @@ def apply(
             walk(model, tokens(), _on_layer(_weighted), progress)
         case "gptq":
             walk(model, tokens(), _on_layer(_gptq), progress)
+        case "blocks":
+            reconstruct(model, tokens(), progress)
         case other:
             raise Refusal(f"start {other!r} is not known; known: {', '.join(KNOWN)}")
 

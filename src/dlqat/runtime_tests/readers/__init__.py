@@ -3,14 +3,26 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from dlqat.devices.artifact import PROGRAMS
-from dlqat.runtime_tests.readers.onnx import read as read_onnx
 from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable
 
+
+def _module(name: str) -> Reader:
+    """The reader in a module of this package, imported when an artifact is read: each needs packages of its own."""
+
+    def read(program: Path) -> Contents:
+        return importlib.import_module(f"{__name__}.{name}").read(program)
+
+    return read
+
+
 READERS: dict[str, Reader] = {
-    "onnx": read_onnx,
+    "onnx": _module("onnx"),
+    "executorch": _module("executorch"),
+    "coreml": _module("coreml"),
 }  # fmt: skip
 
 

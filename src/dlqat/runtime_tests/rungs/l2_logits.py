@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dlqat.devices.device import Setting
@@ -16,7 +17,6 @@ from dlqat.runtime_tests import parity, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic
 from dlqat.runtime_tests.parity import Divergence, Rows
 from dlqat.runtime_tests.proof import Proof, judged
-from dlqat.runtime_tests.readers.reader import parts
 from dlqat.runtime_tests.reference import Nudge
 from dlqat.runtime_tests.report import Check
 
@@ -24,7 +24,13 @@ from dlqat.runtime_tests.report import Check
 def logits(proof: Proof) -> Iterator[Check]:
     """L2, one check per setting."""
     for setting in proof.settings:
-        yield from _logits_int8(proof, setting) if setting.activations == "int8" else _logits_float(proof, setting)
+        match setting.activations:
+            case "float":
+                yield from _logits_float(proof, setting)
+            case "float16":
+                yield from _logits_float16(proof, setting)
+            case "int8":
+                yield from _logits_int8(proof, setting)
 
 
 def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:
@@ -34,10 +40,21 @@ def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:
     yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), asdict(total), table=table)
 
 
+def _logits_float16(proof: Proof, setting: Setting) -> Iterator[Check]:
+    """Against the reference with the rotary tables that such a runtime has, within what float16 rounding explains."""
+    expected = [proof.reference.logits(ids, rotary=torch.float16) for ids in proof.texts]
+    rows, table = _measure(proof, setting, expected, tolerances.FLOAT16_TIE)
+    total = parity.summarize(rows)
+    fault = parity.float_fault(total, tolerances.FLOAT16_KL_MAX)
+    tables = parity.summarize(_pool_plans(proof, proof.expected, expected))
+    figures = asdict(total) | {"rotary_tables_in_float16": asdict(tables)}
+    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), figures, table=table)
+
+
 def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     """Against the emulation of the runtime's arithmetic, within the noise floor of that emulation."""
     name = str(setting)
-    found = {part: x.arithmetic for x in proof.linears(setting) for part in parts(x.name)}
+    found = proof.arithmetics(setting)
     unknown = sorted(n for n, arithmetic in found.items() if arithmetic is None)
     if unknown:
         yield Check(
@@ -67,7 +84,7 @@ def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
 
 
 def _measure(
-    proof: Proof, setting: Setting, expected: Sequence[NDArray[np.float32]]
+    proof: Proof, setting: Setting, expected: Sequence[NDArray[np.float32]], tie: float = tolerances.TIE
 ) -> tuple[Rows, list[dict[str, Any]]]:
     """Rows of all plans and texts, and the figures per plan."""
     by_plan: dict[str, list[Rows]] = {}
@@ -75,7 +92,7 @@ def _measure(
         for ids, wanted in zip(proof.texts, expected, strict=True):
             for plan in proof.plans:
                 proof.progress(f"{setting}: {plan.name}")
-                rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan))
+                rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan), tie)
                 by_plan.setdefault(plan.name, []).append(rows)
         proof.facts[str(setting)] = dict(session.facts())
     table = [{"plan": name} | asdict(parity.summarize(parity.pool(rows))) for name, rows in by_plan.items()]

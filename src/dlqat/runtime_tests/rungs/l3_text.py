@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L3: greedy text of the program that apps run, and where it stops."""
+"""L3: greedy text of the program that apps run, and where it stops.
+
+With float activations every token must be the reference's own. With int8 activations two right runs part after some
+tokens, so no text is right: the emulation reads what the artifact wrote, and the logits of every step must be as close
+to its own as its noise floor (rung L2's limits, here on the path that generates).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dlqat.devices import artifact as artifacts
-from dlqat.runtime_tests import greedy, prompts, tolerances
+from dlqat.runtime_tests import greedy, parity, prompts, tolerances
+from dlqat.runtime_tests.arithmetic import FLOAT
+from dlqat.runtime_tests.parity import Rows
 from dlqat.runtime_tests.proof import Proof, judged
-from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.reference import Nudge, Reference
 from dlqat.runtime_tests.report import Check
 
 
 def text(proof: Proof) -> Iterator[Check]:
-    """L3 with the program that apps run, under the first setting (float activations)."""
+    """L3 with the program that apps run, under the first setting."""
+    if proof.settings[0].activations == "int8":
+        yield from _text_int8(proof)
+        return
     reference = proof.reference
     found: list[greedy.Text] = []
     asked = prompts.prompts(reference.folder, reference.vocab_size)
@@ -32,6 +46,41 @@ def text(proof: Proof) -> Iterator[Check]:
     yield _stops(proof, sum(t.stop_step is not None for t in found), len(found))
 
 
+def _text_int8(proof: Proof) -> Iterator[Check]:
+    reference, setting = proof.reference, proof.settings[0]
+    found = proof.arithmetics(setting)
+    if unknown := sorted(n for n, arithmetic in found.items() if arithmetic is None):
+        yield Check("L3", "greedy text", "not verified", f"the arithmetic of {unknown[0]} is not stated")
+        return
+    asked = prompts.prompts(reference.folder, reference.vocab_size)
+    tokens = min(tolerances.GREEDY_TOKENS, proof.positions - max(len(p) for p in asked))
+    got, floors, stops = list[Rows](), [list[Rows]() for _ in range(tolerances.NUDGES)], 0
+    with closing(proof.device.open(proof.artifact.generator, replace(setting, generate=True))) as session:
+        own = session.facts().get("eos")
+        for number, prompt in enumerate(asked, 1):
+            proof.progress(f"prompt {number} of {len(asked)}")
+            text, rows = zip(*greedy.steps(session, prompt, tokens), strict=True)
+            stops += any(token in reference.eos for token in text)
+            read = [*prompt, *text[:-1]]
+
+            def emulated(nudge: Nudge | None = None, read: Sequence[int] = read) -> NDArray[np.float32]:
+                return reference.emulated(read, lambda n: found.get(n) or FLOAT, nudge)[-tokens:]
+
+            expected = emulated()
+            got.append(parity.compare(expected, np.stack(rows)))
+            for seed, floor in enumerate(floors):
+                floor.append(parity.compare(expected, emulated(Nudge(tolerances.NUDGE, seed))))
+    total, floor = parity.summarize(parity.pool(got)), [parity.summarize(parity.pool(rows)) for rows in floors]
+    fault = parity.int8_fault(total, floor)
+    good = (
+        f"{tokens} tokens on each of {len(asked)} prompts, {total.top1:.1%} of them the emulation's own choice (noise "
+        f"floor {min(f.top1 for f in floor):.1%}); KL mean {total.kl_mean:.1e} (floor {max(f.kl_mean for f in floor):.1e})"
+    )
+    figures = {"prompts": len(asked), "tokens": tokens} | asdict(total) | {"noise_floor": [asdict(f) for f in floor]}
+    yield judged("L3", "greedy text", [fault] if fault else [], good, figures)
+    yield _stops(proof, stops, len(asked), {proof.artifact.generator.name: own} if own else {})
+
+
 def _judged(reference: Reference, prompt: Sequence[int], written: Sequence[int]) -> greedy.Text:
     if (largest := max(written)) >= reference.vocab_size:
         wrong = f"token {largest} is not in the reference's vocabulary of {reference.vocab_size}"
@@ -39,10 +88,10 @@ def _judged(reference: Reference, prompt: Sequence[int], written: Sequence[int])
     return greedy.judge(prompt, written, reference.eos, reference.logits([*prompt, *written]))
 
 
-def _stops(proof: Proof, stops: int, asked: int) -> Check:
-    """Whether apps are told the EOS tokens of folded/, and whether a text got to one."""
+def _stops(proof: Proof, stops: int, asked: int, own: Mapping[str, list[int]] | None = None) -> Check:
+    """Whether apps are told the EOS tokens of folded/ (`own`: by the program itself), and whether a text got to one."""
     eos = list(proof.reference.eos)
-    stated: dict[str, Any] = {}
+    stated: dict[str, Any] = dict(own or {})
     for name, keys in (("genai_config.json", ("model", "eos_token_id")), ("generation_config.json", ("eos_token_id",))):
         content: Any = artifacts.read_json(proof.artifact.folder / name)
         for key in keys:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
-from dlqat.runtime_tests import controls, parity, tolerances
+from dlqat.runtime_tests import controls, linears, parity, readers, tolerances
 from dlqat.runtime_tests.proof import Proof, judged
 from dlqat.runtime_tests.report import Check
 
@@ -18,7 +19,27 @@ def negative_controls(proof: Proof) -> Iterator[Check]:
         status = "passed" if control.answer else "failed"
         yield Check("L5", "L0 notices", status, f"{control.what}: {control.answer or 'not noticed'}")
     if not proof.quick:
-        yield from _sensitivity(proof)
+        floats = proof.settings[0].activations == "float"
+        yield from _sensitivity(proof) if floats else _sensitivity_int8(proof)
+
+
+def _sensitivity_int8(proof: Proof) -> Iterator[Check]:
+    """Where every product has int8 activations, L2 is as blunt as they are chaotic: L1 must notice."""
+    weight, setting = controls.target(proof.contents, "scales"), proof.settings[0]
+    if weight is None:
+        yield Check("L5", "L1 notices", "not verified", "no linear's scales have a place of their own in the files")
+        return
+    span, table = weight.spans["scales"], list[dict[str, Any]]()
+    for factor in controls.FACTORS:
+        proof.progress(f"scale times {factor}")
+        with controls.altered(proof.artifact, span, controls.times(factor, span.dtype)) as copy:
+            changed = replace(proof.contents, weights=controls.same(readers.read(copy.program), weight))
+            found = next(linears.check(changed, proof.wanted, proof.activations, proof.device, setting))
+        table.append({"factor": factor, "error": found.error, "noticed": linears.status(found, setting) is not None})
+    noticed = [row["factor"] for row in table if row["noticed"]]
+    wrong = [] if tolerances.NOTICED in noticed else [f"{weight.name}: a scale times {tolerances.NOTICED:g} passes L1"]
+    good = f"one scale of {weight.name} times {min(noticed, default=0):.4g} is noticed"
+    yield judged("L5", "L1 notices", wrong, good, {"weight": weight.name}, table=table)
 
 
 def _sensitivity(proof: Proof) -> Iterator[Check]:
@@ -30,7 +51,9 @@ def _sensitivity(proof: Proof) -> Iterator[Check]:
     for factor in controls.FACTORS:
         proof.progress(f"scale times {factor}")
         with (
-            controls.altered(proof.artifact, weight.spans["scales"], controls.times(factor)) as copy,
+            controls.altered(
+                proof.artifact, weight.spans["scales"], controls.times(factor, weight.spans["scales"].dtype)
+            ) as copy,
             closing(proof.device.open(copy.program, proof.settings[0])) as session,
         ):
             got = parity.feed(session, proof.texts[0], plan)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""host-executorch: ExecuTorch's runtime on this machine, with XNNPACK and the kernels of its Python wheel.
+
+XNNPACK rounds the input of quantized linears to int8 per token by itself, so there is one setting, with int8
+activations. A program may have two entry points: `forward`, which apps run and which may give the last logits only, and
+`score`, which gives all; the session runs `score` unless it is told to generate.
+
+The thread pool belongs to the process: a session sets it when it is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlqat.devices import machine
+from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
+
+FORWARD, SCORE = "forward", "score"
+
+
+class HostExecutorch:
+    """ExecuTorch on the CPU of this machine."""
+
+    name = "host-executorch"
+    formats = ("executorch",)
+
+    def available(self) -> str | None:
+        if importlib.util.find_spec("executorch") is None:
+            return "executorch not installed; pip install 'dlqat[executorch]'"
+        return None
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        del program
+        return (Setting("int8", True, threads),)
+
+    def open(self, program: Path, setting: Setting) -> Session:
+        return ExecutorchSession(program, setting)
+
+    def evaluate(
+        self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
+    ) -> list[NDArray[np.float32]]:
+        method = _load(program, setting).load_method(FORWARD)
+        inputs = ([torch.from_numpy(np.ascontiguousarray(x)) for x in batch.values()] for batch in batches)
+        return [_run(method, list(given)).numpy() for given in inputs]
+
+
+class ExecutorchSession:
+    """A decoder program with its cache inside, batch 1."""
+
+    def __init__(self, program: Path, setting: Setting) -> None:
+        self._setting = setting
+        self.timings = Timings()
+        start = time.perf_counter()
+        self._program: Any = _load(program, setting)
+        names: set[str] = self._program.method_names
+        self._name = SCORE if SCORE in names and not setting.generate else FORWARD
+        if self._name not in names:
+            raise DeviceFailure(f"{program.name} has no method {FORWARD!r}; it has {', '.join(sorted(names))}")
+        try:
+            with _silence():
+                self._method: Any = self._program.load_method(self._name)
+        except RuntimeError as error:
+            raise DeviceFailure(f"executorch does not load {program.name}: {_line(error)}") from error
+        self.timings.load_seconds = time.perf_counter() - start
+        self._longest = int(self._method.metadata.input_tensor_meta(0).sizes()[1])
+        self._context = next(iter(self._numbers("get_max_context_len")), 0)
+        self._vocab = next(iter(self._numbers("get_vocab_size")), 0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start at position 0: what the cache holds from there on is not read before it is written again."""
+        self._length = 0
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
+        rows = [self._step(token_ids[at : at + self._longest]) for at in range(0, len(token_ids), self._longest)]
+        return np.concatenate(rows) if self._name == SCORE else rows[-1]
+
+    def _step(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        if self._vocab and max(token_ids) >= self._vocab:  # the lookup would abort the process
+            raise DeviceFailure(f"token {max(token_ids)} is not in the vocabulary of {self._vocab}")
+        if self._context and self._length + len(token_ids) > self._context:
+            raise DeviceFailure(f"{self._length + len(token_ids)} tokens are more than its context of {self._context}")
+        start = time.perf_counter()
+        rows = _run(self._method, [torch.tensor([list(token_ids)]), torch.tensor([self._length])])
+        self._count(len(token_ids), time.perf_counter() - start)
+        self._length += len(token_ids)
+        return rows[0].numpy().copy()
+
+    def _count(self, tokens: int, seconds: float) -> None:
+        if self._length == 0 or tokens > 1:
+            self.timings.prefill_tokens += tokens
+            self.timings.prefill_seconds += seconds
+        else:
+            self.timings.decode_tokens += tokens
+            self.timings.decode_seconds += seconds
+
+    def facts(self) -> Mapping[str, Any]:
+        """Versions, machine, entry point, and which backends and kernels one step calls."""
+        return machine.facts() | {
+            "runtime": f"executorch {importlib.metadata.version('executorch')}",
+            "method": self._name,
+            "eos": self._numbers("get_eos_ids"),
+            "threads": self._setting.threads,
+            "backends": dict(Counter(self._backends())),
+        }
+
+    def _backends(self) -> list[str]:
+        meta = self._method.metadata
+        uses = (
+            [name for name in ("XnnpackBackend",) if meta.uses_backend(name)] if hasattr(meta, "uses_backend") else []
+        )
+        return uses or ["portable kernels"]
+
+    def _numbers(self, method: str) -> list[int]:
+        """The values of a metadata method; none if there is no such method."""
+        if method not in self._program.method_names:
+            return []
+        return [int(x) for x in self._program.load_method(method).execute([])]
+
+    def close(self) -> None:
+        """Free program and memory."""
+        self._method = self._program = None
+
+
+def _load(program: Path | bytes, setting: Setting) -> Any:
+    with _silence():
+        try:
+            _register()
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime, Verification
+
+            portable_lib._unsafe_reset_threadpool(setting.threads)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+            source = str(program) if isinstance(program, Path) else program
+            return Runtime.get().load_program(source, verification=Verification.InternalConsistency)
+        except RuntimeError as error:
+            raise DeviceFailure(f"executorch does not load it: {_line(error)}") from error
+
+
+def _register() -> None:
+    """Imports that add the kernels of quantized_decomposed and llama to the runtime."""
+    importlib.import_module("executorch.kernels.quantized")
+    importlib.import_module("executorch.extension.llm.custom_ops.custom_ops")
+
+
+def _run(method: Any, inputs: list[Any]) -> torch.Tensor:
+    try:
+        return method.execute(inputs)[0]
+    except RuntimeError as error:
+        raise DeviceFailure(f"executorch does not run it: {_line(error)}") from error
+
+
+@contextmanager
+def _silence() -> Generator[None]:
+    """The runtime writes about the machine to stderr, below Python: what it finds wrong comes as an exception, too."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
