@@ -15,6 +15,7 @@ from _common import Results, smollm2
 
 from dlqat import source
 from dlqat.grid import Grid, dequantize, quantize
+from dlqat.recipe import LayerSpec
 from dlqat.trainer.methods import shapes
 from dlqat.trainer.methods.kmeans import kmeans
 from dlqat.trainer.search import search
@@ -23,7 +24,7 @@ from dlqat.trainer.search import search
 def errors(weight: torch.Tensor) -> dict[str, float]:
     """Relative errors of one weight [out, in]."""
     out, inputs = weight.shape
-    clusters, rank = round(0.25 * out), shapes.rank(0.125 * min(out, inputs), (out, inputs))
+    clusters, rank = round(0.25 * out), shapes.rank(0.125 * min(out, inputs), (out, inputs), LayerSpec())
     means, labels = kmeans(weight, clusters)
     rest, whole = weight - means[labels], float(weight.norm())
     numbers = clusters * inputs + rank * (out + inputs)

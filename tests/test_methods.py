@@ -234,7 +234,7 @@ def test_casp_gives_keys_of_grouped_queries_their_own_rank_and_keeps_the_average
     method = known.parse("casp", ["average=3"])
     nodes = method.plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [0.3, 0.1, 0.01, 0.2])
     q, k = (nodes[f"model.layers.0.self_attn.{x}_proj"] for x in "qk")
-    assert isinstance(q, Factors) and q.rank == 64  # 0.25 * 576 / 2 = 72, a multiple of 16
+    assert isinstance(q, Factors) and q.rank == 64  # 0.25 * 576 / 2 = 72, a multiple of 32
     assert isinstance(k, Factors) and k.rank == 32  # 0.25 * 192 * 576 / 768 = 36
     size = sum(a * b for a, b in shapes.values())
     spent = sum(method.paper_bits(node, shapes[n]) * shapes[n][0] * shapes[n][1] for n, node in nodes.items())

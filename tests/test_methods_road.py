@@ -16,12 +16,17 @@ from typer.testing import CliRunner
 
 import artifacts
 from dlqat import checkpoint, folded, plan, source
+from dlqat.devices.all import device
+from dlqat.devices.artifact import find
 from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold, onnx_target
 from dlqat.exporters.target import Options
 from dlqat.folded import Clustered, LowRank, Quantized, Sum
 from dlqat.recipe import parse
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests import ladder
+from dlqat.runtime_tests.proof import Proof
+from dlqat.runtime_tests.reference import Reference
 from dlqat.trainer import cli, compress, log
 from dlqat.trainer.layer import teacher
 from dlqat.trainer.methods.nm import holds
@@ -125,6 +130,22 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
     save_file(changed, copy / "integers.safetensors")
     failed = artifacts.checks(tmp_path / "onnx", copy, "L0")
     assert any(c.status == "failed" and path in str(c) for c in failed), (path, leaf.grid)
+
+
+@pytest.mark.parametrize("target", ["executorch", "coreml"])
+@pytest.mark.parametrize("case", ["swsc", "casp", "nm"])
+def test_every_target_takes_the_whole_union(road: Road, case: str, target: str, tmp_path: Path) -> None:
+    module = export_cli.load(target)
+    folder = road(case) / "folded"
+    model = checkpoint.read(folder)
+    options = export_cli.choose(module, target, None, 128, model)
+    assert [row.refused for row in module.plan(model, folder, options) if row.refused] == []
+    export_cli.write(module, model, folder, tmp_path / target, options)
+    artifact = find(tmp_path / target)
+    proof = Proof(artifact, Reference(folder), device(None, artifact.format), 1, quick=True, progress=lambda _: None)
+    failed = [str(c) for c in ladder.run(proof, ("L0", "L2")) if c.status == "failed"]
+    assert failed == []
+    assert any(c.status == "passed" for c in ladder.run(proof, ("L0",)))
 
 
 @pytest.mark.parametrize("case", ["swsc", "casp", "nm"])
