@@ -37,7 +37,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
 QUICK = ("L0", "L2")
-PACKAGES = ("torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime", "executorch")
 
 
 @dataclass(frozen=True, slots=True)
