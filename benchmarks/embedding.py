@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from _common import Results, smollm2
-from quality import evaluate
+from quality import tokens
 
 from dlqat import source
 from dlqat.recipe import EMBEDDINGS, Recipe, Rule
+from dlqat.runtime_tests import accuracy
 from dlqat.trainer.prepare import prepare
 
 GRIDS: dict[str, dict[str, Any]] = {
@@ -32,7 +33,8 @@ def main() -> None:
         loaded = source.load(origin)
         if changes is not None:
             prepare(loaded.model, Recipe((Rule(EMBEDDINGS, {"rank": 0, "magnitude": False, **changes}),)))
-        results.add(name, evaluate(loaded.model, loaded))
+        found = accuracy.perplexity(accuracy.of_model(loaded.model.eval()), tokens(loaded, "test"))
+        results.add(name, {"test": found.perplexity})
         print(name, results.rows[name], flush=True)
 
 

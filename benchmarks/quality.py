@@ -8,7 +8,8 @@ Symmetric groups of 32, int8 embedding and head, float activations unless a row 
 tokens of WikiText-2 *valid* (40 steps of 4 x 256); perplexity over 16 x 512 tokens of *test*, in float32,
 of the folded weights. `held` is the same over valid text that no row trains on: what choices were made by.
 Training on valid and testing on test is in-domain: cross entropy (ce) learns the text and can pass the
-float model, KL to the float model (kd) only recovers. ARC-Easy and PIQA are out of domain.
+float model, KL to the float model (kd) only recovers. ARC-Easy and PIQA are out of domain (recovery.py).
+Seconds are those of the process on the processor (OMP_NUM_THREADS=1: one core): others on the machine do not count.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from _autoround import autoround
 from _common import Results, smollm2, text
 from transformers import PreTrainedModel
 
-from dlqat import source
+from dlqat import adapter, source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.runtime_tests import accuracy
 from dlqat.source import Loaded
 from dlqat.trainer import data, start
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import prepare
+from dlqat.trainer.prepare import prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
 WINDOWS, LENGTH = 16, 512
+TOKENS = 40 * 4 * 256
+"""What every trained row sees, and every calibrated start."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Run:
     changes: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of the block linears' rule."""
     activation_bits: int = 0
+    autoround: bool = False
+    """Rounded by AutoRound's own package instead of ours."""
 
 
 UNTRAINED = replace(Options(), steps=0)
@@ -60,7 +65,8 @@ def rows() -> Iterator[tuple[str, Run]]:
             yield f"dlqat-kd-{bits}b-seed{seed}", Run(bits, replace(base, seed=seed))
     for bits in (3, 4, 2):
         yield f"rtn-{bits}b", Run(bits, UNTRAINED)
-        yield f"gptq-{bits}b", Run(bits, replace(UNTRAINED, init="gptq", calibration_tokens=40960))
+        yield f"autoround-{bits}b", Run(bits, UNTRAINED, autoround=True)
+        yield f"gptq-{bits}b", Run(bits, replace(UNTRAINED, init="gptq", calibration_tokens=TOKENS))
         if bits == 2:
             yield "dlqat-kd-2b-seed0", Run(2, base)
         yield f"dlqat-kd-a8-{bits}b-seed0", Run(bits, base, {}, 8)
@@ -68,10 +74,13 @@ def rows() -> Iterator[tuple[str, Run]]:
         yield f"peqa-kd-{bits}b-seed0", Run(bits, base, {"rank": 0})
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})
         yield f"l4q-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False, "train_scales": True})
-        yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=40960))
+        yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=TOKENS))
+        for seed in (0, 1, 2):
+            blocks = replace(base, init="blocks", calibration_tokens=TOKENS, seed=seed)
+            yield f"blocks+dlqat-kd-{bits}b-seed{seed}", Run(bits, blocks)
 
 
-def measure(run: Run, loaded: Loaded) -> dict[str, Any]:
+def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any]:
     """Start, train and evaluate; loaded.model is used up."""
     model, options = loaded.model, run.options
     examples = data.load([str(text("wikitext-2/valid.txt"))], loaded, data.Plan(256, 0), Path())
@@ -79,34 +88,44 @@ def measure(run: Run, loaded: Loaded) -> dict[str, Any]:
     examples = replace(examples, starts=examples.starts[: -(WINDOWS * LENGTH // 256 + 1)])
     batches = Batches(examples, options.batch_size, options.seed)
     rules = (*portable(run.bits, 32, run.activation_bits).rules, Rule(BLOCKS, run.changes))
-    began = time.perf_counter()
+    began = time.process_time()
+    if run.autoround:
+        autoround(model, loaded.tokenizer, run.bits, batches.calibration(TOKENS, 256))
+        rules = tuple(rule for rule in rules if rule.match != BLOCKS)
     prepare(model, Recipe(rules), options.seed)
-    start.apply(options.init, model, lambda: _calibration(batches, options.calibration_tokens))
-    prepared = time.perf_counter()
+    start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
+    prepared = time.process_time()
+    before: dict[str, float] = {}
+    if options.init != "mse" and options.steps:  # what the start alone is worth
+        before = {f"start_{split}": value for split, value in evaluate(model, loaded).items()}
+    began_training = time.process_time()
     losses: list[float] = []
     if options.steps:
         with tempfile.TemporaryDirectory() as folder:
             runtime = accelerator(options)
             quiet = replace(options, save_every=0)
             train(model, batches, quiet, Path(folder), runtime, lambda row: losses.append(row.loss))
-    trained = time.perf_counter()
+    trained = time.process_time()
+    if keep is not None:
+        _keep(model, run, keep)
     return {
         "bits": run.bits,
         "tokens": options.steps * options.batch_size * options.sequence_length,
         "start_seconds": round(prepared - began, 1),
-        "train_seconds": round(trained - prepared, 1),
+        "train_seconds": round(trained - began_training, 1),
         "last_loss": losses[-1] if losses else None,
+        **before,
         **evaluate(model, loaded),
     }
 
 
-def _calibration(batches: Batches, tokens: int) -> torch.Tensor:
-    """The very sequences that training will see, in its order."""
-    wanted, step, found = tokens // 256, 0, []
-    while sum(len(x) for x in found) < wanted:
-        found.append(batches.batch(step)[0])
-        step += 1
-    return torch.cat(found)[:wanted]
+def _keep(model: PreTrainedModel, run: Run, path: Path) -> None:
+    """What tells the row's model from the float one, for benchmarks/recovery.py."""
+    layers = qat_layers(model).items()
+    tensors = {f"{n}.{f}": t for n, layer in layers for f, t in [*layer.named_parameters(), *layer.named_buffers()]}
+    found = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in ("weight", "bias")}
+    rounded = {n: t for n, t in model.state_dict().items() if n.endswith("_proj.weight")} if run.autoround else {}
+    adapter.write({**found, **rounded}, path)
 
 
 def evaluate(model: PreTrainedModel, loaded: Loaded) -> dict[str, float]:
@@ -127,7 +146,9 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
-    wanted = parser.parse_args().only
+    parser.add_argument("--keep", type=Path, help="folder for the adapters of the rows, as KEY.safetensors")
+    arguments = parser.parse_args()
+    wanted, keep = arguments.only, arguments.keep
     results = Results("quality")
     origin = source.resolve(smollm2())
     if "float" not in results.rows:
@@ -136,7 +157,7 @@ def main() -> None:
     for key, run in rows():
         if key in results.rows or not key.startswith(wanted):
             continue
-        results.add(key, measure(run, source.load(origin)))
+        results.add(key, measure(run, source.load(origin), keep and keep / f"{key}.safetensors"))
         print(key, results.rows[key], flush=True)
 
 

@@ -332,7 +332,7 @@ def test_teacher_forcing_is_greedy_decoding(exported: Path) -> None:
     session = HOST.open(proof.artifact.generator, Setting())
     text = greedy.write(session, prompt, 24)
     with torch.inference_mode():
-        wanted: Tensor = proof.reference._network.generate(
+        wanted: Tensor = proof.reference.network.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=24, min_new_tokens=24, eos_token_id=None
         )
     assert text == wanted[0, len(prompt) :].tolist()
@@ -345,7 +345,7 @@ def test_teacher_forcing_is_greedy_decoding(exported: Path) -> None:
 def test_perplexity_is_cross_entropy(exported: Path) -> None:
     """One code for both: the model's own loss, and the artifact's within float noise."""
     proof = artifacts.proof(exported, exported.parent / "folded")
-    network, ids = proof.reference._network, [int(i) for i in np.random.default_rng(0).integers(0, 160, 150)]
+    network, ids = proof.reference.network, [int(i) for i in np.random.default_rng(0).integers(0, 160, 150)]
     found = accuracy.perplexity(accuracy.of_model(network), ids, window=64)
     losses = []
     for part in (ids[:64], ids[64:128], ids[128:]):

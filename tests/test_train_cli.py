@@ -17,7 +17,7 @@ from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
 from dlqat.folded import dense
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli
+from dlqat.trainer import cli, run
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -72,6 +72,52 @@ def test_the_same_command_again_does_nothing_and_another_one_is_refused(base: Pa
         call(base, "--seed", "7")
     with pytest.raises(Refusal, match="another recipe"):
         call(base, "--bits", "3")
+
+
+class Killed(Exception):
+    """Stands for the kill in the middle of a run."""
+
+
+def kill_before_training(base: Path, *extra: str, output: str = "out") -> None:
+    """One call that ends when the start is made and training would begin."""
+
+    def stop(*arguments: object, **more: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run, "train", stop)
+        call(base, *extra, output=output)
+
+
+def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:
+    options = ("--init", "blocks", "--bits", "3", "--group-size", "16")
+    call(base, *options)
+    kill_before_training(base, *options, output="cut")
+    made = base.parent / "cut" / "training" / "start.safetensors"
+    assert any(name.endswith(".offset") for name in load_file(made))
+    before = made.stat().st_mtime_ns
+    kill_before_training(base, *options, output="cut")
+    assert made.stat().st_mtime_ns == before
+    call(base, *options, output="cut")
+    whole, cut = (load_file(base.parent / name / "adapters.safetensors") for name in ("out", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])
+def test_edited_data_is_refused(base: Path, finished: bool) -> None:
+    (call if finished else kill_before_training)(base)
+    with (base.parent / "text.txt").open("a", encoding="utf-8") as file:
+        file.write("one more sentence.")
+    with pytest.raises(Refusal, match=r"another data \(.*text\.txt"):
+        call(base)
+
+
+def test_another_tokenizer_is_refused(base: Path) -> None:
+    kill_before_training(base)
+    digest = base.parent / "out" / "training" / "examples.sha256"
+    digest.write_text("0" * 16, encoding="utf-8")
+    with pytest.raises(Refusal, match="other training examples"):
+        call(base)
 
 
 @pytest.mark.parametrize(

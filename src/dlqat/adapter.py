@@ -9,7 +9,8 @@ DL-QAT (arXiv 2504.09223), per group of inputs of one output row:
 
 `fold` returns q, z and snap(m * s): nothing is rounded after training, so folding is exact (law 2).
 `offset` is a prepared start (GPTQ, AutoRound: where a better rounding wants the latent weight to be),
-kept apart from W0 so that the float teacher, W0, stays in the same layer at one byte a weight.
+kept apart from W0 so that the float teacher, W0, stays in the same layer at one byte a weight (two where
+the start is further than two steps away). `mask` holds pruned weights at exactly zero: q = z there.
 
 The corners of the paper's field are the same value with parts left out: no LoRA is PEQA, no magnitude
 is NNCF's FQ_LORA, no magnitude with trained scales is L4Q.
@@ -31,14 +32,18 @@ from dlqat.folded import Quantized
 from dlqat.grid import Grid, quantize
 from dlqat.refusal import Refusal
 
+ADAPTERS, RECORD, PLAN = "adapters.safetensors", "dlqat.json", "plan.json"
+"""What dlqat-train leaves in model_dir: the trained tensors, what was asked for, and what each linear became
+where a method makes more of it than one grid."""
+
 OFFSET_UNIT = 1.0 / 64
-"""A step of `offset`, in steps of the grid; int8 reaches two grid steps either way."""
+"""A step of `offset`, in steps of the grid; int8 reaches two grid steps either way, int16 512."""
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """scales and magnitude float32 [out, groups], zero_points int8 [out, groups], lora_a [r, in],
-    lora_b [out, r] (already without alpha / r, which is `scaling`), offset int8 [out, in]."""
+    lora_b [out, r] (already without alpha / r, which is `scaling`), offset int8 or int16 [out, in], mask bool [out, in]."""
 
     grid: Grid
     scales: Tensor
@@ -48,6 +53,8 @@ class Adapter:
     lora_b: Tensor | None = None
     scaling: float = 1.0
     offset: Tensor | None = None
+    mask: Tensor | None = None
+    """False: the weight is pruned."""
 
 
 def grid_scales(adapter: Adapter) -> Tensor:
@@ -74,12 +81,39 @@ def rows(adapter: Adapter, block: slice) -> Adapter:
         magnitude=cut(adapter.magnitude),
         lora_b=cut(adapter.lora_b),
         offset=cut(adapter.offset),
+        mask=cut(adapter.mask),
     )
 
 
+def base_unit(grid: Grid) -> float:
+    """A step of a fixed-point base, in steps of the grid: 8 bits reach twice as far as the grid's codes."""
+    return 2.0 ** (grid.bits - 7)
+
+
+def fixed_point(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
+    """weight [out, in] as int8 multiples of s * base_unit: a base of one byte (after LR-QAT, arXiv 2406.06385).
+
+    scales [out, groups]: the grid's, as they are when training begins. Twice the range of the codes, so that what a
+    searched scale clips is still in the base (LR-QAT's fixed point ends where the grid ends).
+    """
+    out, groups = scales.shape
+    step = grid.round_scales(scales)[..., None] * base_unit(grid)
+    levels = weight.to(torch.float32).view(out, groups, -1) / step
+    return levels.round_().clamp_(-128, 127).to(torch.int8).view(weight.shape)
+
+
+def base(weight: Tensor, adapter: Adapter) -> Tensor:
+    """W0 [out, in] float32: `weight`, or what its fixed point stands for (exact: 16 significant bits)."""
+    if weight.dtype != torch.int8:
+        return weight.to(torch.float32)
+    out, groups = adapter.scales.shape
+    step = (grid_scales(adapter) * base_unit(adapter.grid))[..., None]
+    return (weight.view(out, groups, -1) * step).view(out, -1)
+
+
 def latent(weight: Tensor, adapter: Adapter) -> Tensor:
-    """V [out, in] float32, a fresh tensor."""
-    v = weight.to(torch.float32)
+    """V [out, in] float32, a fresh tensor; weight float, or int8 from `fixed_point`."""
+    v = base(weight, adapter)
     if adapter.lora_a is not None and adapter.lora_b is not None:
         v = torch.addmm(v, adapter.lora_b.float(), adapter.lora_a.float(), alpha=adapter.scaling)
     elif v is weight:
@@ -94,10 +128,15 @@ def latent(weight: Tensor, adapter: Adapter) -> Tensor:
 def fold(weight: Tensor, adapter: Adapter) -> Quantized:
     """The integers of weight [out, in] under `adapter`: exactly those of the training forward."""
     codes = quantize(latent(weight, adapter), grid_scales(adapter), adapter.zero_points, adapter.grid)
+    if adapter.mask is not None:
+        out, groups = adapter.scales.shape
+        zero = codes.new_zeros(out, groups) if adapter.zero_points is None else adapter.zero_points
+        codes = torch.where(adapter.mask.view(out, groups, -1), codes.view(out, groups, -1), zero[..., None])
+        codes = codes.view(weight.shape)
     return Quantized(adapter.grid, codes, folded_scales(adapter), adapter.zero_points)
 
 
-_TENSORS = ("scales", "zero_points", "magnitude", "lora_a", "lora_b", "offset")
+_TENSORS = ("scales", "zero_points", "magnitude", "lora_a", "lora_b", "offset", "mask")
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -106,13 +145,23 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft)
 
 
-def read(path: Path, grids: Mapping[str, tuple[Grid, float]]) -> dict[str, Adapter]:
-    """The adapters of `path` for modules with the given grid and alpha / r. Refusal names the damage."""
+def load(path: Path) -> dict[str, Tensor]:
+    """All tensors of an adapter file by name. Refusal if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise Refusal(f"{path} cannot be read ({error}); train again") from error
+
+
+def read(
+    path: Path, grids: Mapping[str, tuple[Grid, float]], tensors: Mapping[str, Tensor] | None = None
+) -> dict[str, Adapter]:
+    """The adapters of `path` (whose `tensors` may be at hand) for modules with the given grid and alpha / r.
+
+    Refusal names the damage."""
+    if tensors is None:
+        tensors = load(path)
     adapters: dict[str, Adapter] = {}
     for name, (grid, scaling) in grids.items():
         parts = {f: tensors[f"{name}.{f}"] for f in _TENSORS if f"{name}.{f}" in tensors}
@@ -138,6 +187,8 @@ def damage(adapter: Adapter) -> str | None:
             return f"{field} holds a value <= 0"
         if field in ("magnitude", "zero_points") and tensor.shape != groups:
             return f"{field} has shape {tuple(tensor.shape)}, scales have {tuple(groups)}"
+    if adapter.mask is not None and adapter.mask.dtype != torch.bool:
+        return f"mask has dtype {adapter.mask.dtype}, not bool"
     if (adapter.lora_a is None) != (adapter.lora_b is None):
         return "lora_a and lora_b must come together"
     if adapter.grid.symmetric != (adapter.zero_points is None):

@@ -9,6 +9,7 @@ The proof in dlqat.runtime_tests is written against these Protocols and knows no
 A Setting is one way to compute with one artifact. What matters to a proof is `activations`:
 
     float   every product is a float32 product: the artifact must equal the reference tightly
+    float16 every operation is rounded to float16: judged by limits of its own
     int8    the runtime rounds each linear's input to int8 by itself: it is judged against a
             reference that does the same (dlqat.runtime_tests.arithmetic)
 """
@@ -18,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-Activations = Literal["float", "int8"]
+Activations = Literal["float", "float16", "int8"]
 
 
 class DeviceFailure(Exception):
@@ -40,9 +41,12 @@ class Setting:
     threads: int = 1
     generate: bool = False
     """Run what apps generate with, where a program has another entry point for scoring."""
+    options: tuple[tuple[str, str], ...] = ()
+    """The runtime's own options, by its own names, where they decide which kernels run."""
 
     def __str__(self) -> str:
-        return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}"
+        own = "".join(f", {key}={value}" for key, value in self.options)
+        return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}{own}"
 
 
 @dataclass(slots=True)
@@ -54,6 +58,15 @@ class Timings:
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
+
+    def count(self, tokens: int, seconds: float) -> None:
+        """Add one call: one token is decoding, more are prefill."""
+        if tokens > 1:
+            self.prefill_tokens += tokens
+            self.prefill_seconds += seconds
+        else:
+            self.decode_tokens += tokens
+            self.decode_seconds += seconds
 
 
 class Session(Protocol):
@@ -79,6 +92,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+@runtime_checkable
+class Rewindable(Protocol):
+    """What a Session may offer as well: a cache that can be cut back, so that a shared beginning is read once."""
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens of the cache (at most what it holds)."""
         ...
 
 

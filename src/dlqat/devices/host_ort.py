@@ -34,6 +34,8 @@ from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 ACCURACY_LEVEL = {"float": 0, "int8": 4}
 ALL_LOGITS = "num_logits_to_keep"
 """An optional input of an artifact that returns the last row only unless it is told 0: all."""
+KLEIDIAI_OFF = ("mlas.disable_kleidiai", "1")
+"""Arm only: without it KleidiAI's kernels multiply at level 4, and they round in another way than MLAS."""
 TYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -54,10 +56,7 @@ class HostOrt:
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        float_on, float_off = Setting("float", True, threads), Setting("float", False, threads)
-        int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
-        own_kernels = _has_matmulnbits(_graph(program))
-        return (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
+        return ort_settings(program, threads, arm=machine.is_arm())
 
     def open(self, program: Path, setting: Setting) -> Session:
         return OrtSession(program, setting)
@@ -98,6 +97,11 @@ class OrtSession:
             if name.startswith("past_key_values.")
         }
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens of the cache."""
+        self._length = min(length, self._length)
+        self._past = {name: value[:, :, : self._length] for name, value in self._past.items()}
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
         ids = np.asarray(token_ids, np.int64)[None]
@@ -135,7 +139,7 @@ class OrtSession:
             "graph_optimization": "ORT_ENABLE_ALL" if self._setting.optimize else "ORT_DISABLE_ALL",
             "accuracy_level": ACCURACY_LEVEL[self._setting.activations],
             "threads": self._setting.threads,
-            "kleidiai": machine.kleidiai(),
+            "kleidiai": "off" if KLEIDIAI_OFF in self._setting.options else machine.kleidiai(),
             "kernels": self._kernels(),
         }
 
@@ -159,6 +163,15 @@ class OrtSession:
         self._ort, self._past = None, {}
 
 
+def ort_settings(program: Path, threads: int, *, arm: bool) -> tuple[Setting, ...]:
+    """The ways in which onnxruntime's CPU provider computes with a program; on Arm also without KleidiAI."""
+    float_on, float_off = Setting("float", True, threads), Setting("float", False, threads)
+    int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
+    own_kernels = _has_matmulnbits(_graph(program))
+    found = (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
+    return (*found, Setting("int8", True, threads, options=(KLEIDIAI_OFF,))) if arm else found
+
+
 def _options(setting: Setting) -> Any:
     import onnxruntime as ort
 
@@ -168,6 +181,8 @@ def _options(setting: Setting) -> Any:
     options.intra_op_num_threads = setting.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
+    for key, value in setting.options:
+        options.add_session_config_entry(key, value)
     options.log_severity_level = 4  # its errors reach the user as DeviceFailure, once
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(ACCURACY_LEVEL[setting.activations]))
     return options

@@ -25,8 +25,13 @@ def facts() -> dict[str, Any]:
     }
 
 
+def is_arm() -> bool:
+    """Whether this is a 64-bit Arm CPU (a real one or an emulated one)."""
+    return platform.machine() in ("aarch64", "arm64")
+
+
 def kleidiai() -> str:
     """Whether onnxruntime's Arm kernels (KleidiAI, other int8 rounding than x86) can be what runs."""
-    if platform.machine() in ("x86_64", "AMD64"):
-        return "no, x86"
+    if not is_arm():
+        return f"no, {platform.machine()}"
     return "if this build of onnxruntime has it; mlas.disable_kleidiai turns it off"

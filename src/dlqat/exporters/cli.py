@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dlqat import architecture, atomic, checkpoint, refusal
+from dlqat.adapter import ADAPTERS
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
@@ -25,6 +26,7 @@ from dlqat.refusal import Refusal
 TARGETS = {
     "onnx": "dlqat.exporters.onnx_target",
     "executorch": "dlqat.exporters.executorch_target",
+    "coreml": "dlqat.exporters.coreml_target",
 }
 """Target -> module (target.Target), imported when asked for: every target needs another extra."""
 DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
@@ -47,6 +49,9 @@ def export(
     logits: Annotated[
         str | None, typer.Option(help="executorch: logits of the last position (the default) or of all.")
     ] = None,
+    deployment_target: Annotated[
+        str | None, typer.Option(help="coreml: iOS18 (the default) or iOS26, the lowest system that must run it.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: MODEL_DIR/TARGET.")] = None,
     base: Annotated[
         str | None, typer.Option(help="The base model, if it has moved since training (only for folding).")
@@ -58,7 +63,7 @@ def export(
     module = load(target)
     folded = fold_if_needed(model_dir, base)
     model = checkpoint.read(folded)
-    options = choose(module, target, form, max_context, model, logits)
+    options = choose(module, target, form, max_context, model, logits, deployment_target)
     folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
     plan = module.plan(model, folded, options)
     if dry_run:
@@ -94,7 +99,7 @@ def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
     """The folded/ folder of `model_dir`, written first if the adapters are newer; `model_dir` itself if it is one."""
     if (model_dir / "integers.safetensors").is_file():
         return model_dir
-    if (model_dir / "adapters.safetensors").is_file():
+    if (model_dir / ADAPTERS).is_file():
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):
@@ -113,18 +118,26 @@ def choose(
     max_context: int | None,
     model: FoldedModel,
     logits: str | None = None,
+    deployment_target: str | None = None,
 ) -> Options:
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
     if form and form not in module.FORMS:
         raise Refusal(f"--form {form} is not known to target {target}; known: {', '.join(module.FORMS)}")
-    positions = getattr(module, "LOGITS", ())
-    if logits and logits not in positions:
-        known = f"known: {', '.join(positions)}" if positions else "it has no such choice"
-        raise Refusal(f"--logits {logits} is not known to target {target}; {known}")
+    positions = _one_of(module, "LOGITS", "--logits", logits, target)
+    system = _one_of(module, "DEPLOYMENT_TARGETS", "--deployment-target", deployment_target, target)
     longest = architecture.read(model.config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
-    return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT), logits or "last")
+    return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT), positions, system)
+
+
+def _one_of(module: Target, choices: str, option: str, asked: str | None, target: str) -> str:
+    """`asked`, or the first of the choices that the target's module names; "" where it names none."""
+    known: tuple[str, ...] = getattr(module, choices, ())
+    if asked and asked not in known:
+        names = f"known: {', '.join(known)}" if known else "it has no such choice"
+        raise Refusal(f"{option} {asked} is not known to target {target}; {names}")
+    return asked or next(iter(known), "")
 
 
 def write(module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options) -> dict[str, Any]:

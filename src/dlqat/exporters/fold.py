@@ -14,15 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from dlqat import adapter, checkpoint, recipe, source
+from dlqat import adapter, checkpoint, plan, recipe, source
+from dlqat.adapter import ADAPTERS, PLAN, RECORD
 from dlqat.checkpoint import FoldedModel, Lazy
-from dlqat.folded import Folded
+from dlqat.folded import Folded, Quantized
+from dlqat.plan import Leaf, Node
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
 FOLDED = "folded"
-ADAPTERS = "adapters.safetensors"
-RECORD = "dlqat.json"
 
 
 def stale(model_dir: Path) -> bool:
@@ -46,25 +46,49 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
     rules = recipe.parse(record["recipe"], f"{model_dir / RECORD}")
     weights = source.weights(origin)
     shapes = {n.removesuffix(".weight"): tuple(weights[n].shape) for n in weights if n.endswith(".weight")}
-    specs = rules.layers({n: (s[0], s[1]) for n, s in shapes.items() if len(s) == 2})
-    adapters = adapter.read(model_dir / ADAPTERS, {n: (s.grid, s.scaling) for n, s in specs.items()})
+    matrices = {n: (s[0], s[1]) for n, s in shapes.items() if len(s) == 2}
+    nodes: dict[str, Node] = {**rules.layers(matrices), **_plan(model_dir)}
+    leaves = {x.path: x for name, node in nodes.items() for x in plan.leaves(node, name, matrices[name])}
+    specs = {path: leaf.spec for path, leaf in leaves.items()}
+    tensors = adapter.load(model_dir / ADAPTERS)
+    adapters = adapter.read(model_dir / ADAPTERS, {p: (s.grid, s.scaling) for p, s in specs.items()}, tensors)
 
     def layer(name: str) -> Folded:
         progress(name)
-        return _layer(name, weights, adapters[name], specs[name])
 
-    plain = [n for n in weights if n.removesuffix(".weight") not in specs]
-    model = FoldedModel(origin.config, Lazy(list(specs), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))
+        def one(path: str) -> Quantized:
+            weight = _need(tensors, f"{path}.weight") if leaves[path].own else weights[f"{name}.weight"]
+            return _leaf(path, weight, adapters[path], leaves[path])
+
+        return plan.fold(nodes[name], name, one, lambda path: _need(tensors, path))
+
+    plain = [n for n in weights if n.removesuffix(".weight") not in nodes]
+    model = FoldedModel(origin.config, Lazy(list(nodes), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))
     checkpoint.write(model, model_dir / FOLDED, files=model_dir)
     return model_dir / FOLDED
 
 
-def _layer(name: str, weights: Mapping[str, Tensor], own: adapter.Adapter, spec: LayerSpec) -> Folded:
-    weight = weights[f"{name}.weight"]
-    expected = (weight.shape[0], spec.grid.groups(weight.shape[1]))
+def _leaf(path: str, weight: Tensor, own: adapter.Adapter, leaf: Leaf) -> Quantized:
+    expected = (leaf.shape[0], leaf.spec.grid.groups(leaf.shape[1]))
+    if tuple(weight.shape) != leaf.shape:
+        raise Refusal(f"{path}: the weight has shape {tuple(weight.shape)}, the plan says {leaf.shape}; train again")
     if own.scales.shape != expected:
-        raise Refusal(f"{name}: scales have shape {tuple(own.scales.shape)}, the weight needs {expected}; train again")
+        raise Refusal(f"{path}: scales have shape {tuple(own.scales.shape)}, the weight needs {expected}; train again")
+    if leaf.spec.base_bits:  # what training saw: base_bits needs fixed scales, so these are those of its start
+        weight = adapter.fixed_point(weight, own.scales, leaf.spec.grid)
     return adapter.fold(weight, own)
+
+
+def _need(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise Refusal(f"{name} is missing among the adapters; train again")
+    return tensors[name]
+
+
+def _plan(model_dir: Path) -> dict[str, Node]:
+    """What a compression method made of the linears; nothing if there was none."""
+    path = model_dir / PLAN
+    return plan.from_json(_json(path), str(path)) if path.exists() else {}
 
 
 def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, LayerSpec]:
@@ -75,9 +99,13 @@ def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, Laye
 
 def _record(model_dir: Path) -> dict[str, Any]:
     path = model_dir / RECORD
+    if not path.exists():
+        raise Refusal(f"{model_dir} holds no {RECORD}: it is no model_dir of dlqat-train")
+    return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Refusal(f"{model_dir} holds no {RECORD}: it is no model_dir of dlqat-train") from error
     except ValueError as error:
         raise Refusal(f"{path} is no JSON ({error}); train again") from error

@@ -33,6 +33,8 @@ class Options:
     """Longest text (prompt and answer, in tokens) that the artifact is prepared for."""
     logits: str = "last"
     """Which positions' logits generation returns: the last one's, or all (targets that name LOGITS)."""
+    deployment_target: str = ""
+    """The lowest system that it must run on, where the target has such (Core ML)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ Exit code 0: nothing failed (what could not be judged is listed as "not verified
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -29,15 +28,15 @@ from dlqat import __version__, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
+from dlqat.devices.isolated import isolated
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import report
+from dlqat.runtime_tests import report, versions
 from dlqat.runtime_tests.report import Check, Report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
 QUICK = ("L0", "L2")
-PACKAGES = ("torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime", "executorch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,9 @@ def prove(request: Request, console: Console) -> Report:
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
     import torch
 
-    from dlqat.runtime_tests import ladder
+    from dlqat.runtime_tests import ladder, sizes
     from dlqat.runtime_tests.reference import Reference
+    from dlqat.runtime_tests.rungs import l4_accuracy
 
     torch.set_num_threads(request.threads)
     start = time.monotonic()
@@ -82,7 +82,7 @@ def prove(request: Request, console: Console) -> Report:
         def tell(what: str) -> None:
             bar.update(task, description=escape(what[-90:]))
 
-        proof = ladder.Proof(request.artifact, reference, chosen, request.threads, request.quick, tell)
+        proof = ladder.Proof(request.artifact, reference, isolated(chosen), request.threads, request.quick, tell)
         for check in ladder.run(proof, request.rungs):
             checks.append(check)
             bar.console.print(_line(check))
@@ -93,8 +93,10 @@ def prove(request: Request, console: Console) -> Report:
         command=request.command,
         seconds=time.monotonic() - start,
         facts=proof.facts,
-        versions={"dlqat": __version__, "python": platform.python_version()} | _versions(),
+        versions={"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
         checks=tuple(checks),
+        sizes=sizes.by_component(proof),
+        accuracy=l4_accuracy.result(proof),
     )
 
 
@@ -134,7 +136,7 @@ def check(
         print(json.dumps(report.as_dict(result), indent=1))
     else:
         console.print(_table(result))
-        console.print(f"report: {escape(str(paths[1]))} and {paths[0].name}")
+        console.print(f"report: {escape(str(paths[1]))}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
 
 
@@ -172,16 +174,6 @@ def _table(result: Report) -> Table:
         shade = COLOURS[one.status]
         table.add_row(one.rung, escape(one.name), f"[{shade}]{one.status}[/{shade}]", escape(one.summary))
     return table
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 main = refusal.command(app)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from dlqat.devices.artifact import Artifact
 from dlqat.runtime_tests import integers, readers
@@ -65,17 +65,11 @@ def flip(content: bytearray) -> None:
 
 
 def times(factor: float, dtype: str = "float32") -> Change:
-    """Multiply the largest number of the bytes (float32, or bfloat16: its upper half) by `factor`."""
+    """Multiply the largest number of the bytes (of a torch dtype) by `factor`."""
 
     def change(content: bytearray) -> None:
-        if dtype == "float32":
-            values = np.frombuffer(content, np.float32)  # a view: writes through
-            values[int(np.abs(values).argmax())] *= np.float32(factor)
-            return
-        bits = np.frombuffer(content, np.uint16)
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
-        at = int(np.abs(values).argmax())
-        bits[at] = (values[at : at + 1] * np.float32(factor)).view(np.uint32)[0] >> 16
+        values = torch.frombuffer(content, dtype=getattr(torch, dtype))  # a view: writes through
+        values[values.abs().argmax()] *= factor
 
     return change
 

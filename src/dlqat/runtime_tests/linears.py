@@ -66,7 +66,13 @@ def status(linear: Linear, setting: Setting) -> str | None:
         return None
     if setting.activations == "int8" and linear.float_error < tolerances.PLAUSIBLE_ROUNDING:
         return f"not verified: {name} rounds its input in a way that is not stated (SQNR {sqnr(linear.float_error):.0f} dB)"
-    return f"failed: {name} has relative error {linear.float_error:.1e}, the limit is {tolerances.LINEAR_ERROR:.0e}"
+    return f"failed: {name} has relative error {linear.float_error:.1e}, the limit is {limit(setting):.0e}"
+
+
+def limit(setting: Setting) -> float:
+    """The largest relative error of a linear without rounding of ours (tolerances.py)."""
+    float16 = setting.activations == "float16"
+    return tolerances.FLOAT16_LINEAR_ERROR if float16 else tolerances.LINEAR_ERROR
 
 
 def sqnr(error: float) -> float:
@@ -94,15 +100,15 @@ def _matmul(
         error = max(relative_error(many, reference), relative_error(one, reference[:1]))
         float_error = error if arithmetic == FLOAT else float_error
         best = min(best, (error, arithmetic), key=lambda pair: pair[0])
-        if error < tolerances.LINEAR_ERROR:
+        if error < limit(setting):
             break
-    fits = best[0] < tolerances.LINEAR_ERROR
+    fits = best[0] < limit(setting)
     return Linear(weight.name, best[1] if fits else None, best[0], float_error)
 
 
 def _candidates(leaf: Quantized, setting: Setting) -> list[Arithmetic]:
     """Float first; then int8 per token, in the block of the weight's scales, in any block."""
-    if setting.activations == "float":
+    if setting.activations != "int8":
         return [FLOAT]
     likely = leaf.grid.group_size or 32
     return [FLOAT, PER_TOKEN, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
@@ -112,7 +118,7 @@ def _gather(weight: Weight, dense: Tensor, device: Device, setting: Setting) -> 
     ids = np.linspace(0, dense.shape[0] - 1, LOOKUPS).astype(np.int64)
     (rows,) = device.evaluate(weight.program(), [{weight.input: ids[None]}], setting)
     error = relative_error(rows.reshape(LOOKUPS, -1), dense[torch.from_numpy(ids)].numpy())
-    return Linear(weight.name, FLOAT if error < tolerances.LINEAR_ERROR else None, error, error)
+    return Linear(weight.name, FLOAT if error < limit(setting) else None, error, error)
 
 
 def _inputs(name: str, want: Wanted, activations: Mapping[str, Tensor]) -> Tensor:

@@ -81,16 +81,18 @@ def feed(session: Session, token_ids: Sequence[int], plan: Plan) -> NDArray[np.f
     return np.concatenate(rows)
 
 
-def compare(reference: NDArray[np.float32], got: NDArray[np.float32]) -> Rows:
+def compare(reference: NDArray[np.float32], got: NDArray[np.float32], tie: float = tolerances.TIE) -> Rows:
     """Rows of two logits [n, vocab], position by position (float64 of one row at a time)."""
     if reference.shape != got.shape:
         raise DeviceFailure(f"logits have shape {got.shape}, the reference's {reference.shape}")
-    pairs = [_row(a, b) for a, b in zip(reference, got, strict=True)]
+    pairs = [_row(a, b, tie) for a, b in zip(reference, got, strict=True)]
     columns = [np.array(c) for c in zip(*pairs, strict=True)]
     return Rows(columns[0], columns[1], columns[2], columns[3].astype(bool), columns[4].astype(bool))
 
 
-def _row(reference: NDArray[np.float32], got: NDArray[np.float32]) -> tuple[float, float, float, bool, bool]:
+def _row(
+    reference: NDArray[np.float32], got: NDArray[np.float32], close: float
+) -> tuple[float, float, float, bool, bool]:
     if not bool(np.isfinite(got).all()):
         return np.nan, np.nan, np.nan, False, False
     a, b = reference.astype(np.float64), got.astype(np.float64)
@@ -98,13 +100,13 @@ def _row(reference: NDArray[np.float32], got: NDArray[np.float32]) -> tuple[floa
     kl = float((np.exp(log_p) * (log_p - log_q)).sum())
     gap = np.abs(a - b)
     top, other = int(a.argmax()), int(b.argmax())
-    tie = top != other and is_tie(reference, top, other)
+    tie = top != other and is_tie(reference, top, other, close)
     return max(kl, 0.0), float(gap.max()), float(gap.mean()), top == other, tie
 
 
-def is_tie(logits: NDArray[np.float32], first: int, second: int) -> bool:
-    """Whether two tokens of a row are closer than a float32 forward can tell (tolerances.TIE)."""
-    return abs(float(logits[first]) - float(logits[second])) <= tolerances.TIE * float(np.abs(logits).max())
+def is_tie(logits: NDArray[np.float32], first: int, second: int, close: float = tolerances.TIE) -> bool:
+    """Whether two tokens of a row are closer than a forward can tell (tolerances.TIE: a float32 one)."""
+    return abs(float(logits[first]) - float(logits[second])) <= close * float(np.abs(logits).max())
 
 
 def pool(parts: Sequence[Rows]) -> Rows:
@@ -116,6 +118,17 @@ def pool(parts: Sequence[Rows]) -> Rows:
 def first(rows: Rows, length: int) -> Rows:
     """The first positions."""
     return Rows(rows.kl[:length], rows.max_abs[:length], rows.mean_abs[:length], rows.agree[:length], rows.tie[:length])
+
+
+KL_EDGES = tuple(range(-16, 3))
+"""Decades of the histogram of KL: 1e-16 or less, ..., 1e2."""
+
+
+def histogram(rows: Rows) -> list[int]:
+    """Positions per decade of KL; what lies outside counts at the ends, NaN nowhere. len(KL_EDGES) - 1 numbers."""
+    kl = rows.kl[np.isfinite(rows.kl)]
+    exponents = np.log10(np.clip(kl, 10.0 ** KL_EDGES[0], 10.0 ** KL_EDGES[-1]))
+    return np.histogram(exponents, KL_EDGES)[0].tolist()
 
 
 def summarize(rows: Rows) -> Divergence:
@@ -139,12 +152,12 @@ def summarize(rows: Rows) -> Divergence:
     )
 
 
-def float_fault(d: Divergence) -> str | None:
-    """Why a runtime with float activations is not the reference, or None."""
+def float_fault(d: Divergence, limit: float = tolerances.FLOAT_KL_MAX) -> str | None:
+    """Why a runtime with float activations is not the reference, or None. `limit`: of the worst position's KL."""
     if d.bad_rows:
         return f"NaN or infinite logits at {d.bad_rows} of {d.positions} positions"
-    if d.kl_max > tolerances.FLOAT_KL_MAX:
-        return f"KL of the worst position is {d.kl_max:.1e}, the limit is {tolerances.FLOAT_KL_MAX:.0e}"
+    if d.kl_max > limit:
+        return f"KL of the worst position is {d.kl_max:.1e}, the limit is {limit:.0e}"
     differ = round((1 - d.top1) * d.positions) - d.ties
     if differ > 0:
         return f"the most likely token differs at {differ} of {d.positions} positions, and these are no ties"

@@ -44,20 +44,20 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model: FoldedModel = checkpoint.read(folder)
-        self._network: Any = _load(folder)
-        self.eos: tuple[int, ...] = _eos(self._network.generation_config, self.model.config)
+        self.network: Any = _load(folder)
+        self.eos: tuple[int, ...] = _eos(self.network.generation_config, self.model.config)
         self.max_positions = int(self.model.config.get("max_position_embeddings", 2048))
         self.vocab_size = int(self.model.config["vocab_size"])
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [len(token_ids), vocab], one pass without a cache."""
-        with torch.inference_mode():
-            rows: Tensor = self._network(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
+    def logits(self, token_ids: Sequence[int], *, rotary: torch.dtype | None = None) -> NDArray[np.float32]:
+        """float32 [len(token_ids), vocab], one pass without a cache. `rotary`: what cos and sin are rounded to."""
+        with torch.inference_mode(), self._rotary(rotary):
+            rows: Tensor = self.network(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
         return rows.float().numpy()
 
     def weight(self, name: str) -> Tensor:
         """The dense weight that transformers multiplies with, [out, in]. Decompressed by the first forward."""
-        return self._network.get_submodule(name).weight.detach()
+        return self.network.get_submodule(name).weight.detach()
 
     def activations(self, token_ids: Sequence[int]) -> dict[str, Tensor]:
         """Input float32 [len(token_ids), in] of every linear that has integers, lm_head included."""
@@ -108,8 +108,24 @@ class Reference:
         return [*names, "lm_head"] if tied and "model.embed_tokens" in self.model.layers else names
 
     @contextlib.contextmanager
+    def _rotary(self, dtype: torch.dtype | None) -> Generator[None]:
+        """The rotary tables rounded as a runtime of that type stores them."""
+        if dtype is None:
+            yield
+            return
+
+        def round_tables(_: Any, __: Any, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t.to(dtype).to(t.dtype) for t in tables)
+
+        handle = self.network.model.rotary_emb.register_forward_hook(round_tables)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
     def _hooked(self, attach: Callable[[Any, str], Any]) -> Generator[None]:
-        handles = [attach(self._network.get_submodule(name), name) for name in self.linears()]
+        handles = [attach(self.network.get_submodule(name), name) for name in self.linears()]
         try:
             yield
         finally:

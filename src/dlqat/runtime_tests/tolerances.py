@@ -12,6 +12,10 @@ Only the order of float32 additions may differ: 6e-8 per addition, over up to so
 partly cancel. Measured: 1e-7 to 6e-7. Rounding the input to int8 or not makes 1e-2, so the limit also
 tells which arithmetic ran."""
 
+FLOAT16_LINEAR_ERROR = 2e-3
+"""L1, float16 activations: input, weight and output are each rounded to 11 bits, by up to 2^-12 of themselves on
+average over a row: 3e-4 to 6e-4 measured. A wrong scale or code makes more than 1e-2 in the rows that it reaches."""
+
 PLAUSIBLE_ROUNDING = 0.1
 """L1, int8: largest relative error that rounding a linear's input to 8 bits can explain (20 dB).
 
@@ -24,6 +28,15 @@ FLOAT_KL_MAX = 1e-5
 Two right float32 forwards differ by 1e-10 (KL) and 1e-4 (logits of 35): measured with the reference
 against itself with 1e-6 relative noise on every linear's input. 1e-5 is far above that, and a change of
 one in 100,000 in a probability is what no user can see."""
+
+FLOAT16_KL_MAX = 1e-3
+"""L2, float16 activations: KL of the worst position against the reference with rotary tables in float16.
+
+Every operation rounds to 11 bits, through some hundred operations one after the other. Measured on SmolLM2-135M int4
+over 300 tokens: 1e-4; on random two-layer models 1e-6 to 1e-5. An RMSNorm that overflows makes 10."""
+
+FLOAT16_TIE = 4e-3
+"""L2, float16: as TIE; a float16 forward is right to about 4e-3 of the largest logit (measured: 0.12 of 35)."""
 
 TIE = 1e-5
 """L2 and L3: two logits closer than TIE * max|logit| are a tie, and either may come first.
@@ -53,6 +66,17 @@ linear is held to LINEAR_ERROR under the same int8 arithmetic."""
 
 FLOOR_TOP1_SIGMAS = 3.0
 """L2, int8: how far the top-1 agreement may lie below the floor's worst, in binomial standard deviations."""
+
+ACCURACY_POINTS = 0.01
+"""L4: how much smaller the share of right answers may be than the reference's, on the same questions.
+
+One point of a hundred is what users of quantized models accept without a word. It is a test of non-inferiority: passed
+if the whole 95 % interval of the paired difference lies above the limit, failed if it lies below, else the questions
+are too few to tell. Two runtimes that answer alike need about 300 questions."""
+
+PERPLEXITY_NATS = 0.01
+"""L4: how much larger the mean negative log-likelihood per token may be than the reference's: 1 % of perplexity,
+decided as ACCURACY_POINTS is. Float runtimes differ by 1e-6, int8 activations on SmolLM2 by about 1e-3."""
 
 NOTICED = 2.0
 """L5: the factor on one scale that L2 must notice. Smaller factors are reported as the sensitivity."""

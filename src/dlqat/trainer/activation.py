@@ -8,31 +8,23 @@ with the smaller error), so a model trained with it meets the same rounding on t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from dlqat.trainer.kernels import ops, reference
+from dlqat.trainer.kernels.choose import choose
 
-def fake_quant(x: Tensor) -> Tensor:
-    """x on its per-token int8 grid, same shape and dtype; computed in float32."""
-    f = x.to(torch.float32)
-    low, high = f.amin(-1, keepdim=True).clamp_(max=0), f.amax(-1, keepdim=True).clamp_(min=0)
-    span = high - low
-    inverse = torch.where(span == 0, torch.ones_like(span), 255.0 / span)
-    low, high = low * inverse, high * inverse
-    # Which end is rounded exactly: XNNPACK's choice of the zero-point with the smaller error.
-    zero = torch.where((low - 128.0) + (high + 127.0) > 0, -128.0 - low, 127.0 - high).clamp_(-128, 127).round_()
-    # clip(round(x / s) + z, -128, 127) - z, with the integer z moved into the bounds
-    q = (f * inverse).round_().clamp_(-128.0 - zero, 127.0 - zero)
-    return q.div_(inverse).to(x.dtype)
+fake_quant = reference.fake_quant
+"""The definition, without a gradient."""
 
 
 class _StraightThrough(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return fake_quant(x)
+        return choose(x.device).fake_quant(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -41,5 +33,6 @@ class _StraightThrough(Function):
 
 def straight_through(x: Tensor) -> Tensor:
     """fake_quant(x) with the gradient of the identity (a dynamic grid clips nothing)."""
-    result: Tensor = _StraightThrough.apply(x)  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
-    return result
+    if torch.compiler.is_compiling():
+        return ops.fake_quant(x)
+    return cast("Tensor", _StraightThrough.apply(x))  # pyright: ignore[reportUnknownMemberType]

@@ -54,6 +54,22 @@ class Batches:
             labels[i, : len(tokens)] = torch.where(loss, tokens.long(), IGNORED)
         return ids, labels
 
+    def calibration(self, tokens: int, length: int) -> Tensor:
+        """int64 [sequences, length]: the whole sequences that training sees first, `tokens` in all if there are
+        so many; one without padding at least, or a Refusal."""
+        found: list[Tensor] = []
+        for index in _order(len(self.examples), self.seed, 0):
+            ids, _ = self.examples.example(int(index))
+            if len(ids) == length:
+                found.append(ids.long())
+            if len(found) * length >= tokens:
+                break
+        if not found:
+            raise Refusal(
+                "a prepared start needs training examples of the full sequence length; lower --sequence-length"
+            )
+        return torch.stack(found)
+
     def count(self, step: int) -> int:
         """Tokens with loss in the whole batch of a step: what the summed loss is divided by."""
         return sum(int(self.examples.example(index)[1].sum()) for index in self.indices(step))

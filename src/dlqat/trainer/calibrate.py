@@ -8,7 +8,7 @@ the already rounded blocks before it give, so later blocks repair what earlier o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlqat.trainer.layer import QATLinear
+
+Walked = nn.Linear | QATLinear
+Visit = Callable[[str, Walked, Tensor], None]
+"""(name, layer, X^T X [in, in]); it may put another module in the layer's place."""
 
 
 class _Stop(Exception):
@@ -26,30 +30,31 @@ class _Stop(Exception):
 def walk(
     model: PreTrainedModel,
     tokens: Tensor,
-    visit: Callable[[str, QATLinear, Tensor], None],
+    visit: Visit,
     progress: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Call visit(name, layer, X^T X [in, in]) for every QATLinear of every block, in forward order.
+    """Visit every linear, QATLinear or still float, of every block, in forward order.
 
     tokens: [sequences, length]. The layers of one block are all seen before any of them is rounded.
     """
     names = {module: name for name, module in model.named_modules()}
     blocks: nn.ModuleList = model.get_submodule("model.layers")  # pyright: ignore[reportAssignmentType]
-    inputs, arguments = _first_inputs(model, blocks[0], tokens)
+    hidden, arguments = block_inputs(model, tokens)
+    inputs = list(hidden.split(4))
     for block in blocks:
         progress(names[block])
         for layer, moment in _second_moments(block, inputs, arguments).items():
             visit(names[layer], layer, moment)
-        inputs = [_output(block(x, **arguments)) for x in inputs]
+        inputs = [block_output(block(x, **arguments)) for x in inputs]
 
 
 SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Layers that read the same input as another: its second moments are measured once."""
 
 
-def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str, Any]) -> dict[QATLinear, Tensor]:
+def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str, Any]) -> dict[Walked, Tensor]:
     """X^T X of what each of the block's layers reads."""
-    layers = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, QATLinear)}
+    layers = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, Walked)}
     own = {name: layer for name, layer in layers.items() if SHARED.get(name) not in layers}
     moments = {
         name: torch.zeros(m.weight.shape[1], m.weight.shape[1], device=m.weight.device) for name, m in own.items()
@@ -70,7 +75,9 @@ def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str,
     return {layer: moments[name if name in own else SHARED[name]] for name, layer in layers.items()}
 
 
-def _first_inputs(model: PreTrainedModel, first: nn.Module, tokens: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+def block_inputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """What the first block is called with: hidden states [sequences, length, hidden], and its other arguments
+    as they are for one sequence (they broadcast)."""
     inputs: list[Tensor] = []
     arguments: dict[str, Any] = {}
 
@@ -79,17 +86,17 @@ def _first_inputs(model: PreTrainedModel, first: nn.Module, tokens: Tensor) -> t
         arguments.update({k: v for k, v in kwargs.items() if k != "hidden_states"})
         raise _Stop
 
+    first = model.get_submodule("model.layers.0")
     handle = first.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        for sequence in tokens.split(4):
-            try:
+        for sequence in tokens.split(1):
+            with suppress(_Stop):
                 model(sequence, use_cache=False)
-            except _Stop:
-                continue
     finally:
         handle.remove()
-    return inputs, arguments
+    return torch.cat(inputs), arguments
 
 
-def _output(result: Any) -> Tensor:
+def block_output(result: Any) -> Tensor:
+    """The hidden states of what a block returns."""
     return result if isinstance(result, Tensor) else result[0]

@@ -13,11 +13,15 @@ from rich.console import Console
 from dlqat import recipe, refusal
 from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
+from dlqat.trainer.methods.known import METHODS, parse
+from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
 from dlqat.trainer.start import KNOWN
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
+DLQAT = "dlqat"
+UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
 
@@ -26,9 +30,18 @@ def train(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a hub id (org/name) or a .gguf file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="model_dir; the same command continues it.")],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--data", "-d", help="self | .txt | .jsonl | a folder of them | hub dataset; may be repeated."),
-    ],
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"dlqat | {' | '.join(METHODS)}.", rich_help_panel=WHAT)] = DLQAT,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the method (docs/methods.md); may be repeated.", rich_help_panel=WHAT),
+    ] = None,
+    then: Annotated[
+        str,
+        typer.Option(help="dlqat: train what the method made, its factors and centroids too.", rich_help_panel=WHAT),
+    ] = "",
     bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.", rich_help_panel=WHAT)] = 4,
     group_size: Annotated[
         int, typer.Option(help="Inputs per scale: 16, 32, 64, 128; 0: per channel.", rich_help_panel=WHAT)
@@ -54,7 +67,15 @@ def train(
     train_scales: Annotated[
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
-    init: Annotated[str, typer.Option(help="Start: mse | weighted | gptq.", rich_help_panel=HOW)] = _DEFAULT.init,
+    base_bits: Annotated[
+        int,
+        typer.Option(
+            help="8: frozen weights as int8 while training (half the memory); 0: as they are.", rich_help_panel=RUN
+        ),
+    ] = 0,
+    init: Annotated[
+        str, typer.Option(help="Start: mse | weighted | gptq | blocks.", rich_help_panel=HOW)
+    ] = _DEFAULT.init,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)
@@ -82,6 +103,8 @@ def train(
 ) -> None:
     """Fine-tune MODEL with DL-QAT: LoRA inside the rounding, one magnitude per group, frozen weights.
 
+    Or compress it with another method of the field ([b]--method[/b]), and train from there ([b]--then dlqat[/b]).
+
     The default is the [b]portable[/b] profile: symmetric int4, groups of 32, int8 embedding and head, int8
     activations: what every target holds exactly. Then: [b]dlqat-export --target onnx MODEL_DIR[/b].
 
@@ -89,14 +112,21 @@ def train(
       dlqat-train ./my-finetune -o model_dir --data chats.jsonl --ce 1 --kd 1
 
       dlqat-train HuggingFaceTB/SmolLM2-135M-Instruct -o model_dir --data self --bits 3
+
+      dlqat-train ./my-finetune -o model_dir --data notes.txt --method nm --set n=2 --set m=4 --then dlqat
     """
+    compression = _method(method, settings or [], then, init)
+    if compression is not None and base_bits:
+        raise Refusal(f"--base-bits {base_bits} is for plain DL-QAT; leave it out with --method {method}")
+    trained = compression is None or then == DLQAT
     layers = {
-        "symmetric": not asymmetric,
         "rank": rank,
         "alpha": float(rank if alpha is None else alpha),
         "magnitude": magnitude and not train_scales,
         "train_scales": train_scales,
+        **({"base_bits": base_bits} if base_bits else {}),
     }
+    layers = {"symmetric": not asymmetric, **(layers if trained else UNTRAINED)}
     rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]
     if recipe_file is not None:
         rules += recipe.read(recipe_file).rules
@@ -118,6 +148,10 @@ def train(
         save_every=save_every,
     )
     _check(options, parallel)
+    if not trained:  # only what a method without training reads: other choices make no other result
+        rules.append(Rule(BLOCKS, UNTRAINED))
+        options = replace(_DEFAULT, steps=0, sequence_length=sequence_length, seed=seed, precision=precision)
+    _check_data(data or [], compression, then)
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
     try:
@@ -125,8 +159,29 @@ def train(
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Console(stderr=True)
-    folder = run(Request(model, output, tuple(data), checked, options, parallel), console)
-    console.print(f"[b]{folder}[/b] is trained. Next: dlqat-export --target onnx {folder}")
+    folder = run(Request(model, output, tuple(data or ()), checked, options, parallel, compression), console)
+    console.print(
+        f"[b]{folder}[/b] is {'trained' if trained else 'compressed'}. Next: dlqat-export --target onnx {folder}"
+    )
+
+
+def _method(name: str, settings: list[str], then: str, init: str) -> Method | None:
+    """None: DL-QAT by itself."""
+    if then not in ("", DLQAT):
+        raise Refusal(f"--then {then} is not {DLQAT}")
+    if name == DLQAT:
+        if settings or then:
+            raise Refusal("--set and --then belong to another --method than dlqat")
+        return None
+    if init != _DEFAULT.init:
+        raise Refusal(f"--init is of --method dlqat; with --method {name} the method makes the start")
+    return parse(name, settings)
+
+
+def _check_data(data: list[str], method: Method | None, then: str) -> None:
+    needed = "training" if method is None or then else "calibration" if method.calibrated or method.influenced else ""
+    if needed and not data:
+        raise Refusal(f"--data is missing: {needed} needs text (or --data self: the model writes it)")
 
 
 def _check(options: Options, parallel: str) -> None:

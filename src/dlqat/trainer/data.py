@@ -12,6 +12,7 @@ Several are given with commas or by repeating the option, and make one set.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from dlqat import atomic
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.trainer import examples, rows, self_data
@@ -69,6 +71,19 @@ def sources(data: Sequence[str]) -> list[str]:
         elif path.suffix in (".txt", ".jsonl") or (name != SELF and not re.fullmatch(rows.DATASET, name)):
             raise Refusal(f"{name} does not exist, and it is no hub dataset (org/name[:config][:split]) nor 'self'")
     return names
+
+
+def digests(names: Sequence[str]) -> dict[str, str]:
+    """The content of every local source, as the beginning of a sha256; empty for a hub dataset and for self."""
+    return {name: _digest(Path(name).expanduser()) for name in names}
+
+
+def _digest(path: Path) -> str:
+    if not path.exists():
+        return ""
+    files = _files(path) if path.is_dir() else [path]
+    content = "".join(f"{file.relative_to(path)} {atomic.sha256(file)}\n" for file in files)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _load(name: str, loaded: Loaded, plan: Plan, cache: Path, progress: Progress) -> Examples:

@@ -8,6 +8,7 @@ the same text at once (merges over the seam, SentencePiece's dummy space).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -56,6 +57,13 @@ class Examples:
         """ids int32 [length] and loss bool [length] of one example."""
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.ids[rows], self.loss[rows]
+
+    def digest(self) -> str:
+        """The beginning of a sha256 over every token and what of it is learned."""
+        found = hashlib.sha256()
+        for tensor in (self.ids, self.loss, self.starts):
+            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def summary(self) -> str:
         """One line for the log."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPTQ (arXiv 2210.17323) of one linear: round column by column, spread each error over the columns to come.
+Pruning in the same sweep is SparseGPT: a pruned weight is rounded to zero, and its error is spread alike.
 
 With H = X^T X of the layer's inputs, U the upper Cholesky factor of H^-1: after column j is rounded, its
 error e_j = (w_j - w^_j) / U_jj is taken from the columns k > j as e_j U_jk. Columns go in blocks of 128 so
@@ -11,6 +12,8 @@ to nearest gives GPTQ's codes, which makes it a start for training (dlqat.adapte
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,43 +24,83 @@ BLOCK = 128
 DAMPING = 0.01
 
 
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Keep the `kept` most important of every `among` neighbouring inputs (N:M); SparseGPT's choice, made when a
+    group's turn comes: the weights, as compensated so far, of the largest w^2 / [H^-1]_jj (arXiv 2301.00774)."""
+
+    kept: int
+    among: int
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """bool [out, columns]: True for the `kept` largest scores of every `among` columns."""
+        grouped = scores.reshape(scores.shape[0], -1, self.among)
+        best = grouped.topk(self.kept, -1).indices
+        return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, best, value=True).view(scores.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """made float32 [out, in] whose rounding is the result; scales and zero_points [out, groups]; mask bool [out, in]."""
+
+    made: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    mask: Tensor | None
+
+
 def compensate(weight: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Weight float32 [out, in] whose rounding to nearest is GPTQ's result; its scales and zero_points [out, groups].
+    """Weight float32 [out, in] whose rounding to nearest is GPTQ's result; its scales and zero_points [out, groups]."""
+    swept = sweep(weight, hessian, grid)
+    return swept.made, swept.scales, swept.zero_points
+
+
+def sweep(weight: Tensor, hessian: Tensor, grid: Grid, pattern: Pattern | None = None) -> Swept:
+    """Round, and with a `pattern` prune, column by column.
 
     hessian: X^T X [in, in] of the inputs that the layer sees. A group's scales are searched when its turn
-    comes, on the weight as compensated so far, each input weighed by its own second moment.
+    comes, on the weight as compensated so far (and as its own scores would prune it), each input weighed by its own
+    second moment. A pattern's `among` divides the group size.
     """
     w = weight.to(torch.float32).clone()
-    made = torch.empty_like(w)
     out, inputs = w.shape
-    size = inputs // grid.groups(inputs)
-    importance, factor = hessian.diagonal(), _inverse_factor(hessian.to(torch.float32))
-    scales, zeros = torch.empty(out, inputs // size), torch.zeros(out, inputs // size)
-    whole = Grid(grid.bits, None, grid.symmetric, grid.power_of_two)
-    for start in range(0, inputs, BLOCK):
-        stop = min(start + BLOCK, inputs)
-        block, errors = w[:, start:stop], torch.zeros(out, stop - start)
-        for j in range(stop - start):
-            group, column = (start + j) // size, block[:, j]
-            if (start + j) % size == 0:
-                columns = slice(start + j, start + j + size)
-                found, z = search(w[:, columns], whole, importance[columns])
+    groups = grid.groups(inputs)
+    size, whole = inputs // groups, Grid(grid.bits, None, grid.symmetric, grid.power_of_two)
+    importance, factor = hessian.diagonal(), inverse_factor(hessian.to(torch.float32))
+    made, mask = torch.zeros_like(w), torch.ones_like(w, dtype=torch.bool)
+    scales, zeros = w.new_empty(out, groups), w.new_zeros(out, groups)
+    among = pattern.among if pattern else 1
+    for start in range(0, inputs, BLOCK // among * among):
+        stop = min(start + BLOCK // among * among, inputs)
+        block, errors = w[:, start:stop], w.new_zeros(out, stop - start)
+        for j in range(start, stop):
+            group, column = j // size, w[:, j]
+            if pattern and j % among == 0:
+                mask[:, j : j + among] = _kept(w, factor, slice(j, j + among), pattern)
+            if j % size == 0:
+                columns = slice(j, j + size)
+                left = w[:, columns] if pattern is None else w[:, columns] * _kept(w, factor, columns, pattern)
+                found, z = search(left, whole, importance[columns])
                 scales[:, group] = found[:, 0]
                 if z is not None:
                     zeros[:, group] = z[:, 0].float()
-            made[:, start + j] = column
-            rounded = _round(column, scales[:, group], zeros[:, group], grid)
-            errors[:, j] = (column - rounded) / factor[start + j, start + j]
-            block[:, j + 1 :].addr_(errors[:, j], factor[start + j, start + j + 1 : stop], alpha=-1)
+            made[:, j] = column * mask[:, j]
+            rounded = _round(column, scales[:, group], zeros[:, group], grid) * mask[:, j]
+            errors[:, j - start] = (column - rounded) / factor[j, j]
+            block[:, j - start + 1 :].addr_(errors[:, j - start], factor[j, j + 1 : stop], alpha=-1)
         w[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    return made, scales, None if grid.symmetric else zeros.to(torch.int8)
+    return Swept(made, scales, None if grid.symmetric else zeros.to(torch.int8), mask if pattern else None)
+
+
+def _kept(w: Tensor, factor: Tensor, columns: slice, pattern: Pattern) -> Tensor:
+    return pattern.mask((w[:, columns] / factor.diagonal()[columns]).square())
 
 
 def _round(column: Tensor, scales: Tensor, zeros: Tensor, grid: Grid) -> Tensor:
     return (column / scales).round_().clamp_(grid.qmin - zeros, grid.qmax - zeros) * scales
 
 
-def _inverse_factor(hessian: Tensor) -> Tensor:
+def inverse_factor(hessian: Tensor) -> Tensor:
     """Upper Cholesky factor of the damped inverse; inputs that were never active stay alone."""
     diagonal = hessian.diagonal()
     damp = DAMPING * float(diagonal.mean()) or 1.0

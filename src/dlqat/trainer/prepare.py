@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
 import torch
@@ -33,10 +33,11 @@ def prepare(
     recipe: Recipe,
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
+    but: Container[str] = (),
 ) -> dict[str, LayerSpec]:
-    """Replace `model`'s modules in place and freeze the rest; the specs of what was replaced.
+    """Replace `model`'s modules in place and freeze the rest; the specs of what the recipe matches.
 
-    LoRA's random start depends on `seed` alone. `progress` hears each module's name as its scales are
+    `but`: modules that something else replaces (compress.py). LoRA's random start depends on `seed` alone. `progress` hears each module's name as its scales are
     searched.
     """
     specs = recipe.layers(shapes(model))
@@ -46,8 +47,10 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, spec in specs.items():
+            if name in but:
+                continue
             progress(name)
-            _set(model, name, _layer(model.get_submodule(name), spec))
+            put(model, name, _layer(model.get_submodule(name), spec))
     if model.config.tie_word_embeddings and EMBEDDING in specs:
         _tie_head(model, recipe)
     return specs
@@ -71,10 +74,11 @@ def _tie_head(model: PreTrainedModel, recipe: Recipe) -> None:
     spec = replace(embedding.spec, rank=0, magnitude=False, activation_bits=wanted.activation_bits if wanted else 0)
     tied = QATLinear(head, spec, embedding.scales, embedding.zero_points)
     tied.weight = embedding.weight
-    _set(model, HEAD, tied)
+    put(model, HEAD, tied)
 
 
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the module of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
@@ -93,7 +97,7 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, layer in qat_layers(model).items():
             if isinstance(layer, QATLinear):
-                layer.offset = tensors.get(f"{name}.offset")
+                layer.offset, layer.mask = tensors.get(f"{name}.offset"), tensors.get(f"{name}.mask")
             for field, own in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
                 if field in ("weight", "bias"):
                     continue

@@ -2,8 +2,10 @@
 """dlqat-train from end to end: MODEL, data and options in, model_dir out.
 
     model_dir/
-      dlqat.json              what was asked for: base model and its fingerprint, recipe, options, versions
-      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors
+      dlqat.json              what was asked for: base model, recipe, data, options, method, versions; with digests
+      plan.json               of a method that makes more of a layer than one grid: what each linear is
+      training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors,
+                              examples.sha256 (of the tokens)
       training_log.jsonl      one line a step        loss.png
       adapters.safetensors    the result; its presence says that training is complete
       tokenizer, chat template, generation_config
@@ -16,13 +18,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
@@ -31,16 +32,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlqat import adapter, atomic, recipe, source
+from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
-from dlqat.trainer import data, log, plot, start, state
+from dlqat.trainer import compress, data, log, plan_table, plot, start, state
 from dlqat.trainer.batches import Batches
+from dlqat.trainer.layer import QATLinear
+from dlqat.trainer.methods import known
+from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
-RECORD, ADAPTERS, TRAINING = "dlqat.json", "adapters.safetensors", "training"
+TRAINING = "training"
+EXAMPLES = "training/examples.sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +59,25 @@ class Request:
     recipe: Recipe
     options: Options
     parallel: str = "ddp"
+    method: Method | None = None
+    """What makes the start of the blocks' linears; None: DL-QAT's own (`options.init`). Untrained: options.steps = 0."""
+
+    @property
+    def calibration(self) -> int:
+        """Sequences of calibration text that the method must see."""
+        needed = self.method is not None and (self.method.calibrated or self.method.influenced)
+        return max(1, self.options.calibration_tokens // self.options.sequence_length) if needed else 0
 
 
 def run(request: Request, console: Console) -> Path:
     """Train and return model_dir. A finished model_dir of the same request is returned as it is."""
     origin = source.resolve(request.model)
     check_recipe(origin, request.recipe)
-    names = data.sources(request.data)
+    if request.method is not None:
+        nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
+        if not request.method.influenced:
+            console.print(plan_table.table(request.method, nodes, origin.decoder))
+    names = data.sources(request.data) if request.data else []
     record = _record(request, origin, names)
     if _finished(request.output, record):
         console.print(f"{request.output} is already trained with these options; nothing to do")
@@ -74,13 +92,17 @@ def run(request: Request, console: Console) -> Path:
         if first:
             loaded.files(request.output)
         loaded.model.to(runtime.device)
-        batches = _batches(request, names, loaded, runtime, progress)
-        _start(request, loaded.model, batches, runtime, progress)
-        if first:
-            _tell(console, loaded.model, batches, request.options)
-        trained = _train(request, loaded.model, batches, runtime, progress)
+        batches = _batches(request, names, loaded, runtime, progress) if names else None
+        if batches is not None:
+            _same_examples(request.output, batches, write=first)
+        _start(request, loaded, batches, runtime, progress, console)
+        trained: Mapping[str, Tensor] = {}
+        if request.options.steps and batches is not None:
+            if first:
+                _tell(console, loaded.model, batches, request.options)
+            trained = _train(request, loaded.model, batches, runtime, progress)
     if first:
-        _finish(request.output, loaded.model, trained)
+        _finish(request, trained)
     runtime.wait_for_everyone()
     return request.output
 
@@ -101,8 +123,9 @@ def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any
         "source": origin.text,
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
-        "data": names,
+        "data": data.digests(names),
         "options": asdict(request.options),
+        "method": known.record(request.method) if request.method else {"name": "dlqat"},
         "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
     }
 
@@ -115,7 +138,8 @@ def _finished(output: Path, record: dict[str, Any]) -> bool:
             raise Refusal(f"{output} exists and is no model_dir; choose another --output")
         return False
     old = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("fingerprint", "recipe", "data", "options"):
+    old.setdefault("method", {"name": "dlqat"})
+    for key in ("fingerprint", "method", "recipe", "data", "options"):
         if old.get(key) != record[key]:
             raise Refusal(
                 f"{output} was begun with another {key} ({_difference(old.get(key), record[key])}); "
@@ -134,38 +158,82 @@ def _difference(old: Any, new: Any) -> str:
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
     options = request.options
-    plan = data.Plan(options.sequence_length, options.steps * options.batch_size, options.seed)
+    wanted = max(options.steps * options.batch_size, request.calibration)
+    drawn = data.Plan(options.sequence_length, wanted, options.seed)
     task = progress.add_task("data", total=None, note="")
 
     def tell(done: int, wanted: int) -> None:
         progress.update(task, completed=done, total=wanted, note="the teacher writes")
 
     with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
-        examples = data.load(names, loaded, plan, request.output / TRAINING, tell)
+        examples = data.load(names, loaded, drawn, request.output / TRAINING, tell)
     progress.update(task, total=1, completed=1, note=examples.summary())
     pad = loaded.tokenizer.pad_token_id
     return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
 
 
+def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
+    """Refusal if the run was begun on other tokens: a hub dataset or a tokenizer that has changed since."""
+    found, path = batches.examples.digest(), output / EXAMPLES
+    if path.exists() and path.read_text(encoding="utf-8") != found:
+        raise Refusal(f"{output} was begun on other training examples; choose another --output, or delete it")
+    if write:
+        atomic.text(path, found)
+
+
 def _start(
-    request: Request, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
+    request: Request,
+    loaded: Loaded,
+    batches: Batches | None,
+    runtime: Accelerator,
+    progress: Progress,
+    console: Console,
 ) -> None:
     """Scales and prepared start: found in training/start.safetensors, or made and left there."""
-    path = request.output / TRAINING / "start.safetensors"
+    path, model, seed = request.output / TRAINING / "start.safetensors", loaded.model, request.options.seed
     task = progress.add_task("scales", total=None, note="")
-    prepare(model, request.recipe, request.options.seed, lambda name: progress.update(task, advance=1, note=name))
-    progress.update(task, total=1, completed=1, note="")
-    if not path.exists() and runtime.is_main_process:
-        start.apply(
-            request.options.init,
-            model,
-            lambda: _calibration(batches, request.options),
-            lambda name: progress.update(task, note=f"{request.options.init} {name}"),
-        )
+
+    def tell(name: str) -> None:
+        progress.update(task, advance=1, note=name)
+
+    linears = loaded.source.decoder.linears() if request.method else ()
+    prepare(model, request.recipe, seed, tell, but=linears)
+    made = not path.exists() and runtime.is_main_process
+    if made:
+        tensors = _make_start(request, loaded, batches, tell, console)
         with atomic.file(path) as draft:
-            save_file(_fixed(model), draft)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
     runtime.wait_for_everyone()
-    load(model, load_file(path))
+    tensors = load_file(path)
+    if request.method and not made:
+        compress.restore(model, compress.read_plan(request.output), tensors, seed)
+    load(model, tensors)
+    for layer in qat_layers(model).values():
+        if isinstance(layer, QATLinear):
+            layer.shrink_base()
+    model.to(runtime.device)
+    progress.update(task, total=1, completed=1, note="")
+
+
+def _make_start(
+    request: Request, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Console
+) -> dict[str, Tensor]:
+    """Bring the prepared model to its start; every tensor of it but the base weights."""
+
+    def tokens() -> Tensor:
+        if batches is None:
+            raise Refusal("the method needs text to calibrate on; name it with --data")
+        return batches.calibration(request.options.calibration_tokens, request.options.sequence_length)
+
+    if request.method is None:
+        start.apply(request.options.init, loaded.model, tokens, lambda name: tell(f"{request.options.init} {name}"))
+        return _fixed(loaded.model)
+    decoder, seed = loaded.source.decoder, request.options.seed
+    nodes, made = compress.compress(loaded.model, request.method, request.recipe, decoder, tokens, tell, seed)
+    if request.method.influenced:
+        console.print(plan_table.table(request.method, nodes, decoder))
+    compress.write_plan(nodes, request.output)
+    return {**made, **_fixed(loaded.model)}
 
 
 def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -176,16 +244,6 @@ def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
         for field, tensor in [*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)]
         if field not in ("weight", "bias")
     }
-
-
-def _calibration(batches: Batches, options: Options) -> Tensor:
-    """Whole training sequences, as many as make the calibration tokens; padding-free rows only."""
-    rows = [batches.examples.example(i)[0] for i in range(len(batches.examples))]
-    whole = [ids.long() for ids in rows if len(ids) == options.sequence_length]
-    wanted = max(1, options.calibration_tokens // options.sequence_length)
-    if not whole:
-        raise Refusal("--init gptq needs training examples of the full sequence length; lower --sequence-length")
-    return torch.stack(whole[:wanted])
 
 
 def _tell(console: Console, model: PreTrainedModel, batches: Batches, options: Options) -> None:
@@ -210,9 +268,11 @@ def _train(
         rows.close()
 
 
-def _finish(output: Path, model: PreTrainedModel, trained: Mapping[str, Tensor]) -> None:
+def _finish(request: Request, trained: Mapping[str, Tensor]) -> None:
     """Write the adapters, last of all; the resumable state is not needed any more."""
-    plot.write(output / log.FILE, output / "loss.png")
+    output = request.output
+    if request.options.steps:
+        plot.write(output / log.FILE, output / "loss.png")
     start_file = load_file(output / TRAINING / "start.safetensors")
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)

@@ -28,6 +28,7 @@ def _module(name: str) -> Reader:
 READERS: dict[str, Reader] = {
     "onnx": _module("onnx"),
     "executorch": _module("executorch"),
+    "coreml": _module("coreml"),
 }  # fmt: skip
 
 

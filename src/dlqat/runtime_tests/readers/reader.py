@@ -23,13 +23,13 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`length` bytes at `offset` of `file`."""
+    """`length` bytes at `offset` of `file`; `dtype`: of the floats in them, if it is floats."""
 
     file: Path
     offset: int
     length: int
     dtype: str = "float32"
-    """Of scales: float32 or bfloat16."""
+    """Of scales: float32, bfloat16 or float16."""
 
 
 @dataclass(frozen=True, eq=False)

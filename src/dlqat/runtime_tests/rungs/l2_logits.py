@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dlqat.devices.device import Setting
@@ -23,14 +24,32 @@ from dlqat.runtime_tests.report import Check
 def logits(proof: Proof) -> Iterator[Check]:
     """L2, one check per setting."""
     for setting in proof.settings:
-        yield from _logits_int8(proof, setting) if setting.activations == "int8" else _logits_float(proof, setting)
+        match setting.activations:
+            case "float":
+                yield from _logits_float(proof, setting)
+            case "float16":
+                yield from _logits_float16(proof, setting)
+            case "int8":
+                yield from _logits_int8(proof, setting)
 
 
 def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:
     rows, table = _measure(proof, setting, proof.expected)
     total = parity.summarize(rows)
     fault = parity.float_fault(total)
-    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), asdict(total), table=table)
+    figures = asdict(total) | {"kl_histogram": parity.histogram(rows)}
+    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), figures, table=table)
+
+
+def _logits_float16(proof: Proof, setting: Setting) -> Iterator[Check]:
+    """Against the reference with the rotary tables that such a runtime has, within what float16 rounding explains."""
+    expected = [proof.reference.logits(ids, rotary=torch.float16) for ids in proof.texts]
+    rows, table = _measure(proof, setting, expected, tolerances.FLOAT16_TIE)
+    total = parity.summarize(rows)
+    fault = parity.float_fault(total, tolerances.FLOAT16_KL_MAX)
+    tables = parity.summarize(_pool_plans(proof, proof.expected, expected))
+    figures = asdict(total) | {"rotary_tables_in_float16": asdict(tables)}
+    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), figures, table=table)
 
 
 def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
@@ -50,23 +69,27 @@ def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     proof.progress(f"{name}: emulation")
     emulated = [proof.reference.emulated(ids, arithmetic) for ids in proof.texts]
     floors: list[Divergence] = []
+    floor_rows: list[Rows] = []
     for seed in range(tolerances.NUDGES):
         proof.progress(f"{name}: noise floor {seed + 1} of {tolerances.NUDGES}")
         nudge = Nudge(tolerances.NUDGE, seed)
         nudged = [proof.reference.emulated(ids, arithmetic, nudge) for ids in proof.texts]
-        floors.append(parity.summarize(_pool_plans(proof, emulated, nudged)))
+        floor_rows.append(_pool_plans(proof, emulated, nudged))
+        floors.append(parity.summarize(floor_rows[-1]))
     rows, table = _measure(proof, setting, emulated)
     total = parity.summarize(rows)
     fault = parity.int8_fault(total, floors)
     floor = {"kl_mean": max(f.kl_mean for f in floors), "kl_p99": max(f.kl_p99 for f in floors)}
     cost = parity.summarize(_pool_plans(proof, proof.expected, emulated))
     figures = asdict(total) | {"noise_floor": [asdict(f) for f in floors], "int8_against_float": asdict(cost)}
+    figures["kl_histogram"] = parity.histogram(rows)
+    figures["floor_histogram"] = parity.histogram(parity.pool(floor_rows))
     good = f"{figures_line(total)}; noise floor: KL mean {floor['kl_mean']:.1e}, p99 {floor['kl_p99']:.1e}"
     yield judged("L2", name, [fault] if fault else [], good, figures, table=table)
 
 
 def _measure(
-    proof: Proof, setting: Setting, expected: Sequence[NDArray[np.float32]]
+    proof: Proof, setting: Setting, expected: Sequence[NDArray[np.float32]], tie: float = tolerances.TIE
 ) -> tuple[Rows, list[dict[str, Any]]]:
     """Rows of all plans and texts, and the figures per plan."""
     by_plan: dict[str, list[Rows]] = {}
@@ -74,9 +97,12 @@ def _measure(
         for ids, wanted in zip(proof.texts, expected, strict=True):
             for plan in proof.plans:
                 proof.progress(f"{setting}: {plan.name}")
-                rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan))
+                rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan), tie)
                 by_plan.setdefault(plan.name, []).append(rows)
-        proof.facts[str(setting)] = dict(session.facts())
+        facts = dict(session.facts())
+        if "emulation" not in facts:  # an emulator's speed says nothing
+            facts["timings"] = asdict(session.timings)
+        proof.facts[str(setting)] = facts
     table = [{"plan": name} | asdict(parity.summarize(parity.pool(rows))) for name, rows in by_plan.items()]
     return parity.pool([r for rows in by_plan.values() for r in rows]), table
 

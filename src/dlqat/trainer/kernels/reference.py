@@ -87,6 +87,28 @@ def weight_backward(
     return made, Gradients(grad_a, grad_b, grad_magnitude, grad_scales)
 
 
+def product_backward(
+    weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
+) -> tuple[Tensor, Gradients]:
+    """weight_backward of G = dy^T x in their dtype, dy [tokens, out], x [tokens, in]."""
+    return weight_backward(weight, adapter, dy.T @ x, dy.dtype, train_scales)
+
+
+def fake_quant(x: Tensor) -> Tensor:
+    """x on its per-token int8 grid, same shape and dtype; computed in float32 (dlqat.trainer.activation)."""
+    f = x.to(torch.float32)
+    low, high = f.amin(-1, keepdim=True).clamp_(max=0), f.amax(-1, keepdim=True).clamp_(min=0)
+    span = high - low
+    # A tensor over a tensor: torch takes 255.0 / span as 255 * (1 / span), rounded twice; XNNPACK divides once.
+    inverse = torch.where(span == 0, torch.ones_like(span), torch.full_like(span, 255.0) / span)
+    low, high = low * inverse, high * inverse
+    # Which end is rounded exactly: XNNPACK's choice of the zero-point with the smaller error.
+    zero = torch.where((low - 128.0) + (high + 127.0) > 0, -128.0 - low, 127.0 - high).clamp_(-128, 127).round_()
+    # clip(round(x / s) + z, -128, 127) - z, with the integer z moved into the bounds
+    q = (f * inverse).round_().clamp_(-128.0 - zero, 127.0 - zero)
+    return q.div_(inverse).to(x.dtype)
+
+
 def _blocks(weight: Tensor) -> list[slice]:
     step = max(1, BLOCK // weight.shape[1])
     return [slice(i, i + step) for i in range(0, weight.shape[0], step)]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: time and memory of DL-QAT beside PEFT's LoRA (no quantization) and torchao's QAT.
+
+    OMP_NUM_THREADS=1 python benchmarks/step.py
+
+SmolLM2-135M, 4 x 256 tokens a step, bf16 autocast, AdamW, all linears of the blocks: int4 groups of 32, rank
+16. torchao's QAT (QATConfig) trains all weights; it offers no LoRA of its own. Every contestant is a process
+of its own, so that its peak memory is its own; they go one after the other, twice, the second time in reverse.
+Time is that of the process on the processor, the median of all steps but a process's first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from _common import Results, smollm2, text
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dlqat import source
+from dlqat.recipe import BLOCKS, Recipe, Rule, portable
+from dlqat.trainer import train
+from dlqat.trainer.distill import Mix
+from dlqat.trainer.options import Options
+from dlqat.trainer.prepare import prepare
+
+BATCH, LENGTH, RANK, STEPS = 4, 256, 16, 3
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Step = Callable[[Tensor], None]
+
+
+def dlqat(mix: Mix, activation_bits: int = 0) -> Callable[[PreTrainedModel], Step]:
+    def make(model: PreTrainedModel) -> Step:
+        prepare(model, Recipe((*portable(4, 32, activation_bits).rules, Rule(BLOCKS, {"rank": RANK}))))
+        loss = train.Loss(model, mix)
+        adam = train.optimizer(loss, Options())
+        return lambda ids: _step(lambda: loss(ids, ids) / ids[:, 1:].numel(), adam)
+
+    return make
+
+
+def lora(model: PreTrainedModel) -> Step:
+    from peft import LoraConfig, get_peft_model
+
+    return _plain(get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)))
+
+
+def torchao(activation_bits: int = 0) -> Callable[[PreTrainedModel], Step]:
+    def make(model: PreTrainedModel) -> Step:
+        from torchao.quantization import quantize_
+        from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+
+        weights = IntxFakeQuantizeConfig(torch.int4, group_size=32, is_symmetric=True)
+        inputs = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False) if activation_bits else None
+        quantize_(
+            model,
+            QATConfig(weight_config=weights, activation_config=inputs, step="prepare"),
+            lambda module, name: isinstance(module, nn.Linear) and name.endswith("_proj"),
+        )
+        return _plain(model)
+
+    return make
+
+
+def _plain(model: nn.Module) -> Step:
+    """A step on transformers' own cross entropy."""
+    adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    return lambda ids: _step(lambda: model(input_ids=ids, labels=ids, use_cache=False).loss, adam)
+
+
+def _step(loss: Callable[[], Tensor], adam: torch.optim.Optimizer) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss()
+    value.backward()
+    nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], 1.0)
+    adam.step()
+    adam.zero_grad()
+
+
+CONTESTANTS = {
+    "LoRA (PEFT), no quantization": lora,
+    "dlqat ce": dlqat(Mix(kd=0.0, ce=1.0)),
+    "dlqat kd": dlqat(Mix()),
+    "dlqat ce, int8 activations": dlqat(Mix(kd=0.0, ce=1.0), 8),
+    "torchao QAT": torchao(),
+    "torchao QAT, int8 activations": torchao(8),
+}
+
+
+def work(name: str) -> None:
+    """A contestant's process: prints the seconds of each step, then the peak memory in MB."""
+    loaded = source.load(source.resolve(smollm2()))
+    step = CONTESTANTS[name](loaded.model)
+    ids = loaded.tokenizer(text("wikitext-2/valid.txt").read_text(encoding="utf-8")).input_ids
+    for batch in torch.tensor(ids[: (STEPS + 1) * BATCH * LENGTH]).view(-1, BATCH, LENGTH):
+        began = time.process_time()
+        step(batch)
+        print("seconds", time.process_time() - began, flush=True)
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+
+def measure(name: str) -> tuple[list[float], float]:
+    """Seconds of the steps but the first, and peak MB, of one process."""
+    done = subprocess.run([sys.executable, __file__, "--work", name], stdout=subprocess.PIPE, text=True, check=True)
+    words = [line.split() for line in done.stdout.splitlines()]
+    seconds = [float(w[1]) for w in words if w[:1] == ["seconds"]]
+    peak = next(float(w[1]) for w in words if w[:1] == ["peak"])
+    print(name, seconds, peak, flush=True)
+    return seconds[1:], peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    name = parser.parse_args().work
+    if name:
+        work(name)
+        return
+    seen = {key: ([], []) for key in CONTESTANTS}
+    for order in (list(CONTESTANTS), list(reversed(CONTESTANTS))):
+        for key in order:
+            seconds, peak = measure(key)
+            seen[key][0].extend(seconds)
+            seen[key][1].append(peak)
+    results, (base, base_peak) = Results("step"), seen["LoRA (PEFT), no quantization"]
+    for key, (seconds, peaks) in seen.items():
+        own, own_peak = median(seconds), max(peaks)
+        row = {"tokens_per_second": round(BATCH * LENGTH / own, 1), "peak_rss_mb": round(own_peak)}
+        ratios = {"speed": round(median(base) / own, 3), "peak_rss": round(own_peak / max(base_peak), 3)}
+        results.add(key, {**row, "ratio_to_lora": ratios})
+
+
+if __name__ == "__main__":
+    main()

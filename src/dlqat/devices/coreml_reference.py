@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""coreml-reference: saved Core ML packages run by our own interpreter, on any machine.
+
+It proves what a package says: its integers, its operations, its states, in float32 and under float16 rounding. It
+does not prove what Apple's runtime makes of them; that is the device host-coreml, on a Mac.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlqat.devices import machine
+from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
+from dlqat.devices.mil_blobs import Damaged
+from dlqat.devices.mil_call import Unsupported
+from dlqat.devices.mil_interpreter import Interpreter, Precision
+from dlqat.devices.mil_program import Package
+
+INPUTS = {"inputIds", "causalMask"}
+STATES = {"keyCache", "valueCache"}
+UNITS = "interpreted"
+PRECISION: dict[str, Precision] = {"float": "float32", "float16": "float16"}
+
+
+class CoremlReference:
+    """Our interpreter of MIL programs."""
+
+    name = "coreml-reference"
+    formats = ("coreml",)
+
+    def available(self) -> str | None:
+        return None
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        del program
+        return Setting("float", False, threads, UNITS), Setting("float16", False, threads, UNITS)
+
+    def open(self, program: Path, setting: Setting) -> Session:
+        return ReferenceSession(program, setting)
+
+    def evaluate(
+        self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
+    ) -> list[NDArray[np.float32]]:
+        """`program`: a package as a zip file (runtime_tests.readers.coreml_cut)."""
+        with tempfile.TemporaryDirectory() as folder:
+            zipfile.ZipFile(io.BytesIO(program)).extractall(folder)
+            small = _load(Path(folder) / "linear.mlpackage", PRECISION[setting.activations])
+            return [_run(small, batch, None)[small.function.outputs[0]] for batch in batches]
+
+
+class ReferenceSession:
+    """A decoder with its cache as two states, batch 1."""
+
+    def __init__(self, program: Path, setting: Setting) -> None:
+        self._setting, self.timings = setting, Timings()
+        start = time.perf_counter()
+        self._program = _load(program, PRECISION[setting.activations])
+        self.timings.load_seconds = time.perf_counter() - start
+        inputs = self._program.function.inputs
+        if set(inputs) != INPUTS | STATES:
+            raise DeviceFailure(f"{program.name} has the inputs {', '.join(inputs)}; a decoder of ours has others")
+        self._context = inputs["keyCache"].shape[3] or 0
+        self._vocab = self._vocabulary()
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self._length, self._state = 0, self._program.make_state()
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(token_ids), vocab]; DeviceFailure if the text outgrows the cache."""
+        ids = np.asarray(token_ids, np.int32)[None]
+        total = self._length + ids.shape[1]
+        if total > self._context:
+            raise DeviceFailure(f"{total} tokens do not fit into the cache of {self._context}")
+        mask = np.zeros((1, 1, 1, total + 1), np.float16)
+        start = time.perf_counter()
+        found = _run(self._program, {"inputIds": ids, "causalMask": mask}, self._state)["logits"][0]
+        self._count(ids.shape[1], time.perf_counter() - start)
+        self._length = total
+        return found
+
+    def _vocabulary(self) -> int:
+        made = self._program.function.producer["logits"].types[0].shape
+        return made[-1] or 0
+
+    def _count(self, tokens: int, seconds: float) -> None:
+        if self._length == 0 or tokens > 1:
+            self.timings.prefill_tokens += tokens
+            self.timings.prefill_seconds += seconds
+        else:
+            self.timings.decode_tokens += tokens
+            self.timings.decode_seconds += seconds
+
+    def facts(self) -> Mapping[str, Any]:
+        """What ran; Apple's runtime did not."""
+        return machine.facts() | {
+            "runtime": "dlqat's interpreter of MIL programs",
+            "precision": self._program.precision,
+            "Apple hardware": "not verified",
+            "vocabulary": self._vocab,
+            "threads": self._setting.threads,
+            "operations": dict(sorted(Counter(o.kind for o in self._program.function.operations).items())),
+        }
+
+    def close(self) -> None:
+        """Free the weights and the cache."""
+        del self._program
+        self._state = {}
+
+
+def _load(path: Path, precision: Precision) -> Interpreter:
+    try:
+        return Interpreter(Package(path), precision)
+    except (Damaged, Unsupported) as error:
+        raise DeviceFailure(f"{path.name}: {error}") from error
+
+
+def _run(
+    program: Interpreter, inputs: Mapping[str, NDArray[Any]], state: dict[str, Any] | None
+) -> dict[str, NDArray[np.float32]]:
+    try:
+        return {name: value.float().numpy() for name, value in program.run(inputs, state).items()}
+    except (Damaged, Unsupported) as error:
+        raise DeviceFailure(str(error)) from error

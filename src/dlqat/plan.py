@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a layer is going to be, before it has integers: the union of dlqat.folded with specs where it has codes.
+
+    Node = LayerSpec                        one weight on one grid
+         | Factors(rank, left, right)       becomes LowRank
+         | Shared(clusters, centroids)      becomes Clustered
+         | Parts(parts)                     becomes Sum
+
+A compression method plans first and works later, so that sizes can be told, and shapes refused, before any work.
+Paths are those of folded.leaves: `q_proj.1.left` is the left factor of the second part of q_proj.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import ceil, log2
+from typing import Any
+
+from torch import Tensor
+
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.recipe import LayerSpec
+from dlqat.refusal import Refusal
+
+SCALE_BITS = 16
+"""A snapped scale is a number of fp16 and of bf16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """left [out, rank] @ right [rank, in]."""
+
+    rank: int
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """`clusters` centroid rows [clusters, in], and one label a row of the weight."""
+
+    clusters: int
+    centroids: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Parts of the layer's own shape that are added up."""
+
+    parts: tuple[Node, ...]
+
+
+Node = LayerSpec | Factors | Shared | Parts
+Plan = Mapping[str, Node]
+"""Module name -> node."""
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One weight on one grid."""
+
+    path: str
+    spec: LayerSpec
+    shape: Shape
+    own: bool
+    """A factor or centroids: it stands on a weight of its own, not on the module's."""
+
+
+def leaves(node: Node, path: str, shape: Shape, own: bool = False) -> Iterator[Leaf]:
+    """Every leaf of a node that stands at `path` and means a weight of `shape`."""
+    match node:
+        case LayerSpec():
+            yield Leaf(path, node, shape, own)
+        case Factors(rank, left, right):
+            yield from leaves(left, f"{path}.left", (shape[0], rank), own=True)
+            yield from leaves(right, f"{path}.right", (rank, shape[1]), own=True)
+        case Shared(clusters, centroids):
+            yield from leaves(centroids, f"{path}.centroids", (clusters, shape[1]), own=True)
+        case Parts(parts):
+            for i, part in enumerate(parts):
+                yield from leaves(part, f"{path}.{i}", shape, own)
+
+
+def labels(node: Node, path: str) -> Iterator[tuple[str, int]]:
+    """(path of the labels, number of clusters) of every clustered part."""
+    match node:
+        case LayerSpec():
+            return
+        case Factors(_, left, right):
+            yield from labels(left, f"{path}.left")
+            yield from labels(right, f"{path}.right")
+        case Shared(clusters, centroids):
+            yield f"{path}.labels", clusters
+            yield from labels(centroids, f"{path}.centroids")
+        case Parts(parts):
+            for i, part in enumerate(parts):
+                yield from labels(part, f"{path}.{i}")
+
+
+def fold(node: Node, path: str, leaf: Callable[[str], Quantized], labels: Callable[[str], Tensor]) -> Folded:
+    """The folded layer of a node, from its leaves and labels by path."""
+    match node:
+        case LayerSpec():
+            return leaf(path)
+        case Factors(_, left, right):
+            return LowRank(fold(left, f"{path}.left", leaf, labels), fold(right, f"{path}.right", leaf, labels))
+        case Shared(_, centroids):
+            return Clustered(fold(centroids, f"{path}.centroids", leaf, labels), labels(f"{path}.labels"))
+        case Parts(parts):
+            return Sum(tuple(fold(part, f"{path}.{i}", leaf, labels) for i, part in enumerate(parts)))
+
+
+def bits(node: Node, shape: Shape) -> float:
+    """Bits that the layer takes in memory: codes, 16-bit scales, zero-points, labels of ceil(log2 k) bits."""
+    total = 0.0
+    for leaf in leaves(node, "", shape):
+        out, inputs = leaf.shape
+        groups = out * leaf.spec.grid.groups(inputs)
+        total += leaf.spec.bits * out * inputs + groups * (SCALE_BITS + (0 if leaf.spec.symmetric else leaf.spec.bits))
+    return total + sum(shape[0] * ceil(log2(max(2, clusters))) for _, clusters in labels(node, ""))
+
+
+def check(plan: Plan, shapes: Mapping[str, Shape]) -> None:
+    """Refusal naming a leaf whose shape its grid refuses."""
+    for name, node in plan.items():
+        for leaf in leaves(node, name, shapes[name]):
+            if (reason := leaf.spec.grid.refuses(leaf.shape[1])) is not None:
+                raise Refusal(f"{leaf.path}: {reason}")
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values; `from_json` reads them back."""
+    return {name: _to_json(node) for name, node in plan.items()}
+
+
+def _to_json(node: Node) -> dict[str, Any]:
+    match node:
+        case LayerSpec():
+            return {"kind": "quantized", **asdict(node)}
+        case Factors(rank, left, right):
+            return {"kind": "low_rank", "rank": rank, "left": _to_json(left), "right": _to_json(right)}
+        case Shared(clusters, centroids):
+            return {"kind": "clustered", "clusters": clusters, "centroids": _to_json(centroids)}
+        case Parts(parts):
+            return {"kind": "sum", "parts": [_to_json(part) for part in parts]}
+
+
+def from_json(values: Mapping[str, Any], where: str) -> dict[str, Node]:
+    """Refusal, naming `where`, for what is no plan."""
+    try:
+        return {name: _from_json(node) for name, node in values.items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Refusal(f"{where} holds no plan that this dlqat reads ({error!r}); train again") from error
+
+
+def _from_json(node: Mapping[str, Any]) -> Node:
+    match node["kind"]:
+        case "quantized":
+            return LayerSpec(**{k: v for k, v in node.items() if k != "kind"})
+        case "low_rank":
+            return Factors(node["rank"], _from_json(node["left"]), _from_json(node["right"]))
+        case "clustered":
+            return Shared(node["clusters"], _from_json(node["centroids"]))
+        case "sum":
+            return Parts(tuple(_from_json(part) for part in node["parts"]))
+        case other:
+            raise ValueError(f"kind {other!r}")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What dlqat-eval measures: tasks and perplexity of Subjects, side by side on the same questions.
+
+Every figure has a 95 % interval (intervals.py). The difference between artifact and reference is paired:
+the same questions, one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests import accuracy, intervals
+from dlqat.runtime_tests.scoring import Question
+from dlqat.runtime_tests.subject import Subject
+
+Samples = Mapping[str, Mapping[str, Sequence[float]]]
+"""Task -> metric -> one figure per question."""
+
+
+def tasks(
+    subject: Subject,
+    tokenizer: Any,
+    configs: tuple[Sequence[str | dict[str, Any]], Any],
+    limit: int | None,
+    shots: int | None,
+) -> tuple[Samples, dict[str, dict[str, Any]]]:
+    """Figures per question, and lm_eval's own results. `configs`: what tasks.configs returns."""
+    import lm_eval
+
+    from dlqat.runtime_tests.harness import SubjectLM
+
+    simple_evaluate: Any = lm_eval.simple_evaluate  # its types say otherwise than its source
+    found: Any = simple_evaluate(
+        SubjectLM(subject, tokenizer),
+        tasks=list(configs[0]),
+        task_manager=configs[1],
+        limit=limit,
+        num_fewshot=shots,
+        bootstrap_iters=0,
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    if found is None:
+        raise Refusal("lm_eval returned no results")
+    samples = {name: _per_question(rows) for name, rows in found["samples"].items()}
+    return samples, {name: dict(values) for name, values in found["results"].items()}
+
+
+def _per_question(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The metrics that are a number per question, in the order of the questions."""
+    rows = sorted(rows, key=lambda row: (row["doc_id"], str(row.get("filter"))))
+    names = [m for m in rows[0].get("metrics", []) if all(isinstance(row.get(m), int | float) for row in rows)]
+    return {name: [float(row[name]) for row in rows] for name in names}
+
+
+def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accuracy.WINDOW) -> list[tuple[float, int]]:
+    """Negative log-likelihood in nats and number of predicted tokens, per window (accuracy.py has the protocol)."""
+    parts = [tuple(p) for p in accuracy.windows(token_ids, min(window, subject.limit))]
+    scores = subject.scores([Question(part[:1], part[1:]) for part in parts])
+    return [(-score.logprob, len(part) - 1) for score, part in zip(scores, parts, strict=True)]
+
+
+def compared(ours: Samples, theirs: Samples | None) -> dict[str, Any]:
+    """Per task and metric: the artifact, the reference, and the paired difference (ours - theirs)."""
+    return {
+        task: {
+            name: _metric(values, None if theirs is None else theirs[task][name]) for name, values in metrics.items()
+        }
+        for task, metrics in ours.items()
+    }
+
+
+def _metric(ours: Sequence[float], theirs: Sequence[float] | None) -> dict[str, Any]:
+    binary = set(ours) | set(theirs or ()) <= {0.0, 1.0}
+    found: dict[str, Any] = {"questions": len(ours), "artifact": asdict(_interval(ours, binary=binary))}
+    if theirs is None:
+        return found
+    pairs = list(zip(ours, theirs, strict=True))
+    difference = intervals.paired(ours, theirs) if binary else intervals.mean([a - b for a, b in pairs])
+    return found | {
+        "reference": asdict(_interval(theirs, binary=binary)),
+        "difference": asdict(difference)
+        | {"better": sum(a > b for a, b in pairs), "worse": sum(a < b for a, b in pairs)},
+    }
+
+
+def _interval(values: Sequence[float], *, binary: bool) -> intervals.Interval:
+    return intervals.share(int(sum(values)), len(values)) if binary else intervals.mean(values)
+
+
+def compared_text(ours: Sequence[tuple[float, int]], theirs: Sequence[tuple[float, int]] | None) -> dict[str, Any]:
+    """Perplexity of both, and the difference of the mean NLL in nats per token, window by window."""
+    tokens = [n for _, n in ours]
+    found: dict[str, Any] = {"windows": len(ours), "tokens": sum(tokens), "artifact": _perplexity(ours)}
+    if theirs is None:
+        return found
+    gaps = [(a - b) / n for (a, n), (b, _) in zip(ours, theirs, strict=True)]
+    return found | {
+        "reference": _perplexity(theirs),
+        "difference_nats": asdict(intervals.mean(gaps, tokens)),
+    }
+
+
+def _perplexity(windows: Sequence[tuple[float, int]]) -> dict[str, float]:
+    nll = intervals.mean([total / n for total, n in windows], [n for _, n in windows])
+    return {"nll": nll.value} | {
+        name: math.exp(x) if x < 700 else math.inf
+        for name, x in (("value", nll.value), ("low", nll.low), ("high", nll.high))
+    }

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One multiplication of a package as a small package of its own, with the same bytes: rung L1 runs it alone.
+
+A package is a folder, and a program is handed on as bytes: so it is a zip file of linear.mlpackage.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+from dlqat.devices import mil_blobs, mil_schema
+from dlqat.devices.mil_blobs import Blobs
+from dlqat.devices.mil_program import Constant, Function, Operation, Package
+
+INPUT, OUTPUT = "x", "y"
+FOLDER, CORE = "linear.mlpackage", "com.apple.CoreML"
+ROWS = 4096
+"""The longest input that its description allows."""
+FLOAT16, INT32 = 65552, 131104
+"""ArrayFeatureType.ArrayDataType."""
+
+
+def cut(package: Package, function: Function, operation: Operation) -> bytes:
+    """`operation` (linear or gather) with the constants that it uses; input INPUT, output OUTPUT."""
+    blobs, offsets = _blobs(needed := _needed(function, operation))
+    content, moved = mil_blobs.write(blobs, offsets) if blobs is not None else (b"", {})
+    model = _model(package, function, operation, needed, moved)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{FOLDER}/Manifest.json", _manifest(weights=bool(content)))
+        archive.writestr(f"{FOLDER}/Data/{CORE}/model.mlmodel", model.SerializeToString(deterministic=True))
+        if content:
+            archive.writestr(f"{FOLDER}/Data/{CORE}/weights/weight.bin", content)
+    return file.getvalue()
+
+
+def _needed(function: Function, operation: Operation) -> list[Operation]:
+    """The constants behind an operation, in program order, and itself."""
+    names, stack = set[str](), [operation]
+    while stack:
+        for name in stack.pop().names():
+            source = function.producer.get(name)
+            if source is not None and (source.kind == "const" or source.kind.startswith("constexpr_")):
+                names.add(name)
+                stack.append(source)
+    return [o for o in function.operations if names.intersection(o.outputs)] + [operation]
+
+
+def _blobs(operations: list[Operation]) -> tuple[Blobs | None, list[int]]:
+    found = [a for o in operations for bound in o.inputs.values() for a in bound if isinstance(a, Constant) and a.blobs]
+    return (found[0].blobs if found else None), sorted({c.offset for c in found})
+
+
+def _model(
+    package: Package, function: Function, operation: Operation, needed: list[Operation], moved: dict[int, int]
+) -> Any:
+    """The Model message: one function of one block."""
+    opset = next(e.value.opset for e in package.model.mlProgram.functions if e.key == function.name)
+    model = mil_schema.new("Model")
+    model.specificationVersion = package.model.specificationVersion
+    program = model.mlProgram
+    program.version = 1
+    entry = program.functions.add(key="main")
+    entry.value.opset = opset
+    block = entry.value.block_specializations.add(key=opset)
+    block.value.outputs.append(OUTPUT)
+    for one in needed:
+        block.value.operations.add().CopyFrom(one.message)
+        _relocate(block.value.operations[-1], moved)
+    last = block.value.operations[-1]
+    argument = "x" if operation.kind == "linear" else "indices"
+    bound = next(e for e in last.inputs if e.key == argument).value.arguments[0]
+    width = function.producer[str(operation.inputs["weight" if argument == "x" else "x"][0])].types[0].shape
+    _value(entry.value.inputs.add(), bound, INPUT, 2, [None, width[1]] if argument == "x" else [1, None])
+    bound.name = INPUT
+    last.outputs[0].name = OUTPUT
+    kind = FLOAT16 if argument == "x" else INT32
+    _feature(model.description.input.add(), INPUT, kind, [1, width[1] or 0] if argument == "x" else [1, 1], argument)
+    _feature(model.description.output.add(), OUTPUT, FLOAT16, [], "")
+    return model
+
+
+def _value(named: Any, bound: Any, name: str, rank: int, shape: list[int | None]) -> None:
+    """A function input: float16 [?, in] of a linear, int32 [1, ?] of a gather."""
+    del bound
+    named.name = name
+    tensor = named.type.tensorType
+    tensor.dataType, tensor.rank = (10 if shape[0] is None else 23), rank
+    for size in shape:
+        dimension = tensor.dimensions.add()
+        if size is None:
+            dimension.unknown.SetInParent()
+        else:
+            dimension.constant.size = size
+
+
+def _feature(feature: Any, name: str, kind: int, shape: list[int], argument: str) -> None:
+    """What Core ML tells callers about an input or output."""
+    feature.name = name
+    array = feature.type.multiArrayType
+    array.dataType = kind
+    array.shape.extend(shape)
+    for i, size in enumerate(shape):
+        ranged = i == (0 if argument == "x" else 1)
+        array.shapeRange.sizeRanges.add(lowerBound=1 if ranged else size, upperBound=ROWS if ranged else size)
+
+
+def _relocate(message: Any, moved: dict[int, int]) -> None:
+    """Blob references of a copied operation, to the places in the new weight file."""
+    values = [e.value for e in message.attributes]
+    values += [b.value for e in message.inputs for b in e.value.arguments if b.WhichOneof("kind") == "value"]
+    for value in values:
+        if value.WhichOneof("kind") == "blobFileValue":
+            value.blobFileValue.fileName = "@model_path/weights/weight.bin"
+            value.blobFileValue.offset = moved[value.blobFileValue.offset]
+
+
+def _manifest(*, weights: bool) -> str:
+    def entry(name: str) -> dict[str, str]:
+        return {"author": CORE, "description": f"Core ML {name}", "name": name, "path": f"{CORE}/{name}"}
+
+    entries = {"0": entry("model.mlmodel")} | ({"1": entry("weights")} if weights else {})
+    content = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": "0"}
+    return json.dumps(content)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is examined: a Session that is opened when the first question is not in the journal yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dlqat.devices.device import Session
+from dlqat.runtime_tests.journal import Journal, digest
+from dlqat.runtime_tests.scoring import Question, Score, greedy_text, scores
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model that answers. `limit`: tokens that its context has room for. `tell(done, total)` shows progress."""
+
+    name: str
+    open: Callable[[], Session]
+    journal: Journal
+    limit: int
+    tell: Callable[[int, int], None] = field(default=lambda done, total: None)
+
+    @cached_property
+    def session(self) -> Session:
+        return self.open()
+
+    def scores(self, questions: Sequence[Question]) -> list[Score]:
+        """The score of every question, in their order; only the unknown ones are asked."""
+        asked = [q.within(self.limit) for q in questions]
+        unknown = [q for q in set(asked) if self.journal.get(_key(q)) is None]
+        for done, (question, score) in enumerate(scores(self.session, unknown) if unknown else (), 1):
+            self.journal.put(_key(question), [score.logprob, score.greedy])
+            self.tell(done, len(unknown))
+        return [Score(*self._known(q)) for q in asked]
+
+    def text(
+        self,
+        context: Sequence[int],
+        stop_tokens: Sequence[int],
+        most: int,
+        stop: Callable[[list[int]], bool],
+        rule: Any,
+    ) -> list[int]:
+        """Greedy tokens. `rule` is `stop` as JSON: what the answer depends on."""
+        context = tuple(context)[-max(1, self.limit - most) :]
+        key = digest(["text", list(context), list(stop_tokens), most, rule])
+        if (known := self.journal.get(key)) is None:
+            known = greedy_text(self.session, context, stop_tokens, min(most, self.limit - len(context)), stop)
+            self.journal.put(key, known)
+        return known
+
+    def facts(self) -> Mapping[str, Any]:
+        """What ran; from the journal if nothing had to run."""
+        if "session" in self.__dict__ or self.journal.get("facts") is None:
+            self.journal.put("facts", dict(self.session.facts()))
+        facts: Mapping[str, Any] = self.journal.get("facts") or {}
+        return facts
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if (opened := self.__dict__.get("session")) is not None:
+            opened.close()
+        self.journal.close()
+
+    def _known(self, question: Question) -> tuple[float, bool]:
+        logprob, greedy = self.journal.get(_key(question)) or (float("nan"), False)
+        return float(logprob), bool(greedy)
+
+
+def _key(question: Question) -> str:
+    return digest([question.context, question.continuation])

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks of lm_eval, as they are packaged, with their questions from files of this machine.
+
+A folder of data holds TASK_SPLIT.jsonl, one document per line as the task's own dataset has them:
+arc_easy_test.jsonl, piqa_validation.jsonl. Prompts and metrics stay those of the packaged task; only where
+the documents come from changes. Splits without a file are removed, so nothing is looked for on the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlqat.refusal import Refusal
+
+SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+
+
+def configs(names: Sequence[str], data: Path | None) -> tuple[list[str | dict[str, Any]], Any]:
+    """Tasks and TaskManager for lm_eval.simple_evaluate. Refusal for unknown tasks and missing files."""
+    from lm_eval.tasks import TaskManager
+
+    if data is not None:
+        # The index of all packaged tasks takes 20 s to build; a local task needs its own definition only.
+        return [_local(name, data) for name in names], TaskManager(include_defaults=False)
+    manager = TaskManager()
+    if unknown := [name for name in names if name not in manager.task_index]:
+        raise Refusal(f"lm_eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
+    return list(names), manager
+
+
+def _splits(name: str, data: Path) -> dict[str, Path]:
+    return {split: path for split in SPLITS if (path := data / f"{name}_{split}.jsonl").is_file()}
+
+
+def _local(name: str, data: Path) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    found = sorted((Path(lm_eval.__file__).parent / "tasks").rglob(f"{name}.yaml"))
+    if not found:
+        raise Refusal(f"lm_eval has no task {name!r} of which it packages {name}.yaml; `lm-eval ls tasks` lists them")
+    splits = _splits(name, data)
+    if not splits:
+        raise Refusal(f"{data} has no {name}_test.jsonl and no {name}_validation.jsonl; one document per line")
+    packaged: dict[str, Any] = load_yaml(found[0])
+    if not any(packaged.get(SPLITS[s]) for s in ("validation", "test") if s in splits):
+        raise Refusal(f"{name} does not ask the questions of {', '.join(map(str, splits.values()))}")
+    own = {key: (packaged.get(key) and split if split in splits else None) for split, key in SPLITS.items()}
+    if packaged.get("fewshot_split") not in (None, *splits):
+        own["fewshot_split"] = None
+    return {
+        **packaged,
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(path) for split, path in splits.items()}},
+        **own,
+    }

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels behind the signatures of `reference`: shapes in, launches out.
+
+Runs on NVIDIA and AMD GPUs, and on a CPU under Triton's interpreter (TRITON_INTERPRET=1), where the tests
+compare it with the reference. Tile sizes are chosen by the registers that the compiler reports
+(docs/kernels.md); they have not been tuned on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dlqat.adapter import Adapter, base_unit
+from dlqat.trainer.kernels.reference import Gradients
+from dlqat.trainer.kernels.triton_activation import fake_quant_kernel
+from dlqat.trainer.kernels.triton_backward import product_backward_kernel, weight_backward_kernel
+from dlqat.trainer.kernels.triton_forward import weight_forward_kernel
+
+FORWARD_ROWS, BACKWARD_ROWS, COLUMNS, STEPS = 32, 16, 128, 8
+"""Tile of the kernels that stream the weight, and tiles to a program."""
+PRODUCT, PRODUCT_COLUMNS, PRODUCT_TOKENS = 4096, 64, 32
+"""Tile of the fused product: elements, least columns (a group of 128 takes 128), tokens at a time. A tile twice as
+large spills registers on every target."""
+FUSED_TOKENS = 1024
+"""Up to so many tokens dL/dW' stays out of memory. By the byte count, not measured: there the product is short
+beside writing and reading its result (4 bytes a weight), and the vendor's faster product cannot win it back."""
+EXACT: dict[str, Any] = {"enable_fp_fusion": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a matrix [out, in] with `groups` groups a row is cut."""
+
+    columns: int
+    group: int
+    """Inputs of a group in a tile: those of the group, or all columns where the group is the row."""
+    tiles: int
+    parts: int
+    """Columns of the sums per group that kernels write; the caller adds them up if they are not `groups`."""
+
+    @staticmethod
+    def of(in_features: int, groups: int, columns: int) -> Tiles:
+        tiles = triton.cdiv(in_features, columns)
+        if groups == 1:
+            return Tiles(columns, columns, tiles, tiles)
+        return Tiles(columns, in_features // groups, tiles, groups)
+
+
+def weight_forward(weight: Tensor, adapter: Adapter, dtype: torch.dtype) -> Tensor:
+    """As reference.weight_forward."""
+    out, inputs = weight.shape
+    made = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    tiles = Tiles.of(inputs, adapter.scales.shape[1], COLUMNS)
+    steps = min(STEPS, triton.cdiv(out, FORWARD_ROWS))
+    grid = (tiles.tiles, triton.cdiv(out, FORWARD_ROWS * steps))
+    with _on(weight):
+        weight_forward_kernel[grid](
+            *_tensors(weight, adapter), made, out, inputs, adapter.scales.shape[1], _rank(adapter), adapter.scaling,
+            **_constants(adapter, tiles), ROWS=FORWARD_ROWS, STEPS=steps, num_warps=4, **EXACT,
+        )  # fmt: skip
+    return made
+
+
+def weight_backward(
+    weight: Tensor, adapter: Adapter, grad: Tensor, dtype: torch.dtype, train_scales: bool = False
+) -> tuple[Tensor, Gradients]:
+    """As reference.weight_backward."""
+    out, inputs = weight.shape
+    tiles = Tiles.of(inputs, adapter.scales.shape[1], COLUMNS)
+    steps = min(STEPS, triton.cdiv(out, BACKWARD_ROWS))
+    grid = (tiles.tiles, triton.cdiv(out, BACKWARD_ROWS * steps))
+    made, partial = _outputs(weight, adapter, dtype, train_scales, tiles, strips=grid[1])
+    with _on(weight):
+        weight_backward_kernel[grid](
+            grad.contiguous(), *_tensors(weight, adapter), made, *_sums(partial), *_sizes(weight, adapter, tiles),
+            **_constants(adapter, tiles), ROWS=BACKWARD_ROWS, STEPS=steps, num_warps=4, **EXACT,
+        )  # fmt: skip
+    return made, _add_up(partial, adapter)
+
+
+def product_backward(
+    weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
+) -> tuple[Tensor, Gradients]:
+    """As reference.product_backward: G = dy^T x, dy [tokens, out], x [tokens, in], then weight_backward."""
+    if len(x) > FUSED_TOKENS:
+        return weight_backward(weight, adapter, dy.T @ x, dy.dtype, train_scales)
+    return fused_backward(weight, adapter, dy, x, train_scales)
+
+
+def fused_backward(
+    weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
+) -> tuple[Tensor, Gradients]:
+    """product_backward with G never in memory, and never rounded to dy's dtype."""
+    out, inputs = weight.shape
+    groups = adapter.scales.shape[1]
+    tiles = Tiles.of(inputs, groups, PRODUCT_COLUMNS if groups == 1 else max(PRODUCT_COLUMNS, inputs // groups))
+    grid = (tiles.tiles, triton.cdiv(out, PRODUCT // tiles.columns))
+    made, partial = _outputs(weight, adapter, dy.dtype, train_scales, tiles, strips=grid[1])
+    with _on(weight):
+        product_backward_kernel[grid](
+            dy.contiguous(), x.contiguous(), *_tensors(weight, adapter), made, *_sums(partial),
+            len(x), *_sizes(weight, adapter, tiles), **_constants(adapter, tiles),
+            ROWS=PRODUCT // tiles.columns, TOKENS=PRODUCT_TOKENS, num_warps=4, **EXACT,
+        )  # fmt: skip
+    return made, _add_up(partial, adapter)
+
+
+def fake_quant(x: Tensor) -> Tensor:
+    """As dlqat.trainer.activation.fake_quant."""
+    flat = x.contiguous().view(-1, x.shape[-1])
+    made = torch.empty_like(flat)
+    block = triton.next_power_of_2(x.shape[-1])
+    if len(flat):
+        with _on(x):
+            fake_quant_kernel[(len(flat),)](
+                flat, made, x.shape[-1], BLOCK=block, num_warps=min(16, max(1, block // 512)), **EXACT
+            )
+    return made.view(x.shape)
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _rank(adapter: Adapter) -> int:
+    return 0 if adapter.lora_a is None else adapter.lora_a.shape[0]
+
+
+def _tensors(weight: Tensor, adapter: Adapter) -> tuple[Tensor | None, ...]:
+    tensors = (
+        weight, adapter.scales, adapter.zero_points, adapter.magnitude, adapter.lora_a, adapter.lora_b, adapter.offset
+    )  # fmt: skip
+    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
+
+
+def _sizes(weight: Tensor, adapter: Adapter, tiles: Tiles) -> tuple[float, ...]:
+    """The kernels' arguments from out_features to lsq."""
+    group = weight.shape[1] // adapter.scales.shape[1]
+    lsq = 1.0 / math.sqrt(group * max(adapter.grid.qmax, 1))
+    return (*weight.shape, adapter.scales.shape[1], tiles.parts, _rank(adapter), adapter.scaling, lsq)
+
+
+def _constants(adapter: Adapter, tiles: Tiles) -> dict[str, Any]:
+    grid = adapter.grid
+    return {
+        "QMIN": grid.qmin,
+        "QMAX": grid.qmax,
+        "POWER_OF_TWO": grid.power_of_two,
+        "BASE_UNIT": base_unit(grid),
+        "GROUPS": tiles.columns // tiles.group,
+        "GROUP": tiles.group,
+        "RANK": max(16, triton.next_power_of_2(_rank(adapter))),  # tl.dot's least
+    }
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Partial:
+    """Sums as the kernels leave them: a, b over the other axis' tiles; the others [out, parts]."""
+
+    a: Tensor | None
+    b: Tensor | None
+    magnitude: Tensor | None
+    scales: Tensor | None
+
+
+def _outputs(
+    weight: Tensor, adapter: Adapter, dtype: torch.dtype, train_scales: bool, tiles: Tiles, strips: int
+) -> tuple[Tensor, _Partial]:
+    (out, inputs), rank = weight.shape, _rank(adapter)
+
+    def empty(wanted: bool, *shape: int) -> Tensor | None:
+        return torch.empty(shape, dtype=torch.float32, device=weight.device) if wanted else None
+
+    partial = _Partial(
+        empty(bool(rank), strips, rank, inputs),
+        empty(bool(rank), tiles.tiles, out, rank),
+        empty(adapter.magnitude is not None, out, tiles.parts),
+        empty(train_scales, out, tiles.parts),
+    )
+    return torch.empty(weight.shape, dtype=dtype, device=weight.device), partial
+
+
+def _sums(partial: _Partial) -> tuple[Tensor | None, ...]:
+    return partial.magnitude, partial.scales, partial.a, partial.b
+
+
+def _add_up(partial: _Partial, adapter: Adapter) -> Gradients:
+    groups = adapter.scales.shape[1]
+
+    def per_group(sums: Tensor | None) -> Tensor | None:
+        return sums if sums is None or sums.shape[1] == groups else sums.sum(1, keepdim=True)
+
+    def whole(sums: Tensor | None) -> Tensor | None:
+        return None if sums is None else sums.sum(0)
+
+    return Gradients(whole(partial.a), whole(partial.b), per_group(partial.magnitude), per_group(partial.scales))
