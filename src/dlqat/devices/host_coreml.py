@@ -115,7 +115,8 @@ class CoremlSession:
         tools: Any = ct
         try:
             plan = tools.models.compute_plan.MLComputePlan.load_from_path(
-                path=self._model.get_compiled_model_path(), compute_units=getattr(tools.ComputeUnit, self._setting.units)
+                path=self._model.get_compiled_model_path(),
+                compute_units=getattr(tools.ComputeUnit, self._setting.units),
             )
             found = Counter[str]()
             for function in plan.model_structure.program.functions.values():

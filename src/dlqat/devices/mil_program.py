@@ -178,7 +178,9 @@ def type_of(message: Any) -> Type:
             return Type(inner.kind, inner.shape, state=True)
         case "tensorType":
             tensor = message.tensorType
-            shape = tuple(int(d.constant.size) if d.WhichOneof("kind") == "constant" else None for d in tensor.dimensions)
+            shape = tuple(
+                int(d.constant.size) if d.WhichOneof("kind") == "constant" else None for d in tensor.dimensions
+            )
             return Type(KINDS.get(tensor.dataType, f"type {tensor.dataType}"), shape)
         case _:
             return Type("list", ())

@@ -87,7 +87,9 @@ def placement(ct: Any, model: Any, units: str) -> str:
             for operation in function.block.operations:
                 usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
                 if usage is not None:
-                    name = type(usage.preferred_compute_device).__name__.removeprefix("ML").removesuffix("ComputeDevice")
+                    name = (
+                        type(usage.preferred_compute_device).__name__.removeprefix("ML").removesuffix("ComputeDevice")
+                    )
                     counts[name] = counts.get(name, 0) + 1
         return ", ".join(f"{count} on {name}" for name, count in sorted(counts.items())) or "unknown"
     except Exception as error:  # the plan is a courtesy: its absence fails nothing

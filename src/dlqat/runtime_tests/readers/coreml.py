@@ -103,7 +103,10 @@ class _Walk:
                 source = self.function.producer.get(name)
                 if source is None:
                     continue
-                kind, shape = source.types[0].kind if source.types else "", source.types[0].shape if source.types else ()
+                kind, shape = (
+                    source.types[0].kind if source.types else "",
+                    source.types[0].shape if source.types else (),
+                )
                 if source.kind.startswith("constexpr_") or (source.kind == "const" and _telling(argument, kind, shape)):
                     yield argument, source
 

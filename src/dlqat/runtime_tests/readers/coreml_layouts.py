@@ -70,9 +70,7 @@ def spans(parts: Mapping[str, Constant]) -> dict[str, Span]:
     return found
 
 
-def _zero_points(
-    weight: Operation, parts: Mapping[str, Constant], shape: tuple[int, int]
-) -> NDArray[np.int8] | None:
+def _zero_points(weight: Operation, parts: Mapping[str, Constant], shape: tuple[int, int]) -> NDArray[np.int8] | None:
     if "table" in parts and weight.kind == LOOKUP:
         return _of_table(weight, parts, shape)
     if "table" in parts:

@@ -30,7 +30,9 @@ def _sensitivity(proof: Proof) -> Iterator[Check]:
     for factor in controls.FACTORS:
         proof.progress(f"scale times {factor}")
         with (
-            controls.altered(proof.artifact, weight.spans["scales"], controls.times(factor, weight.spans["scales"].dtype)) as copy,
+            controls.altered(
+                proof.artifact, weight.spans["scales"], controls.times(factor, weight.spans["scales"].dtype)
+            ) as copy,
             closing(proof.device.open(copy.program, proof.settings[0])) as session,
         ):
             got = parity.feed(session, proof.texts[0], plan)
