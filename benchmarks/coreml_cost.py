@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from _common import Results, smollm2, text
-
 from transformers import AutoTokenizer
 
 from dlqat import checkpoint, source

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def large_activations(package_of: FoldedModel) -> FoldedModel:
 def test_norms_do_not_overflow_float16(tmp_path: Path) -> None:
     """Squares of 20,000 are 6,000 times the largest float16; the negative control squares them."""
     model = large_activations(models.fold_model(models.tiny("llama")))
-    assert not bool(torch.isfinite((torch.tensor(20000.0).half() ** 2)))
+    assert not bool(torch.isfinite(torch.tensor(20000.0).half() ** 2))
     package, want = coreml_runs.write(model, tmp_path), reference(model)
     got = run(package, "float16")
     assert np.isfinite(got).all()
@@ -184,7 +185,7 @@ def test_no_state_is_read_twice_at_the_start(tmp_path: Path) -> None:
         kinds = [o.kind for o in Package(package).function().operations if o.inputs.get("input") == (state,)]
         assert kinds[0] == "read_state"
         assert kinds.count("write_state") == 2
-        assert not any(a == b == "read_state" for a, b in zip(kinds, kinds[1:], strict=False))
+        assert not any(a == b == "read_state" for a, b in itertools.pairwise(kinds))
 
 
 def test_rotary_tables_are_those_of_the_reference(tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ def test_steps_do_not_matter(exported: Path) -> None:
 def program(make: Any, folder: Path, *shapes: tuple[int, ...], state: tuple[int, ...] | None = None) -> Path:
     """A saved package of `make(mb, inputs..., state)`, through coremltools without passes."""
     ct = pytest.importorskip("coremltools", reason="coremltools is in the coreml extra")
-    from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
+
+    from dlqat.exporters.coreml_tools import mb
 
     specs = [mb.TensorSpec(s, dtype=types.fp32) for s in shapes]
     specs += [mb.StateTensorSpec(state, dtype=types.fp16)] if state else []

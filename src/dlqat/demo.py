@@ -39,10 +39,12 @@ def demo() -> None:
     step("dlqat-train", base, "-o", HOME, "--data", train, "--steps", "40")
     step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
     step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "-o", HOME / "onnx-ort", "--no-verify")
+    step("dlqat-export", "--target", "coreml", HOME, "--no-verify")
     step("dlqat-check", HOME / "onnx", "--quick")
     step("dlqat-check", HOME / "onnx-ort", "--quick")
+    step("dlqat-check", HOME / "coreml", "--quick")
     console.print(summary(perplexities(base, test.read_text(encoding="utf-8"))))
-    console.print(artifacts([HOME / "onnx", HOME / "onnx-ort"]))
+    console.print(artifacts([HOME / "onnx", HOME / "onnx-ort", HOME / "coreml"]))
     console.print(f"The integers themselves, for any tool that reads Hugging Face folders: {HOME / 'folded'}")
     console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}")
 

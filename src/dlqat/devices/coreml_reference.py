@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class CoremlReference:
     formats = ("coreml",)
 
     def available(self) -> str | None:
+        if find_spec("google") is None or find_spec("google.protobuf") is None:
+            return "protobuf not installed; pip install 'dlqat[coreml]'"
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
