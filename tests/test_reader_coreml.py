@@ -129,7 +129,7 @@ def test_a_weight_used_in_an_unknown_way(copy: Path, model: FoldedModel) -> None
         next(e for e in message.inputs if e.key == "weight").key = "y"
 
     change_operation(copy, "model__layers__0__mlp__down_proj", other)
-    assert any("matmul uses it as y" in d for d in differences(copy, model))
+    assert any("matmul uses it as" in d for d in differences(copy, model))
 
 
 @pytest.mark.parametrize(
