@@ -44,7 +44,7 @@ def checks(exported: Path) -> list[Check]:
 def test_the_ladder_passes(checks: list[Check]) -> None:
     """Everything is judged; only where the text stops cannot be (a random model never ends)."""
     assert [c for c in checks if c.status == "failed"] == []
-    assert [c.name for c in checks if c.status == "not verified"] == ["stops"]
+    assert [c.name for c in checks if c.status == "not verified"] == ["Apple hardware", "stops"]
     names = {(c.rung, c.name) for c in checks}
     assert {("L1", "float, interpreted"), ("L1", "float16, interpreted")} <= names
     assert {("L2", "float, interpreted"), ("L2", "float16, interpreted")} <= names
@@ -53,7 +53,7 @@ def test_the_ladder_passes(checks: list[Check]) -> None:
 
 
 def test_float16_has_limits_of_its_own(checks: list[Check]) -> None:
-    float32, float16 = (c for c in checks if c.rung == "L2")
+    float32, float16 = (c for c in checks if c.rung == "L2" and c.status == "passed")
     assert float32.figures["kl_max"] < tolerances.FLOAT_KL_MAX / 1000
     assert tolerances.FLOAT_KL_MAX / 1000 < float16.figures["kl_max"] < tolerances.FLOAT16_KL_MAX
     assert float16.figures["rotary_tables_in_float16"]["kl_max"] > 0
@@ -104,7 +104,7 @@ def test_steps_do_not_matter(exported: Path) -> None:
     session.reset()
     with pytest.raises(DeviceFailure, match="gather"):
         session.logits([160])
-    assert session.facts()["Apple hardware"] == "not verified"
+    assert "Apple hardware" in session.facts()["not_verified"]
     session.close()
 
 

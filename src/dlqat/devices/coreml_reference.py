@@ -110,7 +110,7 @@ class ReferenceSession:
         return machine.facts() | {
             "runtime": "dlqat's interpreter of MIL programs",
             "precision": self._program.precision,
-            "Apple hardware": "not verified",
+            "not_verified": {"Apple hardware": "an interpreter ran, not Core ML; run check_on_mac.py on a Mac"},
             "vocabulary": self._vocab,
             "threads": self._setting.threads,
             "operations": dict(sorted(Counter(o.kind for o in self._program.function.operations).items())),
