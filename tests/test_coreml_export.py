@@ -18,11 +18,12 @@ import unions
 from dlqat import architecture
 from dlqat.checkpoint import FoldedModel
 from dlqat.devices.mil_program import Package
-from dlqat.exporters import coreml_target, decoder
+from dlqat.exporters import cli, coreml_builder, coreml_target, decoder, onnx_target
 from dlqat.exporters.target import Options
 from dlqat.folded import Quantized
 from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec, Recipe, Rule
+from dlqat.refusal import Refusal
 from dlqat.runtime_tests import integers, readers
 from torch_builder import TorchBuilder
 
@@ -130,6 +131,22 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
         assert len(refused) == 1
         assert reason in refused[0]
     assert all(r.refused is None for r in coreml_target.plan(model, tmp_path, Options("stateful", 64, "iOS18")))
+
+
+def test_deployment_targets_are_this_target_s() -> None:
+    model = models.fold_model(models.tiny("llama-tied"))
+    assert cli.choose(coreml_target, "coreml", None, None, model) == Options("stateful", 128, "iOS18")
+    assert cli.choose(coreml_target, "coreml", None, 64, model, "iOS26").deployment_target == "iOS26"
+    with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
+        cli.choose(coreml_target, "coreml", None, None, model, "iOS17")
+    with pytest.raises(Refusal, match="target onnx; known: none"):
+        cli.choose(onnx_target, "onnx", None, None, model, "iOS18")
+
+
+@pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])
+def test_eps_survives_float16(eps: float) -> None:
+    root, rest = coreml_builder._square_times(eps)
+    assert float(root) ** 2 * float(rest) == pytest.approx(eps, rel=2e-6)
 
 
 def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ class Mil:
 
 def _square_times(eps: float) -> tuple[np.float16, np.float16]:
     """(a, b) with a^2 b = eps as nearly as float16 can: its square root alone would be off by 2^-12."""
+    if eps == 0:
+        return np.float16(0), np.float16(0)
     a = (eps**0.5 * (1 + np.arange(-256, 256) / 1024)).astype(np.float16)
     b = (eps / a.astype(np.float64) ** 2).astype(np.float16)
     best = int(np.abs(a.astype(np.float64) ** 2 * b - eps).argmin())
