@@ -8,7 +8,7 @@ Symmetric groups of 32, int8 embedding and head, float activations unless a row 
 tokens of WikiText-2 *valid* (40 steps of 4 x 256); perplexity over 16 x 512 tokens of *test*, in float32,
 of the folded weights. `held` is the same over valid text that no row trains on: what choices were made by.
 Training on valid and testing on test is in-domain: cross entropy (ce) learns the text and can pass the
-float model, KL to the float model (kd) only recovers. ARC-Easy and PIQA are out of domain (tasks.py).
+float model, KL to the float model (kd) only recovers. ARC-Easy and PIQA are out of domain (recovery.py).
 Seconds are those of the process on the processor (OMP_NUM_THREADS=1: one core): others on the machine do not count.
 """
 
@@ -120,7 +120,7 @@ def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any
 
 
 def _keep(model: PreTrainedModel, run: Run, path: Path) -> None:
-    """What tells the row's model from the float one, for benchmarks/tasks.py."""
+    """What tells the row's model from the float one, for benchmarks/recovery.py."""
     layers = qat_layers(model).items()
     tensors = {f"{n}.{f}": t for n, layer in layers for f, t in [*layer.named_parameters(), *layer.named_buffers()]}
     found = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in ("weight", "bias")}

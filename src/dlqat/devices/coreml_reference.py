@@ -28,6 +28,7 @@ from dlqat.devices.mil_program import Package
 
 INPUTS = {"inputIds", "causalMask"}
 STATES = {"keyCache", "valueCache"}
+UNITS = "interpreted"
 PRECISION: dict[str, Precision] = {"float": "float32", "float16": "float16"}
 
 
@@ -42,7 +43,7 @@ class CoremlReference:
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         del program
-        return Setting("float", False, threads), Setting("float16", False, threads)
+        return Setting("float", False, threads, UNITS), Setting("float16", False, threads, UNITS)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return ReferenceSession(program, setting)

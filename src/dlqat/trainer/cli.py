@@ -67,6 +67,12 @@ def train(
     train_scales: Annotated[
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
+    base_bits: Annotated[
+        int,
+        typer.Option(
+            help="8: frozen weights as int8 while training (half the memory); 0: as they are.", rich_help_panel=RUN
+        ),
+    ] = 0,
     init: Annotated[
         str, typer.Option(help="Start: mse | weighted | gptq | blocks.", rich_help_panel=HOW)
     ] = _DEFAULT.init,
@@ -110,12 +116,15 @@ def train(
       dlqat-train ./my-finetune -o model_dir --data notes.txt --method nm --set n=2 --set m=4 --then dlqat
     """
     compression = _method(method, settings or [], then, init)
+    if compression is not None and base_bits:
+        raise Refusal(f"--base-bits {base_bits} is for plain DL-QAT; leave it out with --method {method}")
     trained = compression is None or then == DLQAT
     layers = {
         "rank": rank,
         "alpha": float(rank if alpha is None else alpha),
         "magnitude": magnitude and not train_scales,
         "train_scales": train_scales,
+        **({"base_bits": base_bits} if base_bits else {}),
     }
     layers = {"symmetric": not asymmetric, **(layers if trained else UNTRAINED)}
     rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]

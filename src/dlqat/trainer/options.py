@@ -29,8 +29,8 @@ class Options:
     kd: float = 1.0
     ce: float = 0.0
     init: str = "mse"
-    calibration_tokens: int = 16384
-    """Tokens of the training text that a prepared start (init gptq) sees."""
+    calibration_tokens: int = 40960
+    """Tokens of the training text that a prepared start (init weighted, gptq, blocks) sees."""
     seed: int = 0
     precision: str = "bf16"
     """bf16: autocast; fp32."""

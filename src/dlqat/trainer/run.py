@@ -38,6 +38,7 @@ from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
 from dlqat.trainer import compress, data, log, plan_table, plot, start, state
 from dlqat.trainer.batches import Batches
+from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.methods import known
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
@@ -207,6 +208,9 @@ def _start(
     if request.method and not made:
         compress.restore(model, compress.read_plan(request.output), tensors, seed)
     load(model, tensors)
+    for layer in qat_layers(model).values():
+        if isinstance(layer, QATLinear):
+            layer.shrink_base()
     model.to(runtime.device)
     progress.update(task, total=1, completed=1, note="")
 
