@@ -6,7 +6,7 @@
 
 A row is a user's road, in a process of its own: dlqat-train --method, fold, export to ONNX; perplexity of folded/ as
 transformers loads it (float activations), on the same 16 x 512 tokens of WikiText-2 test as benchmarks/quality.py.
-Text for calibration and training is WikiText-2 valid without the end that quality.py holds out: 8192 tokens to
+Text for calibration and training is WikiText-2 valid without the end that quality.py holds out: 4096 tokens to
 calibrate, 40 steps of 4 x 256 tokens where DL-QAT follows. Groups of 32, int8 embedding and head.
 
 `bits_paper` is what the method's paper would count for the linears of the blocks, `bits_linears` what is stored for
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -29,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from _common import HERE, Results, smollm2, text
-from quality import LENGTH, WINDOWS, tokens
+from quality import LENGTH, WINDOWS
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from dlqat import checkpoint, plan, source
 from dlqat.exporters import fold, onnx_target
@@ -43,7 +45,7 @@ from dlqat.trainer.methods.known import parse
 from dlqat.trainer.options import Options
 from dlqat.trainer.run import Request, run
 
-CALIBRATION = 8192
+CALIBRATION = 4096
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ def measure(road: Road, folder: Path) -> dict[str, Any]:
     folded = fold.fold(folder / "model")
     model = checkpoint.read(folded)
     artifact = write(onnx_target, model, folded, folder / "onnx", Export("qdq", 2048))
-    score = Reference(folded).logits
-    test = accuracy.perplexity(score, tokens(source.load(source.resolve(smollm2())), "test")).perplexity
+    test = accuracy.perplexity(Reference(folded).logits, _test(folder / "model")).perplexity
     return {
         "method": road.method,
         "settings": list(road.settings),
@@ -110,6 +111,7 @@ def measure(road: Road, folder: Path) -> dict[str, Any]:
         "bits_file": artifact["bits_per_weight"],
         "file_mb": round(artifact["bytes"]["total"] / 1e6, 1),
         "seconds": round(seconds, 1),
+        "load": round(os.getloadavg()[0], 1),  # of a shared machine: what `seconds` is worth
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "windows": [WINDOWS, LENGTH],
     }
@@ -125,13 +127,16 @@ def _bits(model_dir: Path, method: Any) -> dict[str, float]:
 
 
 def _text(folder: Path) -> Path:
-    """WikiText-2 valid without its last 16 x 512 tokens and one more training sequence."""
-    whole = text("wikitext-2/valid.txt").read_text(encoding="utf-8")
-    loaded = source.load(source.resolve(smollm2()))
-    held = loaded.tokenizer.decode(loaded.tokenizer(whole).input_ids[-WINDOWS * LENGTH - 256 :])
+    """WikiText-2 valid without its last 40 kB, which hold the part that quality.py keeps out of training."""
     path = folder / "valid.txt"
-    path.write_text(whole[: -len(held)], encoding="utf-8")
+    path.write_text(text("wikitext-2/valid.txt").read_text(encoding="utf-8")[:-40_000], encoding="utf-8")
     return path
+
+
+def _test(tokenizer: Path) -> list[int]:
+    """The first 16 x 512 tokens of WikiText-2 test."""
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    return words(text("wikitext-2/test.txt").read_text(encoding="utf-8")).input_ids[: WINDOWS * LENGTH]
 
 
 def plot(results: Results) -> None:
@@ -158,16 +163,21 @@ def plot(results: Results) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="prefix of the rows to measure")
+    parser.add_argument("--only", default="", help="prefixes of the rows to measure, with commas")
     parser.add_argument("--row", help="measure one row and print it as JSON (how rows get a process of their own)")
+    parser.add_argument("--keep", type=Path, help="empty or new folder for model_dir and artifact of --row")
     arguments = parser.parse_args()
+    if arguments.row and arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        print(json.dumps(measure(dict(roads())[arguments.row], arguments.keep)))
+        return
     if arguments.row:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(dict(roads())[arguments.row], Path(folder))))
         return
     results = Results("methods")
     for key, _ in roads():
-        if key in results.rows or not key.startswith(arguments.only):
+        if key in results.rows or not key.startswith(tuple(arguments.only.split(","))):
             continue
         command = [sys.executable, __file__, "--row", key]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -16,8 +16,8 @@ import unions
 from dlqat import checkpoint
 from dlqat.checkpoint import FoldedModel
 from dlqat.devices import artifact as artifacts
-from dlqat.devices.all import DEVICES
-from dlqat.exporters import cli, onnx_target
+from dlqat.devices.all import device
+from dlqat.exporters import cli, executorch_target, onnx_target
 from dlqat.exporters.target import Options
 from dlqat.recipe import Recipe
 from dlqat.runtime_tests import ladder
@@ -47,9 +47,10 @@ def export_model(folder: Path, form: str, model: FoldedModel) -> Path:
     toy_tokenizer().save_pretrained(folder)
     checkpoint.write(model, folder / "folded", files=folder)
     options = Options(form, CONTEXT)
+    target = executorch_target if form in executorch_target.FORMS else onnx_target
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
-        cli.write(onnx_target, checkpoint.read(folder / "folded"), folder / "folded", folder / form, options)
+        cli.write(target, checkpoint.read(folder / "folded"), folder / "folded", folder / form, options)
     return folder / form
 
 
@@ -63,7 +64,8 @@ def damaged(artifact: Path, copy: Path, file: str, change: Callable[[bytearray],
 
 
 def proof(artifact: Path, reference: Path, *, quick: bool = False) -> Proof:
-    return Proof(artifacts.find(artifact), Reference(reference), DEVICES["host-ort"], 1, quick, lambda _: None)
+    found = artifacts.find(artifact)
+    return Proof(found, Reference(reference), device(None, found.format), 1, quick, lambda _: None)
 
 
 def checks(artifact: Path, reference: Path, *rungs: str) -> list[Check]:

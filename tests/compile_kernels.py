@@ -46,8 +46,9 @@ def cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
     fused = {**GRID, "GROUPS": product // 32, "ROWS": launch.PRODUCT // product, "TOKENS": launch.PRODUCT_TOKENS}
     return {
         "forward": (weight_forward_kernel, bf16, forward, 4),
-        "forward, prepared": (weight_forward_kernel, {**bf16, "offset": "*i8"}, forward, 4),
-        "forward, base 8": (weight_forward_kernel, {**bf16, "weight": "*i8"}, forward, 4),
+        "forward, prepared, base 8": (
+            weight_forward_kernel, {**bf16, "weight": "*i8", "offset": "*i8"}, forward, 4
+        ),
         "backward": (weight_backward_kernel, {"g": "*bf16", **bf16, **sums}, backward, 4),
         "backward, scales": (
             weight_backward_kernel, {"g": "*bf16", **bf16, **sums, "grad_scales": "*fp32"}, backward, 4
@@ -97,7 +98,7 @@ def resources(binary: Any) -> dict[str, int]:
 
 
 def contractions(binary: Any) -> int:
-    """x * y + z in one rounding. (AMD's own instructions are no witness: an IEEE division is made of them.)"""
+    """x * y + z in one rounding. AMD's own instructions are no witness: an IEEE division is made of them."""
     if "ptx" in binary.asm:
         return len(re.findall(r"fma\.rn", binary.asm["ptx"]))
     return len(re.findall(r"llvm\.fma|fmuladd| contract ", binary.asm["llir"]))

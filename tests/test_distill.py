@@ -20,7 +20,7 @@ def plain(student: Tensor, teacher: Tensor, heads: tuple[Tensor, Tensor], labels
 
 
 @pytest.mark.parametrize("mix", [Mix(1.0, 0.0), Mix(0.0, 1.0), Mix(0.7, 0.4)])
-@pytest.mark.parametrize("tokens", [1, 63, 64, 200])
+@pytest.mark.parametrize("tokens", [1, 8, 63, 300])
 def test_value_and_gradient_equal_the_definition(tokens: int, mix: Mix) -> None:
     student = torch.randn(tokens, 32, requires_grad=True)
     teacher = torch.randn(tokens, 32)

@@ -8,7 +8,7 @@ float32 sums are exact where equality is claimed: what remains is the kernels' o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,7 +25,15 @@ from dlqat.grid import SNAP_MAX, SNAP_MIN, Grid  # noqa: E402
 from dlqat.trainer.kernels import reference, triton  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
-GRIDS = [(2, 64, True), (3, 32, False), (3, 16, True), (4, 128, False), (4, None, True), (8, None, False), (8, 32, True)]
+GRIDS = [
+    (2, 64, True),
+    (3, 32, False),
+    (3, 16, True),
+    (4, 128, False),
+    (4, None, True),
+    (8, None, False),
+    (8, 32, True),
+]
 CORNERS = ("dl-qat", "peqa", "fq-lora", "l4q", "prepared", "base8")
 # Every grid in the layer as it is, every corner and start on one asymmetric and one per-channel grid.
 CASES = [(g, "dl-qat") for g in GRIDS] + [(g, c) for g in (GRIDS[1], GRIDS[4]) for c in CORNERS[1:]]
@@ -33,7 +41,7 @@ SHAPES = [(40, 128), (33, 256), (1, 384)]
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a kernel does not write is NaN: equality then fails."""
     empty = torch.empty
 
@@ -42,7 +50,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return made.fill_(float("nan")) if made.is_floating_point() else made
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    yield
 
 
 def problem(

@@ -39,10 +39,13 @@ def demo() -> None:
     step("dlqat-train", base, "-o", HOME, "--data", train, "--steps", "40")
     step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
     step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "-o", HOME / "onnx-ort", "--no-verify")
-    step("dlqat-check", HOME / "onnx", "--quick")
-    step("dlqat-check", HOME / "onnx-ort", "--quick")
+    for target in ("executorch", "coreml"):
+        step("dlqat-export", "--target", target, HOME, "--no-verify")
+    folders = [HOME / name for name in ("onnx", "onnx-ort", "executorch", "coreml")]
+    for folder in folders:
+        step("dlqat-check", folder, "--quick")
     console.print(summary(perplexities(base, test.read_text(encoding="utf-8"))))
-    console.print(artifacts([HOME / "onnx", HOME / "onnx-ort"]))
+    console.print(artifacts(folders))
     console.print(f"The integers themselves, for any tool that reads Hugging Face folders: {HOME / 'folded'}")
     console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}")
 
@@ -118,7 +121,9 @@ def artifacts(folders: Sequence[Path]) -> Table:
         equal = "yes" if integers and all(c["status"] == "passed" for c in integers) else "NO"
         logits = [c for c in report["checks"] if c["rung"] == "L2" and c["name"].startswith("float")]
         divergence = [c["figures"]["kl_max"] for c in logits if "kl_max" in c["figures"]]
-        worst = f"{max(divergence):.1e}" if divergence else "not verified"
+        # int8 activations are judged by their own noise floor, not by a distance to PyTorch
+        within = any(c["rung"] == "L2" and c["status"] == "passed" for c in report["checks"])
+        worst = f"{max(divergence):.1e}" if divergence else "int8: in its noise floor" if within else "not verified"
         size = f"{manifest['bytes']['total'] / 1e6:.1f}"
         table.add_row(str(folder), size, str(manifest["bits_per_weight"]), equal, worst, report["verdict"])
     return table

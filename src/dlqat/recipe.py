@@ -44,6 +44,8 @@ class LayerSpec:
     """Train one magnitude per group (False: NNCF's FQ_LORA)."""
     train_scales: bool = False
     """Train the scales themselves, LSQ style (True with magnitude = False: L4Q)."""
+    base_bits: int = 0
+    """8: the frozen weight is int8 on the layer's own grid while it trains (dlqat.adapter.fixed_point); 0: as it is."""
 
     @property
     def grid(self) -> Grid:
@@ -82,12 +84,23 @@ class Recipe:
         specs = {name: spec for name in shapes if (spec := self.spec(name)) is not None}
         for name, spec in specs.items():
             try:
-                reason = spec.grid.refuses(shapes[name][1])
+                reason = spec.grid.refuses(shapes[name][1]) or _base_refuses(spec)
             except ValueError as error:
                 reason = str(error)
             if reason is not None:
                 raise Refusal(f"{name}: {reason}")
         return specs
+
+
+def _base_refuses(spec: LayerSpec) -> str | None:
+    """Why the frozen weight of a layer cannot be kept in base_bits, or None."""
+    if spec.base_bits not in (0, 8):
+        return f"base_bits = {spec.base_bits} is not 0 or 8"
+    if spec.base_bits and spec.bits > 4:
+        return f"base_bits = 8 needs a grid of 2, 3 or 4 bits, not {spec.bits}; leave this layer at base_bits = 0"
+    if spec.base_bits and spec.train_scales:
+        return "base_bits = 8 lies on the scales, so they cannot be trained; leave out train_scales"
+    return None
 
 
 BLOCKS = r"model\.layers\.\d+\..*_proj"

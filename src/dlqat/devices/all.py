@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+from dlqat.devices.android import AndroidOrt
+from dlqat.devices.arm64 import EmulatedOrt
 from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
+from dlqat.devices.host_coreml import HostCoreml
 from dlqat.devices.host_executorch import HostExecutorch
 from dlqat.devices.host_ort import HostOrt
+from dlqat.devices.web_ort import WebOrt
 from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (
     HostOrt(),
     HostExecutorch(),
     CoremlReference(),
+    HostCoreml(),
+    EmulatedOrt(),
+    WebOrt("node", "cpu"),
+    WebOrt("browser-wasm", "wasm"),
+    WebOrt("browser-wasm-threads", "wasm", threaded=True),
+    WebOrt("browser-webgpu", "webgpu"),
+    AndroidOrt(),
 )  # fmt: skip
 """The first one of a format is its default."""
 

@@ -9,6 +9,7 @@ it started, and each later call on it fails at once with the same sentence.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -174,10 +175,14 @@ class ChildSession:
         self._worker, self._limits, self._extra = worker, limits, dict(extra or {})
         self.timings = Timings()
         try:
-            self._call({"op": "open", "program": str(program), "setting": setting_fields(setting)}, limits.load)
+            self._answer(self.opening(program, setting), limits.load)
         except DeviceFailure:
             worker.close()
             raise
+
+    def opening(self, program: str | Path, setting: Setting) -> Message:
+        """The first message."""
+        return Message({"op": "open", "program": str(program), "setting": setting_fields(setting)})
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab], or the last row."""
@@ -204,24 +209,31 @@ class ChildSession:
     def _call(
         self, header: Mapping[str, Any], seconds: float, arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> Message:
-        answer = self._worker.call(Message(header, arrays or {}), seconds)
+        return self._answer(Message(header, arrays or {}), seconds)
+
+    def _answer(self, message: Message, seconds: float) -> Message:
+        answer = self._worker.call(message, seconds)
         if (timings := answer.header.get("timings")) is not None:
             self.timings = Timings(**timings)
         return answer
 
 
 def evaluate(
-    worker: Worker, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting, limits: Limits
+    worker: Worker,
+    program: bytes,
+    batches: Sequence[Mapping[str, NDArray[Any]]],
+    setting: Setting,
+    limits: Limits,
+    extra: Mapping[str, Any] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Device.evaluate through a worker."""
+    """Device.evaluate through a worker; `extra` goes into the message's header."""
     arrays: dict[str, NDArray[Any]] = {"program": np.frombuffer(program, np.uint8)}
     arrays |= {f"{i}/{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
-    header = {"op": "evaluate", "batches": len(batches), "setting": setting_fields(setting)}
+    header = {"op": "evaluate", "batches": len(batches), "setting": setting_fields(setting), **(extra or {})}
     answer = worker.call(Message(header, arrays), limits.load)
     return [answer.arrays[str(i)] for i in range(len(batches))]
 
 
 def setting_fields(setting: Setting) -> dict[str, Any]:
     """A Setting as JSON."""
-    fields = ("activations", "optimize", "threads", "options")
-    return {name: getattr(setting, name) for name in fields}
+    return dataclasses.asdict(setting)

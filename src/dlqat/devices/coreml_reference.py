@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dlqat.devices.mil_program import Package
 
 INPUTS = {"inputIds", "causalMask"}
 STATES = {"keyCache", "valueCache"}
+UNITS = "interpreted"
 PRECISION: dict[str, Precision] = {"float": "float32", "float16": "float16"}
 
 
@@ -38,11 +40,13 @@ class CoremlReference:
     formats = ("coreml",)
 
     def available(self) -> str | None:
+        if find_spec("google") is None or find_spec("google.protobuf") is None:
+            return "protobuf not installed; pip install 'dlqat[coreml]'"
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         del program
-        return Setting("float", False, threads), Setting("float16", False, threads)
+        return Setting("float", False, threads, UNITS), Setting("float16", False, threads, UNITS)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return ReferenceSession(program, setting)
@@ -106,7 +110,7 @@ class ReferenceSession:
         return machine.facts() | {
             "runtime": "dlqat's interpreter of MIL programs",
             "precision": self._program.precision,
-            "Apple hardware": "not verified",
+            "not_verified": {"Apple hardware": "an interpreter ran, not Core ML; run check_on_mac.py on a Mac"},
             "vocabulary": self._vocab,
             "threads": self._setting.threads,
             "operations": dict(sorted(Counter(o.kind for o in self._program.function.operations).items())),

@@ -16,7 +16,6 @@ import importlib.util
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,21 +109,13 @@ class ExecutorchSession:
             self.timings.decode_seconds += seconds
 
     def facts(self) -> Mapping[str, Any]:
-        """Versions, machine, entry point, and which backends and kernels one step calls."""
+        """Version, machine, entry point, and the tokens that end a text according to the program."""
         return machine.facts() | {
             "runtime": f"executorch {importlib.metadata.version('executorch')}",
             "method": self._name,
             "eos": self._numbers("get_eos_ids"),
             "threads": self._setting.threads,
-            "backends": dict(Counter(self._backends())),
         }
-
-    def _backends(self) -> list[str]:
-        meta = self._method.metadata
-        uses = (
-            [name for name in ("XnnpackBackend",) if meta.uses_backend(name)] if hasattr(meta, "uses_backend") else []
-        )
-        return uses or ["portable kernels"]
 
     def _numbers(self, method: str) -> list[int]:
         """The values of a metadata method; none if there is no such method."""

@@ -56,11 +56,7 @@ class HostOrt:
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        float_on, float_off = Setting("float", True, threads), Setting("float", False, threads)
-        int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
-        own_kernels = _has_matmulnbits(_graph(program))
-        found = (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
-        return (*found, Setting("int8", True, threads, (KLEIDIAI_OFF,))) if machine.is_arm() else found
+        return ort_settings(program, threads, arm=machine.is_arm())
 
     def open(self, program: Path, setting: Setting) -> Session:
         return OrtSession(program, setting)
@@ -165,6 +161,15 @@ class OrtSession:
     def close(self) -> None:
         """Free the session and its cache."""
         self._ort, self._past = None, {}
+
+
+def ort_settings(program: Path, threads: int, *, arm: bool) -> tuple[Setting, ...]:
+    """The ways in which onnxruntime's CPU provider computes with a program; on Arm also without KleidiAI."""
+    float_on, float_off = Setting("float", True, threads), Setting("float", False, threads)
+    int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
+    own_kernels = _has_matmulnbits(_graph(program))
+    found = (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
+    return (*found, Setting("int8", True, threads, options=(KLEIDIAI_OFF,))) if arm else found
 
 
 def _options(setting: Setting) -> Any:

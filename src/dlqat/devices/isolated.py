@@ -17,7 +17,7 @@ from dlqat.devices.device import Device, Session, Setting
 
 
 class Isolated:
-    """The device `inner`, which dlqat.devices.all must know by its name, in workers of its own."""
+    """The device `inner`, whose class needs no arguments, in workers of its own."""
 
     def __init__(self, inner: Device, limits: Limits | None = None) -> None:
         self._inner, self._limits = inner, limits or Limits()
@@ -54,7 +54,9 @@ class Isolated:
             self._evaluator = None
 
     def _worker(self) -> Worker:
-        return Worker(self.name, [sys.executable, "-m", "dlqat.devices.worker", self.name])
+        kind = type(self._inner)
+        place = f"{kind.__module__}:{kind.__qualname__}"
+        return Worker(self.name, [sys.executable, "-m", "dlqat.devices.worker", place])
 
 
 def isolated(device: Device) -> Device:

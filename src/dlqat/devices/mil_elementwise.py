@@ -23,9 +23,10 @@ def _unary(compute: Callable[[Tensor], Tensor], call: Call) -> Tensor:
 
 
 def _real_div(call: Call) -> Tensor:
-    """x / y; integers are divided as integers, towards minus infinity."""
-    x, y = call.tensor("x"), call.tensor("y")
-    return x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="floor")
+    """x / y of floats; coremltools and its documentation disagree on what it does with negative integers."""
+    if not call.tensor("x").is_floating_point():
+        raise Unsupported("real_div of integers")
+    return call.tensor("x") / call.tensor("y")
 
 
 def _rsqrt(call: Call) -> Tensor:

@@ -39,7 +39,7 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """The frame of a message. Garbled if an array has a dtype that does not travel."""
-    arrays = {n: np.ascontiguousarray(a) for n, a in message.arrays.items()}
+    arrays = {n: np.asarray(a, order="C") for n, a in message.arrays.items()}
     if odd := [f"{n} {a.dtype}" for n, a in arrays.items() if a.dtype.name not in DTYPES]:
         raise Garbled(f"arrays that do not travel: {', '.join(odd)}")
     shapes = [{"name": n, "dtype": a.dtype.name, "shape": list(a.shape)} for n, a in arrays.items()]
@@ -56,10 +56,17 @@ def decode(read: Callable[[int], bytes]) -> Message:
         raise Garbled(f"expected a message, got {first!r}")
     try:
         header: dict[str, Any] = json.loads(read(header_length))
-        shapes: Sequence[Mapping[str, Any]] = header.pop("arrays")
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise Garbled(f"a message without a header ({error})") from error
-    payload, arrays, at = memoryview(read(payload_length)), dict[str, NDArray[Any]](), 0
+    return with_payload(header, read(payload_length))
+
+
+def with_payload(header: dict[str, Any], payload: bytes) -> Message:
+    """The message of a header, whose "arrays" says what the payload holds. Garbled if it does not say."""
+    if "arrays" not in header:
+        raise Garbled("a message without arrays")
+    shapes: Sequence[Mapping[str, Any]] = header.pop("arrays")
+    arrays, at = dict[str, NDArray[Any]](), 0
     for one in shapes:
         dtype = np.dtype(one["dtype"])
         size = math.prod(one["shape"]) * dtype.itemsize

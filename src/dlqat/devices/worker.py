@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end of child.py, in Python: `python -m dlqat.devices.worker NAME` serves one device.
+"""The other end of child.py, in Python: `python -m dlqat.devices.worker MODULE:CLASS` serves one device.
 
 Light on purpose: it also runs under qemu-user, where every import takes a hundred times longer. stdout
 belongs to the messages; whatever the runtime prints goes to stderr.
@@ -8,6 +8,7 @@ belongs to the messages; whatever the runtime prints goes to stderr.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -90,7 +91,7 @@ class Server:
 def setting_of(fields: dict[str, Any]) -> Setting:
     """The Setting behind its JSON."""
     options = tuple((str(k), str(v)) for k, v in fields.get("options", ()))
-    return Setting(fields["activations"], fields["optimize"], fields["threads"], options)
+    return Setting(**{**fields, "options": options})
 
 
 def serve(device: Device, source: IO[bytes], sink: IO[bytes]) -> None:
@@ -126,12 +127,11 @@ def own_stdout() -> IO[bytes]:
 
 
 def main() -> None:
-    """Serve the device whose name is the first argument."""
+    """Serve the device whose class is the first argument, as MODULE:CLASS: only its own imports are paid for."""
     sink = own_stdout()
     end_with_parent()
-    from dlqat.devices.all import DEVICES
-
-    serve(DEVICES[sys.argv[1]], sys.stdin.buffer, sink)
+    module, _, name = sys.argv[1].partition(":")
+    serve(getattr(importlib.import_module(module), name)(), sys.stdin.buffer, sink)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,13 @@ from dlqat.exporters import executorch_file
 from dlqat.exporters.executorch_graph import TOKENS, Kernel, Node, Scalar, Stored, Value, Xnn
 from dlqat.exporters.executorch_xnnpack import payload
 
-TYPES = {"float32": ScalarType.FLOAT, "int8": ScalarType.CHAR, "int32": ScalarType.INT, "int64": ScalarType.LONG}
+TYPES = {
+    "float32": ScalarType.FLOAT,
+    "int8": ScalarType.CHAR,
+    "uint8": ScalarType.BYTE,
+    "int32": ScalarType.INT,
+    "int64": ScalarType.LONG,
+}
 ALIGNMENT = 16
 Constant = int | bool | Sequence[int]
 

@@ -74,6 +74,8 @@ def _leaf(path: str, weight: Tensor, own: adapter.Adapter, leaf: Leaf) -> Quanti
         raise Refusal(f"{path}: the weight has shape {tuple(weight.shape)}, the plan says {leaf.shape}; train again")
     if own.scales.shape != expected:
         raise Refusal(f"{path}: scales have shape {tuple(own.scales.shape)}, the weight needs {expected}; train again")
+    if leaf.spec.base_bits:  # what training saw: base_bits needs fixed scales, so these are those of its start
+        weight = adapter.fixed_point(weight, own.scales, leaf.spec.grid)
     return adapter.fold(weight, own)
 
 

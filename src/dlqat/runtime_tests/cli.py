@@ -68,8 +68,9 @@ def prove(request: Request, console: Console) -> Report:
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
     import torch
 
-    from dlqat.runtime_tests import ladder
+    from dlqat.runtime_tests import ladder, sizes
     from dlqat.runtime_tests.reference import Reference
+    from dlqat.runtime_tests.rungs import l4_accuracy
 
     torch.set_num_threads(request.threads)
     start = time.monotonic()
@@ -94,6 +95,8 @@ def prove(request: Request, console: Console) -> Report:
         facts=proof.facts,
         versions={"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
         checks=tuple(checks),
+        sizes=sizes.by_component(proof),
+        accuracy=l4_accuracy.result(proof),
     )
 
 
@@ -133,7 +136,7 @@ def check(
         print(json.dumps(report.as_dict(result), indent=1))
     else:
         console.print(_table(result))
-        console.print(f"report: {escape(str(paths[1]))} and {paths[0].name}")
+        console.print(f"report: {escape(str(paths[1]))}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
 
 

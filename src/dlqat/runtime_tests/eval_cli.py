@@ -37,6 +37,7 @@ from dlqat.devices.device import Device, DeviceFailure, Session, Setting
 from dlqat.devices.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import report, versions
+from dlqat.runtime_tests.fingerprint import fingerprint, result_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 FORMAT = 1
@@ -106,7 +107,7 @@ def evaluate(request: Request, console: Console) -> dict[str, Any]:
         {
             "format": FORMAT,
             "artifact": str(request.artifact.folder),
-            "program": {"file": request.artifact.program.name, "sha256": _fingerprint(request.artifact)},
+            "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
             "reference": str(request.reference) if request.reference else None,
             "device": request.device.name,
             "setting": str(setting),
@@ -157,6 +158,8 @@ def command(
     chosen = device(device_name, found.format)
     if (reason := chosen.available()) is not None:
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
+    if reference is not None and not (reference / "config.json").is_file():
+        raise Refusal(f"{reference} is no model folder; name folded/ with --reference, or use --no-reference")
     if not os.access(folder := output or artifact, os.W_OK):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     request = Request(
@@ -170,7 +173,7 @@ def command(
     except DeviceFailure as failure:
         print(f"failed: {failure}; answers so far are kept, the same command goes on with them", file=sys.stderr)
         sys.exit(1)
-    target = folder / f"eval-{chosen.name}.json"
+    target = result_path(folder, chosen.name)
     atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if as_json:
         print(json.dumps(result, indent=1))
@@ -193,7 +196,7 @@ def _artifact(request: Request, setting: Setting) -> Any:
     from dlqat.runtime_tests.subject import Subject
 
     identity = {
-        "program": _fingerprint(request.artifact),
+        "program": fingerprint(request.artifact),
         "device": request.device.name,
         "setting": [setting.activations, setting.optimize],
         "versions": versions.installed(),
@@ -215,8 +218,6 @@ def _reference(request: Request) -> Any:
     from dlqat.runtime_tests.torch_session import TorchSession
 
     assert request.reference is not None
-    if not (request.reference / "config.json").is_file():
-        raise Refusal(f"{request.reference} is no model folder; name folded/ with --reference, or use --no-reference")
     files = {p.name: atomic.sha256(p) for p in sorted(request.reference.glob("*.safetensors"))}
     identity = {"reference": files, "config": atomic.sha256(request.reference / "config.json")}
     folder = request.reference
@@ -227,16 +228,6 @@ def _reference(request: Request) -> Any:
 
     journal = Journal(request.folder / CACHE, identity | {"versions": versions.installed()})
     return Subject("reference", opened, journal, request.artifact.context or 2048)
-
-
-def _fingerprint(artifact: Artifact) -> str:
-    """One digest for the program and all files beside it that the manifest names, as they are now."""
-    from dlqat.runtime_tests.journal import digest
-
-    named = [artifact.folder / name for name in artifact.manifest.get("files", {})]
-    paths = {p for p in (artifact.program, *named) if p.is_file()}
-    paths |= set(artifact.program.parent.glob(f"{artifact.program.name}*"))
-    return digest(sorted((p.name, atomic.sha256(p)) for p in paths if p.is_file()))
 
 
 def _token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:

@@ -5,7 +5,7 @@
     L1  every linear alone, in every setting of the device
     L2  logits, in every setting
     L3  greedy text and where it stops
-    L4  accuracy of the artifact: dlqat-eval, not run here
+    L4  accuracy of the artifact, as dlqat-eval measured it
     L5  negative controls of L0 and L2
 
 A check that raises DeviceFailure or Unreadable has failed, with that sentence; the next ones go on.
@@ -23,14 +23,8 @@ from dlqat.runtime_tests.rungs.l0_integers import files, integers_equal, referen
 from dlqat.runtime_tests.rungs.l1_linears import each_linear
 from dlqat.runtime_tests.rungs.l2_logits import logits
 from dlqat.runtime_tests.rungs.l3_text import text
+from dlqat.runtime_tests.rungs.l4_accuracy import accuracy
 from dlqat.runtime_tests.rungs.l5_controls import negative_controls
-
-
-def accuracy(proof: Proof) -> Iterator[Check]:
-    """L4 is dlqat-eval's work."""
-    del proof
-    yield Check("L4", "accuracy", "not verified", "perplexity and tasks of the artifact are measured by dlqat-eval")
-
 
 RUNGS: dict[str, Sequence[Callable[[Proof], Iterator[Check]]]] = {
     "L0": (files, integers_equal, reference_equal),

@@ -120,6 +120,17 @@ def first(rows: Rows, length: int) -> Rows:
     return Rows(rows.kl[:length], rows.max_abs[:length], rows.mean_abs[:length], rows.agree[:length], rows.tie[:length])
 
 
+KL_EDGES = tuple(range(-16, 3))
+"""Decades of the histogram of KL: 1e-16 or less, ..., 1e2."""
+
+
+def histogram(rows: Rows) -> list[int]:
+    """Positions per decade of KL; what lies outside counts at the ends, NaN nowhere. len(KL_EDGES) - 1 numbers."""
+    kl = rows.kl[np.isfinite(rows.kl)]
+    exponents = np.log10(np.clip(kl, 10.0 ** KL_EDGES[0], 10.0 ** KL_EDGES[-1]))
+    return np.histogram(exponents, KL_EDGES)[0].tolist()
+
+
 def summarize(rows: Rows) -> Divergence:
     """The figures of some positions."""
     good = np.isfinite(rows.kl)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a check: report.json for programs, report.md for people, both beside the artifact.
+"""The record of a check, beside the artifact: report.json, and report.md and report.html drawn from it.
 
 A status is one of three. "not verified" means that a thing could not be judged here, with the reason; it
 never counts as passed, and it does not fail the check.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlqat import atomic
+from dlqat.runtime_tests import html
 
 FORMAT = 1
 Status = Literal["passed", "failed", "not verified"]
@@ -45,6 +46,10 @@ class Report:
     facts: Mapping[str, Any]
     versions: Mapping[str, str]
     checks: tuple[Check, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes by component; empty if the program could not be read."""
+    accuracy: Mapping[str, Any] | None = None
+    """The result file of dlqat-eval, if it is about these bytes on this device."""
 
     @property
     def verdict(self) -> Status:
@@ -58,10 +63,12 @@ def as_dict(report: Report) -> dict[str, Any]:
     return plain({"format": FORMAT, "verdict": report.verdict, **asdict(report)})
 
 
-def write(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write report.json and report.md into `folder`, each atomically."""
-    paths = folder / "report.json", folder / "report.md"
-    atomic.text(paths[0], json.dumps(as_dict(report), indent=1, allow_nan=False) + "\n")
+def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
+    """Write report.json, report.md and report.html into `folder`, each atomically."""
+    paths = folder / "report.json", folder / "report.md", folder / "report.html"
+    content = as_dict(report)
+    atomic.text(paths[0], json.dumps(content, indent=1, allow_nan=False) + "\n")
+    atomic.text(paths[2], html.page(content))
     atomic.text(paths[1], "\n".join(markdown(report)) + "\n")
     return paths
 

@@ -67,6 +67,17 @@ linear is held to LINEAR_ERROR under the same int8 arithmetic."""
 FLOOR_TOP1_SIGMAS = 3.0
 """L2, int8: how far the top-1 agreement may lie below the floor's worst, in binomial standard deviations."""
 
+ACCURACY_POINTS = 0.01
+"""L4: how much smaller the share of right answers may be than the reference's, on the same questions.
+
+One point of a hundred is what users of quantized models accept without a word. It is a test of non-inferiority: passed
+if the whole 95 % interval of the paired difference lies above the limit, failed if it lies below, else the questions
+are too few to tell. Two runtimes that answer alike need about 300 questions."""
+
+PERPLEXITY_NATS = 0.01
+"""L4: how much larger the mean negative log-likelihood per token may be than the reference's: 1 % of perplexity,
+decided as ACCURACY_POINTS is. Float runtimes differ by 1e-6, int8 activations on SmolLM2 by about 1e-3."""
+
 NOTICED = 2.0
 """L5: the factor on one scale that L2 must notice. Smaller factors are reported as the sensitivity."""
 

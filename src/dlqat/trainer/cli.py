@@ -21,6 +21,7 @@ from dlqat.trainer.start import KNOWN
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
 DLQAT = "dlqat"
+UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
 
@@ -66,6 +67,12 @@ def train(
     train_scales: Annotated[
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
+    base_bits: Annotated[
+        int,
+        typer.Option(
+            help="8: frozen weights as int8 while training (half the memory); 0: as they are.", rich_help_panel=RUN
+        ),
+    ] = 0,
     init: Annotated[
         str, typer.Option(help="Start: mse | weighted | gptq | blocks.", rich_help_panel=HOW)
     ] = _DEFAULT.init,
@@ -109,14 +116,17 @@ def train(
       dlqat-train ./my-finetune -o model_dir --data notes.txt --method nm --set n=2 --set m=4 --then dlqat
     """
     compression = _method(method, settings or [], then, init)
+    if compression is not None and base_bits:
+        raise Refusal(f"--base-bits {base_bits} is for plain DL-QAT; leave it out with --method {method}")
     trained = compression is None or then == DLQAT
     layers = {
-        "symmetric": not asymmetric,
-        "rank": rank if trained else 0,
+        "rank": rank,
         "alpha": float(rank if alpha is None else alpha),
-        "magnitude": trained and magnitude and not train_scales,
-        "train_scales": trained and train_scales,
+        "magnitude": magnitude and not train_scales,
+        "train_scales": train_scales,
+        **({"base_bits": base_bits} if base_bits else {}),
     }
+    layers = {"symmetric": not asymmetric, **(layers if trained else UNTRAINED)}
     rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]
     if recipe_file is not None:
         rules += recipe.read(recipe_file).rules
@@ -139,7 +149,7 @@ def train(
     )
     _check(options, parallel)
     if not trained:  # only what a method without training reads: other choices make no other result
-        rules.append(Rule(BLOCKS, {"rank": 0, "magnitude": False, "train_scales": False}))
+        rules.append(Rule(BLOCKS, UNTRAINED))
         options = replace(_DEFAULT, steps=0, sequence_length=sequence_length, seed=seed, precision=precision)
     _check_data(data or [], compression, then)
     # Through parse once more: the options of the command line are checked as those of a recipe file.

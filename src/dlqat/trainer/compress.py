@@ -8,23 +8,25 @@ nothing is trained, what folds. `restore` builds the same modules from them in a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dlqat import plan
+from dlqat import atomic, plan
 from dlqat.architecture import Decoder
-from dlqat.plan import Plan, Shape
+from dlqat.plan import Plan
 from dlqat.recipe import Recipe
 from dlqat.trainer.calibrate import Walked, walk
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.prepare import put
 from dlqat.trainer.union import module
 
+FILE = "plan.json"
 Progress = Callable[[str], None]
 
 
@@ -53,7 +55,7 @@ def compress(
     """Put the method's modules into `model`; its plan, and the tensors that `restore` needs.
 
     tokens: gives calibration text [sequences, length]; not asked for by a method that needs none."""
-    calibration = tokens() if method.calibrated or method.influenced else None
+    calibration = tokens().to(model.device) if method.calibrated or method.influenced else None
     layers = decoder.layers
     influence = [1.0] * layers if calibration is None or not method.influenced else influences(model, calibration)
     nodes = _plan(method, recipe, decoder, influence)
@@ -111,45 +113,11 @@ def influences(model: PreTrainedModel, tokens: Tensor) -> list[float]:
     return [max(s / tokens.numel(), 0.0) for s in sums]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """The linears that become the same."""
-
-    layers: str
-    """q_proj, k_proj, ..."""
-    count: int
-    becomes: str
-    paper_bits: float
-    """Mean over its layers, as the method's paper counts."""
-    bits: float
-    """Mean bits a weight that are stored: codes, 16-bit scales, zero-points, labels."""
+def write_plan(nodes: Plan, folder: Path) -> None:
+    """To folder/plan.json, atomically."""
+    atomic.text(folder / FILE, json.dumps(plan.to_json(nodes), indent=1) + "\n")
 
 
-def summary(method: Method, nodes: Plan, shapes: Mapping[str, Shape]) -> list[Line]:
-    """The plan for people: kinds of layers, then all together."""
-    kinds: dict[str, list[str]] = {}
-    for name, node in nodes.items():
-        kinds.setdefault(describe(node), []).append(name)
-    lines = [_line(becomes, names, method, nodes, shapes) for becomes, names in kinds.items()]
-    return lines if len(lines) == 1 else [*lines, _line("together", list(nodes), method, nodes, shapes)]
-
-
-def _line(becomes: str, names: list[str], method: Method, nodes: Plan, shapes: Mapping[str, Shape]) -> Line:
-    kinds = ", ".join(dict.fromkeys(n.rpartition(".")[2] for n in names))
-    sizes = [shapes[n][0] * shapes[n][1] for n in names]
-    paper = sum(method.paper_bits(nodes[n], shapes[n]) * size for n, size in zip(names, sizes, strict=True))
-    stored = sum(plan.bits(nodes[n], shapes[n]) for n in names)
-    return Line(kinds, len(names), becomes, paper / sum(sizes), stored / sum(sizes))
-
-
-def describe(node: plan.Node) -> str:
-    """A node in a few words."""
-    match node:
-        case plan.Factors(rank, left, right):
-            return f"rank {rank} ({describe(left)}, {describe(right)})"
-        case plan.Shared(clusters, centroids):
-            return f"{clusters} shared rows ({describe(centroids)})"
-        case plan.Parts(parts):
-            return " + ".join(describe(part) for part in parts)
-        case _:
-            return str(node.grid)
+def read_plan(folder: Path) -> Plan:
+    """Of folder/plan.json. Refusal if it is none."""
+    return plan.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")), str(folder / FILE))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from dlqat.adapter import Adapter, fold
+from dlqat.adapter import Adapter, base, fixed_point, fold
 from dlqat.folded import Quantized
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.activation import straight_through
@@ -118,7 +118,8 @@ class QATLinear(QATLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantized:
-            return F.linear(x, self.weight, self.bias)
+            fixed = self.weight.dtype == torch.int8
+            return F.linear(x, base(self.weight, self.adapter()) if fixed else self.weight, self.bias)
         if self.spec.activation_bits:
             x = straight_through(x)
         device = x.device.type
@@ -130,6 +131,12 @@ class QATLinear(QATLayer):
             trained = (self.lora_a, self.lora_b, self.magnitude, self.scales)
             y = cast("Tensor", _Product.apply(x, self.weight, self, *trained))  # pyright: ignore[reportUnknownMemberType]
         return y if self.bias is None else y + self.bias
+
+    def shrink_base(self) -> None:
+        """Keep the frozen weight as the spec asks, on the scales as they are now (trained ones cannot be asked for)."""
+        if self.spec.base_bits and self.weight.is_floating_point():
+            fixed = fixed_point(self.weight.detach(), self.scales, self.spec.grid)
+            self.weight = nn.Parameter(fixed, requires_grad=False)
 
     def made(self, dtype: torch.dtype) -> Tensor:
         """W' [out, in] in `dtype`: in float32, dense(fold()) bit for bit."""

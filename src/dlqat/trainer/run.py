@@ -27,19 +27,18 @@ from typing import Any, cast
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, plan, recipe, source
-from dlqat.adapter import ADAPTERS, PLAN, RECORD
-from dlqat.architecture import Decoder
+from dlqat import adapter, atomic, recipe, source
+from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
-from dlqat.trainer import compress, data, log, plot, start, state
+from dlqat.trainer import compress, data, log, plan_table, plot, start, state
 from dlqat.trainer.batches import Batches
+from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.methods import known
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
@@ -77,8 +76,8 @@ def run(request: Request, console: Console) -> Path:
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
-            console.print(_plan_table(request.method, nodes, origin.decoder))
-    names = data.sources(request.data)
+            console.print(plan_table.table(request.method, nodes, origin.decoder))
+    names = data.sources(request.data) if request.data else []
     record = _record(request, origin, names)
     if _finished(request.output, record):
         console.print(f"{request.output} is already trained with these options; nothing to do")
@@ -207,8 +206,11 @@ def _start(
     runtime.wait_for_everyone()
     tensors = load_file(path)
     if request.method and not made:
-        compress.restore(model, _read_plan(request.output), tensors, seed)
+        compress.restore(model, compress.read_plan(request.output), tensors, seed)
     load(model, tensors)
+    for layer in qat_layers(model).values():
+        if isinstance(layer, QATLinear):
+            layer.shrink_base()
     model.to(runtime.device)
     progress.update(task, total=1, completed=1, note="")
 
@@ -229,25 +231,9 @@ def _make_start(
     decoder, seed = loaded.source.decoder, request.options.seed
     nodes, made = compress.compress(loaded.model, request.method, request.recipe, decoder, tokens, tell, seed)
     if request.method.influenced:
-        console.print(_plan_table(request.method, nodes, decoder))
-    atomic.text(request.output / PLAN, json.dumps(plan.to_json(nodes), indent=1) + "\n")
+        console.print(plan_table.table(request.method, nodes, decoder))
+    compress.write_plan(nodes, request.output)
     return {**made, **_fixed(loaded.model)}
-
-
-def _read_plan(output: Path) -> plan.Plan:
-    path = output / PLAN
-    return plan.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-
-
-def _plan_table(method: Method, nodes: plan.Plan, decoder: Decoder) -> Table:
-    """What each kind of linear becomes, and its bits."""
-    title = f"plan: {known.record(method)}"
-    table = Table(
-        "becomes", "linears", "count", "bits, paper's count", "bits stored", title=title, title_justify="left"
-    )
-    for line in compress.summary(method, nodes, decoder.linears()):
-        table.add_row(line.becomes, line.layers, str(line.count), f"{line.paper_bits:.2f}", f"{line.bits:.2f}")
-    return table
 
 
 def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:

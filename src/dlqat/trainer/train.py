@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlqat.refusal import Refusal
-from dlqat.trainer import state
+from dlqat.trainer import memory, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.examples import IGNORED
@@ -37,6 +37,7 @@ class Loss(nn.Module):
     def __init__(self, model: PreTrainedModel, mix: Mix) -> None:
         super().__init__()
         self.model, self.mix = model, mix
+        self._frozen: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Summed loss over the labels that count, float32."""
@@ -54,13 +55,24 @@ class Loss(nn.Module):
 
     @torch.no_grad()
     def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's head in the compute dtype; what does not change is made once."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
-        own = head.made(dtype) if isinstance(head, QATLinear) else weight.to(dtype)
-        return own, weight.to(dtype)
+        teachers = weight if weight.dtype == dtype else self._once("teacher", dtype, lambda: weight.to(dtype))
+        if not isinstance(head, QATLinear):
+            return teachers, teachers
+        if any(p.requires_grad for p in head.parameters()):
+            return head.made(dtype), teachers
+        return self._once("student", dtype, lambda: head.made(dtype)), teachers
+
+    def _once(self, name: str, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+        key = (name, dtype)
+        if key not in self._frozen:
+            self._frozen[key] = make()
+        return self._frozen[key]
 
 
 def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
@@ -102,6 +114,8 @@ def train(
     if options.gradient_checkpointing:
         model.train()  # transformers checkpoints in training mode only; these families have no dropout
         model.activation_checkpointing_enable()
+    if runtime.device.type == "cpu":
+        memory.keep_freed()
     loss = module or Loss(model, Mix(options.kd, options.ce))
     adam = optimizer(loss, options)
     wrapped, adam = runtime.prepare(loss, adam)

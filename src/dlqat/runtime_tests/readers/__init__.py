@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 
 from dlqat.devices.artifact import PROGRAMS
@@ -14,7 +15,12 @@ def _module(name: str) -> Reader:
     """The reader in a module of this package, imported when an artifact is read: each needs packages of its own."""
 
     def read(program: Path) -> Contents:
-        return importlib.import_module(f"{__name__}.{name}").read(program)
+        logging.disable(logging.WARNING)  # what other packages remark about themselves when they are imported
+        try:
+            module = importlib.import_module(f"{__name__}.{name}")
+        finally:
+            logging.disable(logging.NOTSET)
+        return module.read(program)
 
     return read
 

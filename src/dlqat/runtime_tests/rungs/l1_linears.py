@@ -25,6 +25,9 @@ def each_linear(proof: Proof) -> Iterator[Check]:
             "worst_relative_error": worst.error,
             "arithmetic": kinds,
             "lowest_sqnr_to_float_db": min(linears.sqnr(x.float_error) for x in found),
+            "layers": [
+                {"name": x.name, "error": x.error, "sqnr_to_float_db": linears.sqnr(x.float_error)} for x in found
+            ],
         }
         good = f"{len(found)} linears, worst relative error {worst.error:.1e} ({worst.name}); {kinds}"
         yield judged("L1", str(setting), failed, good, figures, open_ones)

@@ -31,13 +31,24 @@ def logits(proof: Proof) -> Iterator[Check]:
                 yield from _logits_float16(proof, setting)
             case "int8":
                 yield from _logits_int8(proof, setting)
+    yield from _left_open(proof)
+
+
+def _left_open(proof: Proof) -> Iterator[Check]:
+    """What the device itself says that it cannot show (an interpreter is not the phone)."""
+    found: dict[str, str] = {}
+    for setting in proof.settings:
+        found |= proof.facts.get(str(setting), {}).get("not_verified", {})
+    for what, why in found.items():
+        yield Check("L2", what, "not verified", why)
 
 
 def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:
     rows, table = _measure(proof, setting, proof.expected)
     total = parity.summarize(rows)
     fault = parity.float_fault(total)
-    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), asdict(total), table=table)
+    figures = asdict(total) | {"kl_histogram": parity.histogram(rows)}
+    yield judged("L2", str(setting), [fault] if fault else [], figures_line(total), figures, table=table)
 
 
 def _logits_float16(proof: Proof, setting: Setting) -> Iterator[Check]:
@@ -68,17 +79,21 @@ def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     proof.progress(f"{name}: emulation")
     emulated = [proof.reference.emulated(ids, arithmetic) for ids in proof.texts]
     floors: list[Divergence] = []
+    floor_rows: list[Rows] = []
     for seed in range(tolerances.NUDGES):
         proof.progress(f"{name}: noise floor {seed + 1} of {tolerances.NUDGES}")
         nudge = Nudge(tolerances.NUDGE, seed)
         nudged = [proof.reference.emulated(ids, arithmetic, nudge) for ids in proof.texts]
-        floors.append(parity.summarize(_pool_plans(proof, emulated, nudged)))
+        floor_rows.append(_pool_plans(proof, emulated, nudged))
+        floors.append(parity.summarize(floor_rows[-1]))
     rows, table = _measure(proof, setting, emulated)
     total = parity.summarize(rows)
     fault = parity.int8_fault(total, floors)
     floor = {"kl_mean": max(f.kl_mean for f in floors), "kl_p99": max(f.kl_p99 for f in floors)}
     cost = parity.summarize(_pool_plans(proof, proof.expected, emulated))
     figures = asdict(total) | {"noise_floor": [asdict(f) for f in floors], "int8_against_float": asdict(cost)}
+    figures["kl_histogram"] = parity.histogram(rows)
+    figures["floor_histogram"] = parity.histogram(parity.pool(floor_rows))
     good = f"{figures_line(total)}; noise floor: KL mean {floor['kl_mean']:.1e}, p99 {floor['kl_p99']:.1e}"
     yield judged("L2", name, [fault] if fault else [], good, figures, table=table)
 
@@ -94,7 +109,10 @@ def _measure(
                 proof.progress(f"{setting}: {plan.name}")
                 rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan), tie)
                 by_plan.setdefault(plan.name, []).append(rows)
-        proof.facts[str(setting)] = dict(session.facts())
+        facts = dict(session.facts())
+        if "emulation" not in facts:  # an emulator's speed says nothing
+            facts["timings"] = asdict(session.timings)
+        proof.facts[str(setting)] = facts
     table = [{"plan": name} | asdict(parity.summarize(parity.pool(rows))) for name, rows in by_plan.items()]
     return parity.pool([r for rows in by_plan.values() for r in rows]), table
 

@@ -99,7 +99,8 @@ def fake_quant(x: Tensor) -> Tensor:
     f = x.to(torch.float32)
     low, high = f.amin(-1, keepdim=True).clamp_(max=0), f.amax(-1, keepdim=True).clamp_(min=0)
     span = high - low
-    inverse = torch.where(span == 0, torch.ones_like(span), 255.0 / span)
+    # A tensor over a tensor: torch takes 255.0 / span as 255 * (1 / span), rounded twice; XNNPACK divides once.
+    inverse = torch.where(span == 0, torch.ones_like(span), torch.full_like(span, 255.0) / span)
     low, high = low * inverse, high * inverse
     # Which end is rounded exactly: XNNPACK's choice of the zero-point with the smaller error.
     zero = torch.where((low - 128.0) + (high + 127.0) > 0, -128.0 - low, 127.0 - high).clamp_(-128, 127).round_()

@@ -90,7 +90,7 @@ class Casp:
     def _factors(self, spec: LayerSpec, shape: Shape) -> Factors:
         wanted = self.keep * shape[0] * shape[1] / (shape[0] + shape[1])
         leaf = replace(spec, bits=self.factor_bits)
-        return fit.low_rank(fit.rank(wanted, shape), leaf, leaf)
+        return fit.low_rank(fit.rank(wanted, shape, spec), leaf, leaf)
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         assert moments is not None

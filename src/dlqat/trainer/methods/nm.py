@@ -75,7 +75,7 @@ class Nm:
     def _node(self, spec: LayerSpec, shape: Shape) -> Node:
         if not self.low_rank:
             return spec
-        return Parts((spec, fit.low_rank(fit.rank(self.low_rank * min(shape), shape), spec, spec)))
+        return Parts((spec, fit.low_rank(fit.rank(self.low_rank * min(shape), shape, spec), spec, spec)))
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         assert moments is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks and groups that the grids of dlqat can hold."""
+"""Ranks that the grids of dlqat, and the groups of every target, can hold."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from dataclasses import replace
 from dlqat.grid import GROUP_SIZES
 from dlqat.plan import Factors, Shape
 from dlqat.recipe import LayerSpec
+from dlqat.refusal import Refusal
 
-STEP = 16
-"""Ranks are multiples of the smallest group."""
+SMALLEST = GROUP_SIZES[0]
+PORTABLE = 32
+"""ExecuTorch's groups are multiples of 32."""
 
 
-def rank(wanted: float, shape: Shape) -> int:
-    """The nearest rank below `wanted` that the grids can hold; never less than 16 nor more than the shape has."""
-    return max(STEP, int(min(wanted, *shape)) // STEP * STEP)
+def rank(wanted: float, shape: Shape, spec: LayerSpec) -> int:
+    """The nearest rank below `wanted` whose groups the grid of `spec` and the targets can hold; at least one group."""
+    step = min(spec.group_size or SMALLEST, PORTABLE, min(shape) // SMALLEST * SMALLEST)
+    if not step:
+        raise Refusal(f"a weight of {shape[0]} x {shape[1]} is too small for factors: no side may be under {SMALLEST}")
+    return max(step, int(min(wanted, *shape)) // step * step)
 
 
 def low_rank(rank: int, left: LayerSpec, right: LayerSpec) -> Factors:

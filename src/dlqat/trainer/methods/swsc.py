@@ -64,7 +64,7 @@ class Swsc:
         shared = Shared(max(2, round(self.clusters * shape[0])), spec)
         if not self.rank:
             return shared
-        return Parts((shared, fit.low_rank(fit.rank(self.rank * min(shape), shape), spec, spec)))
+        return Parts((shared, fit.low_rank(fit.rank(self.rank * min(shape), shape, spec), spec, spec)))
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         match node:

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// onnxruntime-web in this page. The driver calls window.call(header); arrays travel through /in and /out.
+// ?provider=wasm|webgpu & threads=N
+
+import { Server, pack, unpack } from "./server.mjs";
+
+// Two builds: the WebAssembly kernels, and the native WebGPU ones (those of ort.all know no 8-bit MatMulNBits).
+const asked = new URLSearchParams(location.search);
+const provider = asked.get("provider"), threads = Number(asked.get("threads"));
+const ort = await import(provider === "webgpu" ? "/ort/ort.webgpu.min.mjs" : "/ort/ort.wasm.min.mjs");
+ort.env.wasm.wasmPaths = "/ort/";
+ort.env.wasm.numThreads = threads;
+ort.env.logLevel = "error";
+
+async function facts() {
+  const adapter = provider === "webgpu" ? await navigator.gpu?.requestAdapter() : null;
+  return {
+    runtime: `onnxruntime-web ${ort.env.versions.web}`,
+    provider,
+    browser: navigator.userAgent,
+    cross_origin_isolated: crossOriginIsolated,
+    threads: ort.env.wasm.numThreads,
+    ...(adapter && {
+      webgpu_adapter: [adapter.info.vendor, adapter.info.architecture, adapter.info.description].filter(Boolean).join(" "),
+      webgpu_fallback: adapter.info.isFallbackAdapter ?? null,
+      shader_f16: adapter.features.has("shader-f16"),
+    }),
+  };
+}
+
+const create = (spec, options) =>
+  ort.InferenceSession.create(`/model/${spec.name}`, {
+    ...options,
+    externalData: spec.external.map((path) => ({ path, data: `/model/${path}` })),
+  });
+const server = new Server(ort, create, facts);
+
+window.call = async (header) => {
+  const payload = header.arrays.length ? await (await fetch("/in")).arrayBuffer() : new ArrayBuffer(0);
+  const found = await server.answer(header, unpack(header.arrays, payload));
+  const { shapes, parts } = pack(found.arrays);
+  if (parts.length) await fetch("/out", { method: "POST", body: new Blob(parts) });
+  return { ...found.header, arrays: shapes };
+};
+window.ready = true;

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""onnxruntime in JavaScript: onnxruntime-web in a headless Chromium (wasm, WebGPU), onnxruntime-node in Node.
+
+The artifact runs as it was shipped. onnxruntime-web ignores accuracy_level (its WebAssembly kernels multiply
+in float32), so these devices have float settings only; rung L1 shows whether that is true. onnxruntime-node
+has the native kernels of this machine, and its level is that of the artifact.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlqat.devices import child, chromium, setup
+from dlqat.devices.child import ChildSession, Limits, Worker
+from dlqat.devices.device import Session, Setting
+from dlqat.devices.ort_spec import options, shipped_level, spec
+from dlqat.devices.wire import Message
+
+SLOW = Limits(load=300.0, call=240.0, token=5.0)
+"""WebGPU on a software adapter is a hundred times slower than native code."""
+NODE = 20
+
+
+@dataclass(eq=False)
+class WebOrt:
+    """onnxruntime in JavaScript. `provider`: wasm or webgpu in the browser, cpu in Node."""
+
+    name: str
+    provider: str
+    threaded: bool = False
+    formats: tuple[str, ...] = ("onnx",)
+    own_process: bool = True
+    _evaluators: dict[Setting, Worker] = field(default_factory=dict[Setting, Worker])
+
+    def available(self) -> str | None:
+        if importlib.util.find_spec("onnx") is None:
+            return "onnx not installed; pip install 'dlqat[onnx]'"
+        folder = setup.home() / "npm"
+        wanted = "onnxruntime-node" if self.provider == "cpu" else "onnxruntime-web"
+        if not (folder / "node_modules" / wanted / "package.json").is_file():
+            return f"{wanted} is not in {folder}; dlqat-devices --set-up web (npm)"
+        if self.provider == "cpu":
+            return _node_fault()
+        if importlib.util.find_spec("playwright") is None:
+            return "playwright not installed; pip install 'dlqat[devices]'"
+        if chromium.executable() is None:
+            return "no Chromium; dlqat-devices --set-up chromium, or name one in DLQAT_CHROMIUM"
+        return None
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        count = max(2, threads) if self.threaded else 1
+        float_on, float_off = Setting("float", True, count), Setting("float", False, count)
+        if self.provider != "cpu":
+            return float_on, float_off
+        level = shipped_level(program)  # the native kernels of this machine: as host-ort, but as shipped
+        if level is None:
+            return float_on, float_off, Setting("int8", True, count)
+        return (Setting("int8", True, count), Setting("int8", False, count)) if level == 4 else (float_on, float_off)
+
+    def open(self, program: Path, setting: Setting) -> Session:
+        return WebSession(self._worker(setting), program, setting, self.provider)
+
+    def evaluate(
+        self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
+    ) -> list[NDArray[np.float32]]:
+        found = self._evaluators.get(setting)
+        if found is None or not found.alive:
+            found = self._evaluators[setting] = self._worker(setting)
+        return child.evaluate(found, program, batches, setting, SLOW, {"options": options(setting, self.provider)})
+
+    def _worker(self, setting: Setting) -> Worker:
+        if self.provider == "cpu":
+            command = ["node", str(Path(__file__).parent / "web" / "worker.mjs"), str(setup.home() / "npm")]
+        else:
+            command = [sys.executable, "-m", "dlqat.devices.browser_worker", self.provider, str(setting.threads)]
+        return Worker(self.name, command)
+
+
+class WebSession(ChildSession):
+    """A ChildSession whose worker is told what the graph looks like."""
+
+    def __init__(self, worker: Worker, program: Path, setting: Setting, provider: str) -> None:
+        extra = {
+            "graph_optimization": "all" if setting.optimize else "disabled",
+            "accuracy_level": "as in the artifact",
+        }
+        self._opening = {"op": "open", "spec": spec(program), "options": options(setting, provider)}
+        super().__init__(worker, program, setting, SLOW, extra)
+
+    def opening(self, program: str | Path, setting: Setting) -> Message:
+        return Message(self._opening)
+
+
+@cache
+def _node_fault() -> str | None:
+    if shutil.which("node") is None:
+        return f"node is not on PATH; install Node {NODE} or newer"
+    shown = subprocess.run(
+        ["node", "--version"], capture_output=True, text=True, check=False, timeout=60
+    ).stdout.strip()
+    major = shown.lstrip("v").partition(".")[0]
+    return None if major.isdigit() and int(major) >= NODE else f"node is {shown or 'broken'}; {NODE} or newer is needed"

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which bytes a result is about, and where dlqat-eval leaves it for dlqat-check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlqat import atomic
+from dlqat.devices.artifact import Artifact
+from dlqat.runtime_tests.journal import digest
+
+
+def fingerprint(artifact: Artifact) -> str:
+    """Of the program with all that stands beside it under its name, and every file that the manifest names."""
+    paths = {artifact.folder / name for name in artifact.manifest.get("files", {})}
+    for found in artifact.program.parent.glob(f"{artifact.program.stem}*"):
+        paths |= set(found.rglob("*")) if found.is_dir() else {found}
+    return digest(sorted((str(p.relative_to(artifact.folder)), atomic.sha256(p)) for p in paths if p.is_file()))
+
+
+def result_path(folder: Path, device: str) -> Path:
+    """The result file of dlqat-eval."""
+    return folder / f"eval-{device}.json"

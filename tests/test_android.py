@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The road over adb: a real adb client and server, and a test daemon that plays the phone (adbd.py).
+
+The daemon's runner is our Python worker, so what runs is the road, not Android.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adbd
+import artifacts
+import dlqat
+from dlqat.devices import android
+from dlqat.devices import artifact as folders
+from dlqat.devices.all import DEVICES
+from dlqat.devices.android import AndroidOrt
+from dlqat.devices.device import DeviceFailure
+
+pytest.importorskip("adbutils")
+ADB = android._adb()
+assert ADB is not None
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """An adb server of our own: other port, other keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("ANDROID_SERIAL", raising=False)
+        subprocess.run([ADB, "start-server"], check=True, capture_output=True, timeout=60)
+        yield
+        subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=60)
+
+
+class Phone:
+    """A daemon with its root."""
+
+    def __init__(self, root: Path, abi: str = "arm64-v8a", free_kb: int = 10**7, most: int = 1 << 40) -> None:
+        tools = root / "system" / "bin"
+        tools.mkdir(parents=True)
+        shown = f"echo Filesystem 1K-blocks Used Available Use% Mounted; echo /dev/x 1 1 {free_kb} 1% /data"
+        props = f'case "$1" in *abi) echo {abi};; *) echo Toy;; esac'
+        for name, body in (("getprop", props), ("df", shown)):
+            (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+            (tools / name).chmod(0o755)
+        self.port, self.root = free_port(), root
+        command = [sys.executable, adbd.__file__, str(root), str(self.port), str(most)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+        subprocess.run([ADB, "connect", f"127.0.0.1:{self.port}"], check=True, capture_output=True, timeout=60)
+
+    def unplug(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.unplug()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 9)
+        subprocess.run([ADB, "disconnect", f"127.0.0.1:{self.port}"], check=False, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def phone(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[..., Phone]]:
+    """A factory of phones with the runner named."""
+    runner = tmp_path / "runner"
+    source = Path(dlqat.__file__).parents[1]
+    runner.write_text(
+        f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -m dlqat.devices.worker dlqat.devices.host_ort:HostOrt\n"
+    )
+    monkeypatch.setenv(android.RUNNER, str(runner))
+    made: list[Phone] = []
+
+    def make(**options: Any) -> Phone:
+        made.append(Phone(tmp_path / f"phone{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders.find(artifacts.export(tmp_path_factory.mktemp("android"), "ort", "llama-tied")).program
+
+
+def test_a_program_on_the_phone(phone: Callable[..., Phone], program: Path) -> None:
+    """Pushed once, run there, the numbers of the same runtime here; what is pushed is what is here."""
+    one, device = phone(), AndroidOrt()
+    assert device.available() is None
+    setting = device.settings(program, 1)[0]
+    session: Any = device.open(program, setting)
+    here = DEVICES["host-ort"].open(program, setting)
+    assert np.array_equal(session.logits([5, 6, 7]), here.logits([5, 6, 7]))
+    assert np.array_equal(session.logits([8]), here.logits([8]))
+    assert session.facts()["phone"] == "Toy"
+    session.close()
+    (pushed,) = (one.root / "data").rglob("model.onnx")
+    assert pushed.read_bytes() == program.read_bytes()
+    before = pushed.stat().st_mtime_ns
+    device.open(program, setting).close()
+    assert pushed.stat().st_mtime_ns == before
+
+
+def test_unplugged_in_the_middle(phone: Callable[..., Phone], program: Path) -> None:
+    one, device = phone(), AndroidOrt()
+    session: Any = device.open(program, device.settings(program, 1)[0])
+    session.logits([1, 2])
+    one.unplug()
+    with pytest.raises(DeviceFailure, match="android-ort (ended|crashed|closed)"):
+        session.logits([3])
+    session.close()
+    assert "adb sees 0 ready devices" in str(device.available())
+
+
+def test_too_little_space(phone: Callable[..., Phone], program: Path) -> None:
+    """Refused before anything is pushed."""
+    one, device = phone(free_kb=100), AndroidOrt()
+    with pytest.raises(DeviceFailure, match="MB free in /data/local/tmp/dlqat"):
+        device.open(program, device.settings(program, 1)[0])
+    assert not list((one.root / "data").rglob("*.part"))
+
+
+def test_disk_full_while_pushing(phone: Callable[..., Phone], program: Path) -> None:
+    """df said there was room, and there was not: adb's own words, and nothing that looks whole stays."""
+    one, device = phone(most=2000), AndroidOrt()
+    with pytest.raises(DeviceFailure, match="No space left on device"):
+        device.open(program, device.settings(program, 1)[0])
+    assert not list((one.root / "data").rglob("model.onnx*"))
+
+
+def test_another_abi(phone: Callable[..., Phone]) -> None:
+    phone(abi="armeabi-v7a")
+    assert AndroidOrt().available() == "the phone's ABI is armeabi-v7a; arm64-v8a or x86_64 is needed"
+
+
+def test_no_phone_and_no_runner(server: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(android.RUNNER, raising=False)
+    assert android.RUNNER in str(AndroidOrt().available())
+    monkeypatch.setenv(android.RUNNER, str(tmp_path))
+    assert "adb sees 0 ready devices" in str(AndroidOrt().available())
+    monkeypatch.setenv("ANDROID_SERIAL", "XYZ")
+    assert "ANDROID_SERIAL is XYZ" in str(AndroidOrt().available())
+
+
+def test_the_commands_are_printed(phone: Callable[..., Phone], program: Path) -> None:
+    """What is printed names every step; typed, it does the same."""
+    shown = AndroidOrt().commands(program)
+    assert any(line.startswith("adb push") and "model.onnx" in line for line in shown)
+    assert shown[-1].startswith("adb shell -T ")

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-eval: the same figures as lm_eval's own model, resumable after kill -9, intervals that hold."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import artifacts
+from dlqat.devices import artifact as folders
+from dlqat.devices.all import DEVICES
+from dlqat.devices.device import DeviceFailure, Rewindable, Timings
+from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, tolerances
+from dlqat.runtime_tests.fingerprint import fingerprint
+from dlqat.runtime_tests.journal import Journal
+from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.scoring import Question, scores
+from dlqat.runtime_tests.subject import Subject
+from dlqat.runtime_tests.torch_session import TorchSession
+
+QUESTIONS = [
+    {
+        "question": f"What is {i} and {i}?",
+        "choices": {"text": [str(2 * i), "a bird", str(i)], "label": ["A", "B", "C"]},
+        "answerKey": "ABC"[i % 3],
+    }
+    for i in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("eval"), "ort", "llama-tied")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "arc_easy_test.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
+    (folder / "text.txt").write_text("The cat sat on the mat, and the dog did not. " * 20)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    out, before = io.StringIO(), sys.argv
+    sys.argv = ["dlqat-eval", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as exit_:
+            eval_cli.main()
+            sys.exit(0)
+    finally:
+        sys.argv = before
+    assert (exit_.value.code or 0) == code, out.getvalue()
+    return out.getvalue()
+
+
+def ort(artifact: Path) -> Any:
+    program = folders.find(artifact).program
+    device = DEVICES["host-ort"]
+    return device.open(program, device.settings(program, 1)[0])
+
+
+def questions(count: int = 24) -> list[Question]:
+    """Contexts that share beginnings, several continuations each."""
+    rng = np.random.default_rng(0)
+    stem = tuple(int(i) for i in rng.integers(3, 90, 20))
+    return [
+        Question(stem[: 4 + i // 3 % 5] + (7,) * (i % 2), tuple(int(t) for t in rng.integers(3, 90, 1 + i % 4)))
+        for i in range(count)
+    ]
+
+
+# Scores
+
+
+def test_scores_are_those_of_one_pass(exported: Path) -> None:
+    """A shared cache, cut back between choices, gives what reading everything anew gives; on both sides."""
+    network = Reference(exported.parent / "folded").network
+    asked = questions()
+    for session in (ort(exported), TorchSession(network)):
+        assert isinstance(session, Rewindable)
+        found = dict(scores(session, asked))
+        assert set(found) == set(asked)
+        fresh = TorchSession(network)
+        for question, score in found.items():
+            fresh.reset()
+            rows = fresh.logits(question.context + question.continuation).astype(np.float64)
+            rows = rows[len(question.context) - 1 : -1]
+            log_p = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+            wanted = sum(log_p[i, t] for i, t in enumerate(question.continuation))
+            assert score.logprob == pytest.approx(wanted, abs=1e-4)  # two float32 forwards, up to 4 tokens
+            assert score.greedy == all(rows[i].argmax() == t for i, t in enumerate(question.continuation))
+
+
+class Counting:
+    """A Session in which every row says how many tokens were read before it; counts what it is fed."""
+
+    timings = Timings()
+
+    def __init__(self) -> None:
+        self.length, self.fed = 0, 0
+
+    def logits(self, token_ids: Any) -> Any:
+        rows = np.zeros((len(token_ids), 100), np.float32)
+        for i in range(len(token_ids)):
+            rows[i, self.length + i + 1] = 50.0
+        self.length += len(token_ids)
+        self.fed += len(token_ids)
+        return rows
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+class CountingBack(Counting):
+    def truncate(self, length: int) -> None:
+        assert length <= self.length
+        self.length = length
+
+
+@pytest.mark.parametrize(("kind", "fed"), [(CountingBack, 20 + 4 * 2), (Counting, 4 * (20 + 2))])
+def test_a_shared_context_is_read_once(kind: type[Counting], fed: int) -> None:
+    """Four choices of three tokens after twenty: with a cache that can be cut back, 28 tokens instead of 88."""
+    context = tuple(range(20))
+    asked = [Question(context, (20 + i * 0, 21, 22 + i)) for i in range(4)]
+    session = kind()
+    found = dict(scores(session, asked))
+    assert session.fed == fed
+    assert [found[q].greedy for q in asked] == [True, False, False, False]
+
+
+def test_a_long_question_loses_its_beginning() -> None:
+    assert Question(tuple(range(10)), (1, 2)).within(5) == Question((6, 7, 8, 9), (1, 2))
+    assert Question((1,), (2,)).within(5) == Question((1,), (2,))
+
+
+def test_nan_is_a_failure() -> None:
+    class Broken(Counting):
+        def logits(self, token_ids: Any) -> Any:
+            return super().logits(token_ids) * np.nan
+
+    with pytest.raises(DeviceFailure, match="NaN"):
+        list(scores(Broken(), questions(2)))
+
+
+def test_as_lm_eval_itself(exported: Path, data: Path, tmp_path: Path) -> None:
+    """lm_eval's own Hugging Face model on folded/ gives the same metrics and log-likelihoods."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    from dlqat.runtime_tests import tasks
+
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    config = tasks.configs(["arc_easy"], data)
+    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
+    ours, _ = evaluate.tasks(subject, tokenizer, config, None, None)
+    network = Reference(exported.parent / "folded").network
+    theirs: Any = lm_eval.simple_evaluate(
+        HFLM(pretrained=network, tokenizer=tokenizer, batch_size=1, device="cpu"),
+        tasks=config[0],
+        task_manager=config[1],
+        bootstrap_iters=0,
+        verbosity="ERROR",
+    )
+    subject.close()
+    assert len(ours["arc_easy"]["acc"]) == len(QUESTIONS)
+    for metric in ("acc", "acc_norm"):
+        assert np.mean(ours["arc_easy"][metric]) == theirs["results"]["arc_easy"][f"{metric},none"]
+
+
+def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
+    ids = [int(i) for i in np.random.default_rng(0).integers(3, 90, 300)]
+    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
+    windows = evaluate.perplexity(subject, ids, 100)
+    wanted = accuracy.perplexity(accuracy.of_session(ort(exported)), ids, 100)
+    subject.close()
+    assert sum(n for _, n in windows) == wanted.tokens == 297
+    assert sum(t for t, _ in windows) / 297 == pytest.approx(wanted.nll, abs=1e-6)
+
+
+def test_generated_text_stops(exported: Path, tmp_path: Path) -> None:
+    """Greedy text ends before a stop string, and the second time comes from the journal."""
+    from dlqat.runtime_tests.harness import SubjectLM
+    from toy_tokenizer import toy_tokenizer
+
+    opened: list[int] = []
+
+    def open_() -> Any:
+        opened.append(1)
+        return ort(exported)
+
+    journal = Journal(tmp_path, {})
+    model = SubjectLM(Subject("x", open_, journal, 128), toy_tokenizer())
+    whole = model._generate("The cat", {"until": [], "max_gen_toks": 12})
+    assert whole
+    cut = model._generate("The cat", {"until": [whole[4]], "max_gen_toks": 12})
+    assert cut == whole[: whole.index(whole[4])]
+    again = SubjectLM(Subject("x", open_, journal, 128), toy_tokenizer())
+    assert again._generate("The cat", {"until": [], "max_gen_toks": 12}) == whole
+    assert len(opened) == 1
+    with pytest.raises(ValueError, match="greedily"):
+        model._generate("The cat", {"do_sample": True})
+
+
+# Intervals
+
+
+def test_share() -> None:
+    """Wilson's own textbook case, and the ends."""
+    found = intervals.share(81, 263)
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert intervals.share(0, 10).low == 0
+    assert intervals.share(10, 10).high == pytest.approx(1)
+
+
+def test_paired_intervals_cover() -> None:
+    """95 % intervals of paired differences hold the truth in 93 % of draws or more, and never shrink to nothing."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        a = rng.random(120) < 0.6
+        b = np.where(rng.random(120) < 0.1, rng.random(120) < 0.3, a)  # E[a - b] = 0.1 * (0.6 - 0.3)
+        found = intervals.paired(a.astype(float).tolist(), b.astype(float).tolist())
+        hits += found.low <= 0.03 <= found.high
+    assert hits / 400 > 0.93
+    alike = intervals.paired([1.0] * 300, [1.0] * 300)
+    assert alike.value == 0
+    assert 0 < alike.high < tolerances.ACCURACY_POINTS
+
+
+def test_mean() -> None:
+    found = intervals.mean([1.0, 2.0, 3.0], [1, 1, 2])
+    assert found.value == 2.25
+    assert found.low < 2.25 < found.high
+    assert intervals.mean([1.0]).high == np.inf
+
+
+# The command
+
+
+def test_the_command(exported: Path, data: Path) -> None:
+    """Tasks and perplexity, beside the reference, paired; the second run asks nothing; L4 reads it."""
+    arguments = (exported, "--tasks", "arc_easy", "--data", data, "--text", data / "text.txt", "--threads", 1)
+    run(*arguments)
+    content = json.loads((exported / "eval-host-ort.json").read_text())
+    row = content["tasks"]["arc_easy"]["acc"]
+    assert row["questions"] == len(QUESTIONS)
+    assert row["artifact"]["low"] < row["artifact"]["value"] < row["artifact"]["high"]
+    assert row["difference"] == {"value": 0, "better": 0, "worse": 0} | {
+        k: row["difference"][k] for k in ("low", "high")
+    }
+    assert abs(content["text"]["difference_nats"]["value"]) < 1e-5  # two float32 forwards
+    assert content["text"]["tokens"] > 800
+    assert set(content["facts"]) == {"host-ort", "reference"}
+    assert content["command"].startswith(f"dlqat-eval {exported} --device host-ort --reference ")
+    start = time.monotonic()
+    run(*arguments)
+    again = json.loads((exported / "eval-host-ort.json").read_text())
+    assert again["tasks"] == content["tasks"]
+    assert again["seconds"] < max(content["seconds"], time.monotonic() - start + 1)
+    found = {c.name: c for c in artifacts.checks(exported, exported.parent / "folded", "L4")}
+    assert found["perplexity"].status == "passed"
+    assert found["arc_easy acc"].status == "not verified"
+    assert "ask more questions" in found["arc_easy acc"].summary
+
+
+def test_l4_wants_these_bytes(exported: Path, data: Path, tmp_path: Path) -> None:
+    """A result about other bytes is not taken; a worse one fails."""
+    folder = tmp_path / "ort"
+    import shutil
+
+    shutil.copytree(exported, folder)
+    result = {
+        "program": {"sha256": fingerprint(folders.find(folder))},
+        "setting": "x",
+        "text": None,
+        "tasks": {
+            "t": {"acc": {"questions": 100, "difference": {"low": -0.3, "high": -0.2, "better": 0, "worse": 25}}}
+        },
+    }
+    (folder / "eval-host-ort.json").write_text(json.dumps(result))
+    (check,) = artifacts.checks(folder, exported.parent / "folded", "L4")
+    assert (check.status, check.name) == ("failed", "t acc")
+    result["program"] = {"sha256": "0"}
+    (folder / "eval-host-ort.json").write_text(json.dumps(result))
+    (check,) = artifacts.checks(folder, exported.parent / "folded", "L4")
+    assert check.status == "not verified"
+    assert "other bytes" in check.summary
+
+
+def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle, with half a line written: the next run goes on, and gives what an unbroken run gives."""
+    command = [sys.executable, "-m", "dlqat.runtime_tests.eval_cli", str(exported), "--no-reference", "--threads", "1"]
+    command += ["--text", str(data / "text.txt"), "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 100
+        while time.monotonic() < end and not any(p.stat().st_size for p in tmp_path.glob(".dlqat-eval/*")):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    (path,) = tmp_path.glob(".dlqat-eval/*")
+    with path.open("ab") as stream:
+        stream.write(b'["torn", [1.')
+    kept = path.read_bytes().count(b"\n")
+    assert kept >= 1
+    run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", tmp_path)
+    assert path.read_bytes().count(b"\n") >= kept
+    assert b"torn" not in path.read_bytes()
+    broken = json.loads((tmp_path / "eval-host-ort.json").read_text())["text"]["artifact"]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", whole)
+    assert json.loads((whole / "eval-host-ort.json").read_text())["text"]["artifact"] == broken
+
+
+def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
+    """Exit code 2 and one line, before any work."""
+    cases = [
+        ([exported], "nothing to measure"),
+        ([exported, "--tasks", "arc_easy", "--data", tmp_path], "no arc_easy_test.jsonl"),
+        ([exported, "--tasks", "no_such_task", "--data", data], "lm_eval has no task 'no_such_task'"),
+        ([exported, "--text", tmp_path / "none.txt"], "is not a file"),
+        ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),
+        ([exported, "--text", data / "text.txt", "--activations", "int3"], "has no --activations int3"),
+        ([exported, "--text", data / "text.txt", "--reference", tmp_path], "is no model folder"),
+        ([tmp_path / "nowhere", "--text", data / "text.txt"], "is not a folder"),
+    ]
+    for arguments, says in cases:
+        line = run(*arguments, "--threads", 1, code=2).strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        assert says in line
