@@ -54,8 +54,10 @@ class Stock(nn.Module):
 
     def __init__(self, model: FoldedModel) -> None:
         super().__init__()
+        # in memory: nothing is read while torch.export traces
+        model = replace(model, layers=dict(model.layers.items()), tensors=dict(model.tensors.items()))
         self.model, self.facts = model, architecture.read(model.config)
-        self.linears, self.tables = nn.ModuleDict(), dict[str, Tensor]()
+        self.linears = nn.ModuleDict()
         for name in (*self.facts.linears(), decoder.HEAD):
             leaf = decoder.weight(model, name)
             assert isinstance(leaf, Quantized)

@@ -297,6 +297,15 @@ def test_the_context_s_last_position(tmp_path: Path) -> None:
         running.logits([1])
 
 
+def test_a_shared_beginning_is_read_once(exported: Path) -> None:
+    """Cut back to 5 tokens, the cache goes on as if the others had never been."""
+    running = session(exported)
+    whole = running.logits(IDS)
+    running.logits([77, 78])
+    running.truncate(5)
+    assert np.abs(running.logits(IDS[5:]) - whole[5:]).max() < 0.2
+
+
 def test_a_token_outside_the_vocabulary_is_refused(exported: Path) -> None:
     with pytest.raises(DeviceFailure, match="160 is not in the vocabulary"):
         session(exported).logits([160])
