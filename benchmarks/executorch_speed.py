@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -244,8 +243,7 @@ def report_alone(path: Path, threads: int) -> None:
     model = Genai(path, threads, len(PROMPT) + 72) if path.is_dir() else Pte(path, threads)
     load = time.process_time() - began
     model.prefill()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps({"load_cpu_s": round(load, 3), "rss_mb": round(resident() - before), "peak_rss_mb": round(peak)}))
+    print(json.dumps({"load_cpu_s": round(load, 3), "rss_mb": round(resident() - before)}))
 
 
 def resident() -> float:

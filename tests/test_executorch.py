@@ -139,6 +139,14 @@ def test_layers_that_no_rule_matches_stay_float(tmp_path: Path) -> None:
     assert "lm_head.weight" not in keys
 
 
+def test_a_tied_head_of_four_bits(tmp_path: Path) -> None:
+    """Looked up as int8, multiplied with as int4: two tensors, and both are the embedding's integers."""
+    recipe = Recipe((*portable().rules, Rule("model.embed_tokens", {"bits": 4})))
+    folder = artifacts.export(tmp_path, FORM, "llama-tied", recipe)
+    passed(quickly(folder, "L0", "L1"))
+    assert {"model.embed_tokens.codes", "lm_head.codes"} <= set(PteFile(folder / "model.pte").named)
+
+
 # Refusals
 
 
