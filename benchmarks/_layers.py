@@ -54,7 +54,7 @@ def textbook(out: int, inputs: int, device: str) -> Layer:
         snapped = gain + (gain.bfloat16().float() - gain).detach()
         return F.linear(x, (snapped * q).view(out, -1).to(x.dtype))  # pyright: ignore[reportOperatorIssue]
 
-    return torch.compile(forward)
+    return torch.compile(forward, backend="inductor" if device == "cuda" else "eager")
 
 
 def peft_lora(out: int, inputs: int, device: str) -> Layer:

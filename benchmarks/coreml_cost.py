@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import Results, smollm2, text
+from transformers import AutoTokenizer
 
 from dlqat import checkpoint, source
 from dlqat.checkpoint import FoldedModel
@@ -99,7 +100,9 @@ def compare(folded: Path, folder: Path) -> dict[str, Any]:
 def run(folded: Path, folder: Path, setting: Setting) -> dict[str, Any]:
     """Distance over TOKENS of real text, prefill and decode, and how long they take."""
     reference = Reference(folded)
-    ids = source.tokenizer(folded)(text("wikitext-2/test.txt").read_text(encoding="utf-8")[:8000]).input_ids[:TOKENS]
+    ids = AutoTokenizer.from_pretrained(folded)(
+        text("wikitext-2/test.txt").read_text(encoding="utf-8")[:8000]
+    ).input_ids[:TOKENS]
     rotary = torch.float16 if setting.activations == "float16" else None
     want = reference.logits(ids, rotary=rotary)
     with closing(CoremlReference().open(folder / "model.mlpackage", setting)) as session:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def measure(road: Road, folder: Path) -> dict[str, Any]:
         "bits_file": artifact["bits_per_weight"],
         "file_mb": round(artifact["bytes"]["total"] / 1e6, 1),
         "seconds": round(seconds, 1),
+        "load": round(os.getloadavg()[0], 1),  # of a shared machine: what `seconds` is worth
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "windows": [WINDOWS, LENGTH],
     }

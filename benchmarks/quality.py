@@ -70,6 +70,8 @@ def rows() -> Iterator[tuple[str, Run]]:
         if bits == 2:
             yield "dlqat-kd-2b-seed0", Run(2, base)
         yield f"dlqat-kd-a8-{bits}b-seed0", Run(bits, base, {}, 8)
+        # As long as a block-wise start and 40 steps take together.
+        yield f"dlqat-kd-{bits}b-80steps-seed0", Run(bits, replace(base, steps=80))
         yield f"dlqat-ce-{bits}b-seed0", Run(bits, replace(base, kd=0.0, ce=1.0))
         yield f"peqa-kd-{bits}b-seed0", Run(bits, base, {"rank": 0})
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})

@@ -14,16 +14,17 @@ import pytest
 pytest.importorskip("triton", reason="Triton is for Linux only")
 
 
-def test_every_kernel_compiles_for_every_target(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx90a", "gfx942"])
+def test_every_kernel_compiles_and_keeps_its_tile_in_registers(tmp_path: Path, target: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     script = Path(__file__).parent / "compile_kernels.py"
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=280, check=False
+        [sys.executable, str(script), target], capture_output=True, text=True, env=environment, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {r["target"] for r in rows} == {"sm_80", "sm_90", "gfx90a", "gfx942"} and len(rows) == 28
+    assert len(rows) == 6 and {r["target"] for r in rows} == {target}
     for row in rows:
         # Trained scales (L4Q, a corner) hold one more tile; gfx90a keeps some of it in scratch memory.
         allowed = 64 if row["kernel"] == "backward, scales" else 0

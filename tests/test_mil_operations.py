@@ -38,14 +38,14 @@ def narrow(kind: str, values: np.ndarray) -> np.ndarray:
 
 X, Y = floats(3, 4, 6), floats(3, 4, 6)
 POSITIVE = np.abs(X) + 0.1
-I, J = integers(-9, 9, 4, 5), integers(1, 9, 4, 5)
+N, M = integers(-9, 9, 4, 5), integers(1, 9, 4, 5)
 BOX = {"begin": [1, 0, 2], "end": [3, 3, 6]}
 CASES: list[tuple[str, Arguments]] = [
     *((kind, {"x": X, "y": Y}) for kind in ("add", "sub", "mul", "real_div", "maximum", "minimum")),
-    *((kind, {"x": I, "y": J}) for kind in ("add", "sub", "mul", "maximum", "minimum")),
+    *((kind, {"x": N, "y": M}) for kind in ("add", "sub", "mul", "maximum", "minimum")),
     *((kind, {"x": X, "y": floats(6)}) for kind in ("add", "mul")),
     *(
-        (kind, {"x": I, "y": I.copy().T.reshape(I.shape)})
+        (kind, {"x": N, "y": N.copy().T.reshape(N.shape)})
         for kind in ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
     ),
     *((kind, {"x": flags(4, 5), "y": flags(5, 4).reshape(4, 5)}) for kind in ("logical_and", "logical_or")),
@@ -56,8 +56,8 @@ CASES: list[tuple[str, Arguments]] = [
     ("rsqrt", {"x": POSITIVE, "epsilon": np.float32(0.5)}),
     ("rsqrt", {"x": POSITIVE}),
     ("cast", {"x": 3 * X, "dtype": "int32"}),
-    ("cast", {"x": I, "dtype": "fp32"}),
-    ("cast", {"x": I, "dtype": "bool"}),
+    ("cast", {"x": N, "dtype": "fp32"}),
+    ("cast", {"x": N, "dtype": "bool"}),
     ("select", {"cond": flags(3, 4, 6), "a": X, "b": Y}),
     ("reshape", {"x": X, "shape": [6, -1]}),
     ("reshape", {"x": X, "shape": [0, 2, 12]}),
@@ -92,8 +92,9 @@ CASES: list[tuple[str, Arguments]] = [
 
 def build(make: Callable[[Any], Any]) -> Any:
     """Run `make(mb)` inside a MIL function for the newest system; what it returns."""
-    from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
+
+    from dlqat.exporters.coreml_tools import mb
 
     made: list[Any] = []
 
@@ -204,7 +205,7 @@ def test_compressed_constants(kind: str, make: Callable[[], Arguments]) -> None:
         ("cast", {"x": X, "dtype": "uint4"}, "uint4"),
         ("split", {"x": X, "num_splits": 4, "axis": 2}, "equal parts"),
         ("linear", {"x": X}, "weight"),
-        ("real_div", {"x": I, "y": J}, "integers"),
+        ("real_div", {"x": N, "y": M}, "integers"),
     ],
 )
 def test_what_is_not_done_is_said(kind: str, arguments: Arguments, reason: str) -> None:

@@ -39,12 +39,13 @@ def demo() -> None:
     step("dlqat-train", base, "-o", HOME, "--data", train, "--steps", "40")
     step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
     step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "-o", HOME / "onnx-ort", "--no-verify")
-    step("dlqat-export", "--target", "executorch", HOME, "--no-verify")
-    step("dlqat-check", HOME / "onnx", "--quick")
-    step("dlqat-check", HOME / "onnx-ort", "--quick")
-    step("dlqat-check", HOME / "executorch", "--quick")
+    for target in ("executorch", "coreml"):
+        step("dlqat-export", "--target", target, HOME, "--no-verify")
+    folders = [HOME / name for name in ("onnx", "onnx-ort", "executorch", "coreml")]
+    for folder in folders:
+        step("dlqat-check", folder, "--quick")
     console.print(summary(perplexities(base, test.read_text(encoding="utf-8"))))
-    console.print(artifacts([HOME / "onnx", HOME / "onnx-ort", HOME / "executorch"]))
+    console.print(artifacts(folders))
     console.print(f"The integers themselves, for any tool that reads Hugging Face folders: {HOME / 'folded'}")
     console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}")
 

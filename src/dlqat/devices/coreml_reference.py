@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class CoremlReference:
     formats = ("coreml",)
 
     def available(self) -> str | None:
+        if find_spec("google") is None or find_spec("google.protobuf") is None:
+            return "protobuf not installed; pip install 'dlqat[coreml]'"
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
@@ -107,7 +110,7 @@ class ReferenceSession:
         return machine.facts() | {
             "runtime": "dlqat's interpreter of MIL programs",
             "precision": self._program.precision,
-            "Apple hardware": "not verified",
+            "not_verified": {"Apple hardware": "an interpreter ran, not Core ML; run check_on_mac.py on a Mac"},
             "vocabulary": self._vocab,
             "threads": self._setting.threads,
             "operations": dict(sorted(Counter(o.kind for o in self._program.function.operations).items())),

@@ -87,7 +87,10 @@ class Session(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What ran, as JSON values: runtime, version, CPU and its features, threads, levels, kernels."""
+        """What ran, as JSON values: runtime, version, CPU and its features, threads, levels, kernels.
+
+        "not_verified": what a run here leaves open -> why; the report lists it as such.
+        """
         ...
 
     def close(self) -> None:

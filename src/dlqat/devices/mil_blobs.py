@@ -61,7 +61,9 @@ class Blobs:
     def blob(self, offset: int) -> Blob:
         """The blob whose description stands at `offset`."""
         if offset % ALIGN or offset + BLOB.size > len(self.bytes):
-            raise Damaged(f"{self.path.name}: no tensor begins at byte {offset} of {len(self.bytes)}")
+            raise Damaged(
+                f"{self.path.name}: no tensor begins at byte {offset} of {len(self.bytes)}; it is truncated or damaged"
+            )
         sentinel, kind, size, start, padding = BLOB.unpack_from(self.bytes, offset)
         if sentinel != SENTINEL or kind not in TYPES:
             raise Damaged(f"{self.path.name}: the bytes at {offset} describe no tensor")

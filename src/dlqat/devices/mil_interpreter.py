@@ -73,8 +73,7 @@ class Interpreter:
         live: dict[str, Any] = {n: self._tensor(np.asarray(inputs[n]), t) for n, t in wanted.items()}
         with torch.inference_mode():
             for i, operation in enumerate(self._steps):
-                for name, value in self._compute(i, operation, live, state):
-                    live[name] = value
+                live |= dict(self._compute(i, operation, live, state))
                 for name in self._last_use.get(i, ()):
                     live.pop(name, None)
         return {name: self._look(name, live) for name in self.function.outputs}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does Apple's Core ML compute this model? Run on a Mac (macOS 15 or newer) beside model.mlpackage and golden.npz:
+"""Whether Apple's Core ML computes this model. Run on a Mac (macOS 15 or newer), beside the package and golden.npz.
 
     pip install coremltools numpy
     python check_on_mac.py
@@ -60,7 +60,7 @@ def main() -> int:
             load = time.perf_counter() - start
             predict(model, ids, prefill)  # the first run of a shape compiles it
             got, seconds = predict(model, ids, prefill)
-        except Exception as error:  # coremltools raises RuntimeError, NSError texts and others
+        except Exception as error:  # noqa: BLE001 - coremltools raises RuntimeError, NSError texts and others
             print(f"{units:12} FAILED to run: {' '.join(str(error).split())[:300]}")
             failed += 1
             continue
@@ -92,7 +92,7 @@ def placement(ct: Any, model: Any, units: str) -> str:
                     )
                     counts[name] = counts.get(name, 0) + 1
         return ", ".join(f"{count} on {name}" for name, count in sorted(counts.items())) or "unknown"
-    except Exception as error:  # the plan is a courtesy: its absence fails nothing
+    except Exception as error:  # noqa: BLE001 - the plan is a courtesy: its absence fails nothing
         return f"not available ({' '.join(str(error).split())[:120]})"
 
 

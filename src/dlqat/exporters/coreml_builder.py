@@ -4,7 +4,7 @@
 The program computes in float16, which is what Apple's GPU and Neural Engine have, and must survive it:
 
     norm        squares overflow from 256 on, and SmolLM2's activations reach 20,000. So the squares are those of
-                x / max|x|:  v = mean((x/m)^2) + (sqrt(eps)/m)^2,  y = x * (rsqrt(v) / m) * gain
+                x / max|x|:  v = mean((x/m)^2) + eps/m^2,  y = x * (rsqrt(v) / m) * gain
     rope        float32 tables, rounded to float16 after the lookup: angles in float16 would be wrong by radians
     exactness   a float parameter that float16 does not have stays float32, and its one operation runs in float32
 
@@ -87,9 +87,10 @@ class Mil:
         peak = mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True)
         peak = mb.maximum(x=peak, y=half(SMALLEST_PEAK), name=f"{at}_peak")
         small = mb.real_div(x=x, y=peak)
-        floor = mb.real_div(x=half(eps**0.5), y=peak)
-        mean = mb.reduce_mean(x=mb.mul(x=small, y=small), axes=[-1], keep_dims=True)
-        mean = mb.add(x=mean, y=mb.mul(x=floor, y=floor))
+        root, rest = _square_times(eps)
+        floor = mb.real_div(x=root, y=peak)
+        floor = mb.mul(x=mb.mul(x=floor, y=floor), y=rest)
+        mean = mb.add(x=mb.reduce_mean(x=mb.mul(x=small, y=small), axes=[-1], keep_dims=True), y=floor)
         factor = mb.real_div(x=mb.rsqrt(x=mean, epsilon=half(0)), y=peak)
         y = _apply(mb.mul, at, mb.mul(x=x, y=factor), f"{at}__weight", weight)
         return mb.reshape(x=y, shape=[1, -1, heads * weight.numel()]) if heads > 1 else y
@@ -154,6 +155,16 @@ class Mil:
         if isinstance(weight, Tensor):
             return weights.constant(at, _stored(weight))
         return weights.emit(at, weight, self.target)
+
+
+def _square_times(eps: float) -> tuple[np.float16, np.float16]:
+    """(a, b) with a^2 b = eps as nearly as float16 can: its square root alone would be off by 2^-12."""
+    if eps == 0:
+        return np.float16(0), np.float16(0)
+    a = (eps**0.5 * (1 + np.arange(-256, 256) / 1024)).astype(np.float16)
+    b = (eps / a.astype(np.float64) ** 2).astype(np.float16)
+    best = int(np.abs(a.astype(np.float64) ** 2 * b - eps).argmin())
+    return a[best], b[best]
 
 
 def mil_name(path: str) -> str:

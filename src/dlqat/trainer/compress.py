@@ -55,7 +55,7 @@ def compress(
     """Put the method's modules into `model`; its plan, and the tensors that `restore` needs.
 
     tokens: gives calibration text [sequences, length]; not asked for by a method that needs none."""
-    calibration = tokens() if method.calibrated or method.influenced else None
+    calibration = tokens().to(model.device) if method.calibrated or method.influenced else None
     layers = decoder.layers
     influence = [1.0] * layers if calibration is None or not method.influenced else influences(model, calibration)
     nodes = _plan(method, recipe, decoder, influence)

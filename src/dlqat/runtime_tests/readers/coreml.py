@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.devices.mil_blobs import Damaged
-from dlqat.devices.mil_program import Constant, Function, Operation, Package
+from dlqat.devices.mil_program import Constant, Function, Operation, Package, Type
 from dlqat.runtime_tests.readers import coreml_layouts as layouts
 from dlqat.runtime_tests.readers.coreml_cut import INPUT, cut
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight
@@ -86,7 +86,8 @@ class _Walk:
                 case ("linear", "weight") | ("gather", "x"):
                     self._tensor(f"{path}.weight", constant)
                 case "linear", "bias":
-                    self._bias(f"{path}.bias", constant, _literal(constant))
+                    if _claimed_bias(path, constant):
+                        self._tensor(f"{path}.bias", constant)
                 case "mul", "y":
                     self._tensor(f"{path}.weight", constant)
                 case "add", "y":
@@ -103,11 +104,8 @@ class _Walk:
                 source = self.function.producer.get(name)
                 if source is None:
                     continue
-                kind, shape = (
-                    source.types[0].kind if source.types else "",
-                    source.types[0].shape if source.types else (),
-                )
-                if source.kind.startswith("constexpr_") or (source.kind == "const" and _telling(argument, kind, shape)):
+                plain = source.kind == "const" and _telling(argument, source.types[0])
+                if plain or source.kind.startswith("constexpr_"):
                     yield argument, source
 
     def _weight(self, operation: Operation, path: str, source: Operation) -> None:
@@ -129,11 +127,7 @@ class _Walk:
     def _real_bias(self, operation: Operation) -> bool:
         bound = operation.inputs["bias"][0]
         source = self.function.producer.get(bound) if isinstance(bound, str) else None
-        return source is None or bool(_literal(source).value.any())
-
-    def _bias(self, name: str, source: Operation, literal: Constant) -> None:
-        if bool(literal.value.any()):  # coremltools gives a linear without a bias one of zeros
-            self._tensor(name, source)
+        return source is None or _claimed_bias(dotted(operation.name), source)
 
     def _tensor(self, name: str, source: Operation) -> None:
         if name in self.tensors and name not in ROPE:
@@ -162,9 +156,14 @@ def used_values(function: Function) -> set[str]:
     return seen
 
 
-def _telling(argument: str, kind: str, shape: tuple[int | None, ...]) -> bool:
+def _claimed_bias(path: str, source: Operation) -> bool:
+    """Not the zeros that coremltools gives a linear without a bias."""
+    return dotted(source.name) == f"{path}.bias" or bool(_literal(source).value.any())
+
+
+def _telling(argument: str, kind: Type) -> bool:
     """Whether a plain constant is a parameter: floats in an array, or indices of a gather."""
-    return bool(shape) and (kind in PLAIN or argument == "indices")
+    return bool(kind.shape) and (kind.kind in PLAIN or argument == "indices")
 
 
 def _literal(source: Operation) -> Constant:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import dataclass
 from typing import Any
 
 from dlqat.devices import mil_blobs, mil_schema
@@ -61,35 +62,46 @@ def _model(
     opset = next(e.value.opset for e in package.model.mlProgram.functions if e.key == function.name)
     model = mil_schema.new("Model")
     model.specificationVersion = package.model.specificationVersion
-    program = model.mlProgram
-    program.version = 1
-    entry = program.functions.add(key="main")
+    model.mlProgram.version = 1
+    entry = model.mlProgram.functions.add(key="main")
     entry.value.opset = opset
-    block = entry.value.block_specializations.add(key=opset)
-    block.value.outputs.append(OUTPUT)
+    block = entry.value.block_specializations.add(key=opset).value
+    block.outputs.append(OUTPUT)
     for one in needed:
-        block.value.operations.add().CopyFrom(one.message)
-        _relocate(block.value.operations[-1], moved)
-    last = block.value.operations[-1]
-    argument = "x" if operation.kind == "linear" else "indices"
-    bound = next(e for e in last.inputs if e.key == argument).value.arguments[0]
-    width = function.producer[str(operation.inputs["weight" if argument == "x" else "x"][0])].types[0].shape
-    _value(entry.value.inputs.add(), bound, INPUT, 2, [None, width[1]] if argument == "x" else [1, None])
-    bound.name = INPUT
+        block.operations.add().CopyFrom(one.message)
+        _relocate(block.operations[-1], moved)
+    last, given = block.operations[-1], _given(function, operation)
+    next(e for e in last.inputs if e.key == given.argument).value.arguments[0].name = INPUT
     last.outputs[0].name = OUTPUT
-    kind = FLOAT16 if argument == "x" else INT32
-    _feature(model.description.input.add(), INPUT, kind, [1, width[1] or 0] if argument == "x" else [1, 1], argument)
-    _feature(model.description.output.add(), OUTPUT, FLOAT16, [], "")
+    _declare(entry.value.inputs.add(name=INPUT), given)
+    _feature(model.description.input.add(name=INPUT), given)
+    model.description.output.add(name=OUTPUT).type.multiArrayType.dataType = FLOAT16
     return model
 
 
-def _value(named: Any, bound: Any, name: str, rank: int, shape: list[int | None]) -> None:
-    """A function input: float16 [?, in] of a linear, int32 [1, ?] of a gather."""
-    del bound
-    named.name = name
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What is fed: the argument, its MIL and Core ML types, its shape (None: any length)."""
+
+    argument: str
+    kind: int
+    array: int
+    shape: tuple[int | None, int | None]
+
+
+def _given(function: Function, operation: Operation) -> _Given:
+    """Rows float16 [?, in] of a linear, ids int32 [1, ?] of a gather."""
+    if operation.kind == "linear":
+        weight = function.producer[str(operation.inputs["weight"][0])]
+        return _Given("x", 10, FLOAT16, (None, weight.types[0].shape[1]))
+    return _Given("indices", 23, INT32, (1, None))
+
+
+def _declare(named: Any, given: _Given) -> None:
+    """The type of the function's input."""
     tensor = named.type.tensorType
-    tensor.dataType, tensor.rank = (10 if shape[0] is None else 23), rank
-    for size in shape:
+    tensor.dataType, tensor.rank = given.kind, len(given.shape)
+    for size in given.shape:
         dimension = tensor.dimensions.add()
         if size is None:
             dimension.unknown.SetInParent()
@@ -97,15 +109,13 @@ def _value(named: Any, bound: Any, name: str, rank: int, shape: list[int | None]
             dimension.constant.size = size
 
 
-def _feature(feature: Any, name: str, kind: int, shape: list[int], argument: str) -> None:
-    """What Core ML tells callers about an input or output."""
-    feature.name = name
+def _feature(feature: Any, given: _Given) -> None:
+    """What Core ML tells callers about the input."""
     array = feature.type.multiArrayType
-    array.dataType = kind
-    array.shape.extend(shape)
-    for i, size in enumerate(shape):
-        ranged = i == (0 if argument == "x" else 1)
-        array.shapeRange.sizeRanges.add(lowerBound=1 if ranged else size, upperBound=ROWS if ranged else size)
+    array.dataType = given.array
+    array.shape.extend(size or 1 for size in given.shape)
+    for size in given.shape:
+        array.shapeRange.sizeRanges.add(lowerBound=size or 1, upperBound=size or ROWS)
 
 
 def _relocate(message: Any, moved: dict[int, int]) -> None:

@@ -31,6 +31,16 @@ def logits(proof: Proof) -> Iterator[Check]:
                 yield from _logits_float16(proof, setting)
             case "int8":
                 yield from _logits_int8(proof, setting)
+    yield from _left_open(proof)
+
+
+def _left_open(proof: Proof) -> Iterator[Check]:
+    """What the device itself says that it cannot show (an interpreter is not the phone)."""
+    found: dict[str, str] = {}
+    for setting in proof.settings:
+        found |= proof.facts.get(str(setting), {}).get("not_verified", {})
+    for what, why in found.items():
+        yield Check("L2", what, "not verified", why)
 
 
 def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:

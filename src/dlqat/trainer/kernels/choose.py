@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernels run where: Triton on a GPU (CUDA and ROCm), the reference everywhere else.
+"""Which kernels run where: Triton on a GPU (CUDA and ROCm), the reference everywhere else
+(and on a GPU whose torch came without Triton).
 
 DLQAT_KERNELS=triton or =reference forces one of them, to compare or to step around a broken driver.
 """

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a tiny model as a Core ML package, and run it in the interpreter with its states."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dlqat import architecture, checkpoint
+from dlqat.checkpoint import FoldedModel
+from dlqat.devices.mil_interpreter import Interpreter, Precision, State
+from dlqat.devices.mil_program import Package
+from dlqat.exporters import cli, coreml_package, coreml_target
+from dlqat.exporters.target import Options
+from toy_tokenizer import toy_tokenizer
+
+CONTEXT = 64
+
+
+def write(model: FoldedModel, folder: Path, target: str = "iOS18", context: int = CONTEXT) -> Path:
+    """folder/model.mlpackage alone, without a reference or golden outputs."""
+    made = coreml_package.write(model, architecture.read(model.config), context, target, lambda _: None)
+    coreml_package.save(made, folder / "model.mlpackage", model.config, None, context)
+    return folder / "model.mlpackage"
+
+
+def export(folder: Path, model: FoldedModel, target: str = "iOS18", context: int = 128) -> Path:
+    """folder/folded and folder/coreml with a tokenizer, as dlqat-export writes them; the artifact folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    toy_tokenizer().save_pretrained(folder)
+    checkpoint.write(model, folder / "folded", files=folder)
+    options = Options(coreml_target.FORMS[0], context, target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
+        cli.write(coreml_target, checkpoint.read(folder / "folded"), folder / "folded", folder / "coreml", options)
+    return folder / "coreml"
+
+
+class Text:
+    """A text that grows with every step."""
+
+    def __init__(self, package: Path, precision: Precision = "float32") -> None:
+        self.program = Interpreter(Package(package), precision)
+        self.state: State = self.program.make_state()
+        self.length = 0
+
+    def step(self, ids: Sequence[int], mask: np.ndarray | None = None) -> np.ndarray:
+        """Logits [len(ids), vocab]. `mask`: what is sent as causalMask; zeros, as swift-transformers sends."""
+        self.length += len(ids)
+        mask = np.zeros((1, 1, 1, self.length + 1), np.float16) if mask is None else mask
+        inputs = {"inputIds": np.asarray(ids, np.int32)[None], "causalMask": mask}
+        return self.program.run(inputs, self.state)["logits"][0].numpy()
