@@ -139,6 +139,14 @@ def test_layers_that_no_rule_matches_stay_float(tmp_path: Path) -> None:
     assert "lm_head.weight" not in keys
 
 
+def test_a_tied_head_of_four_bits(tmp_path: Path) -> None:
+    """Looked up as int8, multiplied with as int4: two tensors, and both are the embedding's integers."""
+    recipe = Recipe((*portable().rules, Rule("model.embed_tokens", {"bits": 4})))
+    folder = artifacts.export(tmp_path, FORM, "llama-tied", recipe)
+    passed(quickly(folder, "L0", "L1"))
+    assert {"model.embed_tokens.codes", "lm_head.codes"} <= set(PteFile(folder / "model.pte").named)
+
+
 # Refusals
 
 
@@ -295,6 +303,15 @@ def test_the_context_s_last_position(tmp_path: Path) -> None:
     assert np.abs(np.concatenate(parts) - whole).max() < 0.2  # int8 flips move logits of about 3 a little
     with pytest.raises(DeviceFailure, match="context of 128"):
         running.logits([1])
+
+
+def test_a_shared_beginning_is_read_once(exported: Path) -> None:
+    """Cut back to 5 tokens, the cache goes on as if the others had never been."""
+    running = session(exported)
+    whole = running.logits(IDS)
+    running.logits([77, 78])
+    running.truncate(5)
+    assert np.abs(running.logits(IDS[5:]) - whole[5:]).max() < 0.2
 
 
 def test_a_token_outside_the_vocabulary_is_refused(exported: Path) -> None:

@@ -84,6 +84,10 @@ class ExecutorchSession:
         """Start at position 0: what the cache holds from there on is not read before it is written again."""
         self._length = 0
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens: a position further back is what the next step starts from."""
+        self._length = min(length, self._length)
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
         rows = [self._step(token_ids[at : at + self._longest]) for at in range(0, len(token_ids), self._longest)]
@@ -96,17 +100,9 @@ class ExecutorchSession:
             raise DeviceFailure(f"{self._length + len(token_ids)} tokens are more than its context of {self._context}")
         start = time.perf_counter()
         rows = _run(self._method, [torch.tensor([list(token_ids)]), torch.tensor([self._length])])
-        self._count(len(token_ids), time.perf_counter() - start)
+        self.timings.count(len(token_ids), time.perf_counter() - start)
         self._length += len(token_ids)
         return rows[0].numpy().copy()
-
-    def _count(self, tokens: int, seconds: float) -> None:
-        if self._length == 0 or tokens > 1:
-            self.timings.prefill_tokens += tokens
-            self.timings.prefill_seconds += seconds
-        else:
-            self.timings.decode_tokens += tokens
-            self.timings.decode_seconds += seconds
 
     def facts(self) -> Mapping[str, Any]:
         """Version, machine, entry point, and the tokens that end a text according to the program."""
