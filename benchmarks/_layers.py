@@ -67,16 +67,21 @@ def peft_lora(out: int, inputs: int, device: str) -> Layer:
     return model.to(torch.bfloat16)
 
 
-def torchao_qat_lora(out: int, inputs: int, device: str) -> Layer:
-    """As torchtune's QATLoRALinear: a fake-quantized frozen weight beside LoRA on the activations."""
-    from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
+class QATLoRA(nn.Module):
+    """As torchtune's QATLoRALinear: torchao's fake-quantized frozen weight beside LoRA on the activations."""
 
-    config = IntxFakeQuantizeConfig(torch.int4, group_size=GROUP)
-    base = FakeQuantizedLinear.from_linear(linear(out, inputs, device), weight_config=config)
-    base.requires_grad_(False)
-    a = nn.Parameter(torch.randn(RANK, inputs, device=device, dtype=torch.bfloat16) / inputs**0.5)
-    b = nn.Parameter(torch.zeros(out, RANK, device=device, dtype=torch.bfloat16))
-    return lambda x: base(x) + F.linear(F.linear(x, a), b)
+    def __init__(self, out: int, inputs: int, device: str) -> None:
+        from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
+
+        super().__init__()
+        config = IntxFakeQuantizeConfig(torch.int4, group_size=GROUP)
+        self.base = FakeQuantizedLinear.from_linear(linear(out, inputs, device), weight_config=config)
+        self.base.requires_grad_(False)
+        self.a = nn.Parameter(torch.randn(RANK, inputs, device=device, dtype=torch.bfloat16) / inputs**0.5)
+        self.b = nn.Parameter(torch.zeros(out, RANK, device=device, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(F.linear(x, self.a), self.b)
 
 
 def layers() -> dict[str, Callable[[int, int, str], Layer]]:
@@ -87,5 +92,5 @@ def layers() -> dict[str, Callable[[int, int, str], Layer]]:
     if find_spec("peft"):
         found["peft LoRA bf16"] = peft_lora
     if find_spec("torchao"):
-        found["torchao QAT + LoRA"] = torchao_qat_lora
+        found["torchao QAT + LoRA"] = QATLoRA
     return found

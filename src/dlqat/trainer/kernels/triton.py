@@ -31,6 +31,11 @@ large spills registers on every target."""
 FUSED_TOKENS = 1024
 """Up to so many tokens dL/dW' stays out of memory. By the byte count, not measured: there the product is short
 beside writing and reading its result (4 bytes a weight), and the vendor's faster product cannot win it back."""
+# A launch has arguments (grid, num_warps) that are not those of the function: no type describes it.
+_forward: Any = weight_forward_kernel
+_backward: Any = weight_backward_kernel
+_product: Any = product_backward_kernel
+_activation: Any = fake_quant_kernel
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 
 
@@ -47,7 +52,7 @@ class Tiles:
 
     @staticmethod
     def of(in_features: int, groups: int, columns: int) -> Tiles:
-        tiles = triton.cdiv(in_features, columns)
+        tiles = _cdiv(in_features, columns)
         if groups == 1:
             return Tiles(columns, columns, tiles, tiles)
         return Tiles(columns, in_features // groups, tiles, groups)
@@ -58,10 +63,10 @@ def weight_forward(weight: Tensor, adapter: Adapter, dtype: torch.dtype) -> Tens
     out, inputs = weight.shape
     made = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     tiles = Tiles.of(inputs, adapter.scales.shape[1], COLUMNS)
-    steps = min(STEPS, triton.cdiv(out, FORWARD_ROWS))
-    grid = (tiles.tiles, triton.cdiv(out, FORWARD_ROWS * steps))
+    steps = min(STEPS, _cdiv(out, FORWARD_ROWS))
+    grid = (tiles.tiles, _cdiv(out, FORWARD_ROWS * steps))
     with _on(weight):
-        weight_forward_kernel[grid](
+        _forward[grid](
             *_tensors(weight, adapter), made, out, inputs, adapter.scales.shape[1], _rank(adapter), adapter.scaling,
             **_constants(adapter, tiles), ROWS=FORWARD_ROWS, STEPS=steps, num_warps=4, **EXACT,
         )  # fmt: skip
@@ -74,11 +79,11 @@ def weight_backward(
     """As reference.weight_backward."""
     out, inputs = weight.shape
     tiles = Tiles.of(inputs, adapter.scales.shape[1], COLUMNS)
-    steps = min(STEPS, triton.cdiv(out, BACKWARD_ROWS))
-    grid = (tiles.tiles, triton.cdiv(out, BACKWARD_ROWS * steps))
+    steps = min(STEPS, _cdiv(out, BACKWARD_ROWS))
+    grid = (tiles.tiles, _cdiv(out, BACKWARD_ROWS * steps))
     made, partial = _outputs(weight, adapter, dtype, train_scales, tiles, strips=grid[1])
     with _on(weight):
-        weight_backward_kernel[grid](
+        _backward[grid](
             grad.contiguous(), *_tensors(weight, adapter), made, *_sums(partial), *_sizes(weight, adapter, tiles),
             **_constants(adapter, tiles), ROWS=BACKWARD_ROWS, STEPS=steps, num_warps=4, **EXACT,
         )  # fmt: skip
@@ -101,10 +106,10 @@ def fused_backward(
     out, inputs = weight.shape
     groups = adapter.scales.shape[1]
     tiles = Tiles.of(inputs, groups, PRODUCT_COLUMNS if groups == 1 else max(PRODUCT_COLUMNS, inputs // groups))
-    grid = (tiles.tiles, triton.cdiv(out, PRODUCT // tiles.columns))
+    grid = (tiles.tiles, _cdiv(out, PRODUCT // tiles.columns))
     made, partial = _outputs(weight, adapter, dy.dtype, train_scales, tiles, strips=grid[1])
     with _on(weight):
-        product_backward_kernel[grid](
+        _product[grid](
             dy.contiguous(), x.contiguous(), *_tensors(weight, adapter), made, *_sums(partial),
             len(x), *_sizes(weight, adapter, tiles), **_constants(adapter, tiles),
             ROWS=PRODUCT // tiles.columns, TOKENS=PRODUCT_TOKENS, num_warps=4, **EXACT,
@@ -119,10 +124,14 @@ def fake_quant(x: Tensor) -> Tensor:
     block = triton.next_power_of_2(x.shape[-1])
     if len(flat):
         with _on(x):
-            fake_quant_kernel[(len(flat),)](
+            _activation[(len(flat),)](
                 flat, made, x.shape[-1], BLOCK=block, num_warps=min(16, max(1, block // 512)), **EXACT
             )
     return made.view(x.shape)
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# pyright: basic
+# pyright: basic, reportGeneralTypeIssues=false
 """Int8 per-token activations (dlqat.trainer.activation.fake_quant) in one read and one write of x.
 
 One program a token: minimum, maximum and rounding see the row in registers. The straight-through backward is

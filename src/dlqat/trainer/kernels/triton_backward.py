@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# pyright: basic
+# pyright: basic, reportGeneralTypeIssues=false
 """dm, dA, dB, ds and W' again from G = dL/dW', in one pass over W0 and G: the codes are made anew.
 
 Two kernels with one epilogue:

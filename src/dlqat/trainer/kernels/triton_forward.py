@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# pyright: basic
+# pyright: basic, reportGeneralTypeIssues=false
 """W' = snap(m s) (q - z) from W0, A, B, m, s, z in one pass over W0.
 
 Bytes a weight, bf16: 2 read (W0) + 2 written (W') + 8 / group_size (s, m) + offset 1 where there is one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# pyright: basic
+# pyright: basic, reportGeneralTypeIssues=false
 """What the Triton kernels share: exact rounding, and one tile of W0 taken to its place on the grid.
 
 Bit-equality with the reference rests on four choices, which hold for the interpreter, NVIDIA and AMD:
