@@ -63,7 +63,7 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
-        self._stop = weakref.finalize(self, _kill, self._process)
+        self._stop = weakref.finalize(self, _kill, self._process, self._errors)
 
     @property
     def pid(self) -> int:
@@ -102,7 +102,6 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self._stop()
-        self._errors.close()
 
     def _give_up(self, sentence: str) -> DeviceFailure:
         self._fault = sentence
@@ -151,11 +150,11 @@ def _wait(deadline: float, read: int | None = None, write: int | None = None) ->
         raise TimeoutError
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()
