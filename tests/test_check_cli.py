@@ -248,7 +248,10 @@ def test_report_is_plain_json(tmp_path: Path) -> None:
     rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("|")]
     assert any(r"x \| y" in row for row in rows)
     assert "MatMul 3" in "".join(rows)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page  # one file: it opens without a network
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_every_limit_has_a_reason() -> None:

@@ -12,6 +12,7 @@ verified, and no runner for Android is part of this repository.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -106,8 +107,13 @@ class AndroidOrt:
             raise DeviceFailure(f"{serial} has {free / 1e6:.0f} MB free in {HOME}, and {need / 1e6:.0f} MB are needed")
         for file in missing:
             seconds = SHORT + file.stat().st_size / PUSH_BYTES_PER_SECOND
-            for arguments in _push(file):
-                _run([*_at(serial), *arguments], seconds)
+            try:
+                for arguments in _push(file):
+                    _run([*_at(serial), *arguments], seconds)
+            except DeviceFailure:
+                with contextlib.suppress(DeviceFailure):  # the phone may be gone
+                    _run([*_at(serial), "shell", f"rm -f {_place(file)}.part"])
+                raise
         return Worker(self.name, [adb, "-s", serial, "shell", "-T", _started()])
 
 
@@ -116,7 +122,8 @@ class _Session(ChildSession):
 
     def __init__(self, worker: Worker, program: Path, setting: Setting) -> None:
         props = {n: _run([*_at(_serial()), "shell", f"getprop ro.product.{n}"]).strip() for n in ("model", "cpu.abi")}
-        super().__init__(worker, _place(program), setting, LIMITS, {"phone": props["model"], "abi": props["cpu.abi"]})
+        place = f"../{_place(program).removeprefix(HOME)[1:]}"  # the runner starts in HOME/runner
+        super().__init__(worker, place, setting, LIMITS, {"phone": props["model"], "abi": props["cpu.abi"]})
 
 
 def _runner() -> list[Path]:

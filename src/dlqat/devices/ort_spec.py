@@ -13,10 +13,7 @@ def spec(program: Path) -> dict[str, Any]:
     """Names, types and shapes as JSON. DeviceFailure if it is no decoder with a float32 cache."""
     import onnx
 
-    try:
-        graph = onnx.load(str(program), load_external_data=False).graph
-    except Exception as error:
-        raise DeviceFailure(f"{program} is no ONNX model ({' '.join(str(error).split())[:200]})") from error
+    graph = _graph(program)
     inputs = {i.name: i.type.tensor_type for i in graph.input}
     past = {n: t for n, t in inputs.items() if n.startswith("past_key_values.")}
     if odd := [n for n, t in past.items() if t.elem_type != onnx.TensorProto.FLOAT]:
@@ -52,8 +49,14 @@ def options(setting: Setting, provider: str) -> dict[str, Any]:
 
 def shipped_level(program: Path) -> int | None:
     """accuracy_level of the artifact's own MatMulNBits nodes (the largest); None if it has none (the qdq form)."""
+    found = [n for n in _graph(program).node if n.op_type == "MatMulNBits"]
+    return max((a.i for n in found for a in n.attribute if a.name == "accuracy_level"), default=0) if found else None
+
+
+def _graph(program: Path) -> Any:
     import onnx
 
-    nodes = onnx.load(str(program), load_external_data=False).graph.node
-    found = [n for n in nodes if n.op_type == "MatMulNBits"]
-    return max((a.i for n in found for a in n.attribute if a.name == "accuracy_level"), default=0) if found else None
+    try:
+        return onnx.load(str(program), load_external_data=False).graph
+    except Exception as error:
+        raise DeviceFailure(f"{program} is no ONNX model ({' '.join(str(error).split())[:200]})") from error

@@ -17,7 +17,9 @@ int8 per token   the input of every linear is rounded to int8 row by row, asymme
                scale = 255 / (max - min), both with 0 included        zero = the end with the smaller error, rounded
                q = clip(round_to_even(x * scale) + zero, -128, 127)   x' = (q - zero) / scale
 
-On ARM64 KleidiAI rounds per row instead; until that is stated here, its int8 results are "not verified".
+           KleidiAI, which multiplies for onnxruntime on ARM64 at accuracy_level 4 with 4-bit weights, rounds by the
+           same formula (kai_lhs_quant_pack_qai8dxp_f32). Measured on an emulated cortex-a76: equal to 5e-8, where
+           MLAS's blocks are 1e-2 away. With KleidiAI off, MLAS's kernels there round as on x86.
 """
 
 from __future__ import annotations

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node, headless Chromium and emulated ARM64: the ladder on each, and how a browser ends.
+
+These run where `dlqat-devices --set-up` has fetched what they need (as CI does) and are skipped with the
+device's own reason elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import artifacts
+from dlqat.devices import artifact as folders
+from dlqat.devices.all import DEVICES
+from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
+from dlqat.runtime_tests import ladder, tolerances
+from dlqat.runtime_tests.arithmetic import PER_TOKEN, Arithmetic
+from dlqat.runtime_tests.linears import relative_error
+from dlqat.runtime_tests.proof import Proof
+from dlqat.runtime_tests.readers import read
+from dlqat.runtime_tests.reference import Reference
+
+FLOAT32 = 2e-5
+"""Largest difference of logits of about 3 between two float32 forwards (measured: 5e-6)."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("far"), "ort", "llama-tied")
+
+
+def device(name: str) -> Device:
+    found = DEVICES[name]
+    if (reason := found.available()) is not None:
+        pytest.skip(f"{name}: {reason}")
+    return found
+
+
+def opened(name: str, exported: Path) -> Session:
+    program, found = folders.find(exported).program, device(name)
+    return found.open(program, found.settings(program, 1)[0])
+
+
+def climb(name: str, exported: Path, *rungs: str, quick: bool = True) -> list[Any]:
+    proof = Proof(
+        folders.find(exported), Reference(exported.parent / "folded"), device(name), 1, quick, lambda _: None
+    )  # fmt: skip
+    return list(ladder.run(proof, rungs))
+
+
+@pytest.mark.parametrize("name", ["node", "browser-wasm", "qemu-arm64-ort"])
+def test_the_ladder(exported: Path, name: str) -> None:
+    """L1 and a short L2 in the device's first setting: every linear, logits of prefill and decode."""
+    found = climb(name, exported, "L1", "L2")
+    assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
+
+
+@pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])
+def test_a_session_in_a_browser(exported: Path, name: str) -> None:
+    """Prefill, decode, rewind and reset give the host's float numbers; facts say what ran; nothing stays behind."""
+    program, host = folders.find(exported).program, DEVICES["host-ort"]
+    here, there = host.open(program, host.settings(program, 1)[0]), opened(name, exported)
+    assert isinstance(here, Rewindable)
+    assert isinstance(there, Rewindable)
+    for step in ([5, 6, 7, 8], [9]):
+        assert np.abs(here.logits(step) - there.logits(step)).max() < FLOAT32
+    for session in (here, there):
+        session.truncate(2)
+    assert np.abs(here.logits([11]) - there.logits([11])).max() < FLOAT32
+    for session in (here, there):
+        session.reset()
+    assert np.abs(here.logits([1]) - there.logits([1])).max() < FLOAT32
+    with pytest.raises(DeviceFailure, match="not in the vocabulary"):
+        there.logits([10**6])
+    facts = there.facts()
+    assert str(facts["runtime"]).startswith("onnxruntime-web ")
+    assert facts["cross_origin_isolated"] is True
+    assert facts["threads"] == (2 if name.endswith("threads") else 1)
+    pids = tree(there)
+    there.close()
+    assert all_gone(pids)
+
+
+def test_chromium_crashes(exported: Path) -> None:
+    """Its main process is killed in the middle: one line, nothing hangs, no process is left."""
+    session: Any = opened("browser-wasm", exported)
+    session.logits([1, 2])
+    pids = tree(session)
+    browser = next(pid for pid in pids if "--headless" in words(pid) and "--type=" not in words(pid))
+    os.kill(browser, signal.SIGKILL)
+    with pytest.raises(DeviceFailure, match="browser-wasm|the page failed"):
+        session.logits([3])
+    session.close()
+    assert all_gone(pids)
+
+
+def test_a_truncated_program(exported: Path, tmp_path: Path) -> None:
+    """Node says that it does not load it, in a sentence."""
+    damaged = artifacts.damaged(
+        exported, tmp_path / "x", "onnx/model.onnx", lambda content: content.__delitem__(slice(4000, None))
+    )
+    with pytest.raises(DeviceFailure):
+        opened("node", damaged)
+
+
+def test_kleidiai_rounds_per_token(exported: Path) -> None:
+    """On ARM64 level 4 is KleidiAI's per-token rounding, and MLAS's blocks where KleidiAI is off: each as stated."""
+    program, found = folders.find(exported).program, device("qemu-arm64-ort")
+    weight = next(w for w in read(program).weights if w.kind == "matmul")
+    integers = weight.load()
+    dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(17, dense.shape[1])).astype(np.float32))
+    settings = [s for s in found.settings(program, 1) if s.activations == "int8" and s.optimize]
+    assert [bool(s.options) for s in settings] == [False, True]
+    blocks = Arithmetic(integers.block)
+    for setting, right, wrong in zip(settings, (PER_TOKEN, blocks), (blocks, PER_TOKEN), strict=True):
+        (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], setting)
+        assert relative_error(got, right.round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
+        assert relative_error(got, wrong.round(x).double().numpy() @ dense.T) > 1e-3
+
+
+def tree(session: Any) -> list[int]:
+    """The worker and all its descendants."""
+    shown = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in shown.splitlines()]
+    found = [session._worker.pid]
+    for pid in found:
+        found += [child for child, parent in pairs if parent == pid]
+    return found
+
+
+def words(pid: int) -> str:
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_bytes().replace(b"\0", b" ").decode() if path.exists() else ""
+
+
+def all_gone(pids: list[int], seconds: float = 30) -> bool:
+    """Whether these processes end soon (a zombie has ended)."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not any(words(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
