@@ -70,7 +70,7 @@ class CoremlSession:
     def __init__(self, program: Path, setting: Setting) -> None:
         self._setting, self.timings = setting, Timings()
         start = time.perf_counter()
-        self._model = _load(program, setting)
+        self._model: Any = _load(program, setting)
         self.timings.load_seconds = time.perf_counter() - start
         self.reset()
 
@@ -129,7 +129,7 @@ class CoremlSession:
 
     def close(self) -> None:
         """Let go of the model."""
-        self._model = self._state = None
+        self._model, self._state = None, None
 
 
 def _units(setting: Setting) -> Any:

@@ -54,7 +54,7 @@ class Blobs:
         self.bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         if len(self.bytes) < ALIGN:
             raise Damaged(f"{path.name} has {len(self.bytes)} bytes; it is truncated")
-        self.count, version = HEADER.unpack_from(self.bytes)
+        self.count, version = HEADER.unpack_from(self.bytes[: HEADER.size].tobytes())
         if version != 2:
             raise Damaged(f"{path.name} has version {version} of the blob format; known: 2")
 
@@ -64,7 +64,7 @@ class Blobs:
             raise Damaged(
                 f"{self.path.name}: no tensor begins at byte {offset} of {len(self.bytes)}; it is truncated or damaged"
             )
-        sentinel, kind, size, start, padding = BLOB.unpack_from(self.bytes, offset)
+        sentinel, kind, size, start, padding = BLOB.unpack(self.bytes[offset : offset + BLOB.size].tobytes())
         if sentinel != SENTINEL or kind not in TYPES:
             raise Damaged(f"{self.path.name}: the bytes at {offset} describe no tensor")
         if start + size > len(self.bytes):
@@ -122,7 +122,7 @@ def write(source: Blobs, offsets: list[int]) -> tuple[bytes, dict[int, int]]:
     out, moved = bytearray(HEADER.pack(len(offsets), 2).ljust(ALIGN, b"\0")), dict[int, int]()
     for offset in offsets:
         moved[offset] = len(out)
-        sentinel, kind, size, start, padding = BLOB.unpack_from(source.bytes, offset)
+        sentinel, kind, size, start, padding = BLOB.unpack(source.bytes[offset : offset + BLOB.size].tobytes())
         out += BLOB.pack(sentinel, kind, size, len(out) + ALIGN, padding).ljust(ALIGN, b"\0")
         out += source.bytes[start : start + size].tobytes()
         out += bytes(-len(out) % ALIGN)

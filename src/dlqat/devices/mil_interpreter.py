@@ -115,7 +115,7 @@ class Interpreter:
 
     def _tensor(self, array: NDArray[Any], kind: Type) -> Tensor:
         """An array from outside; a copy, as its memory may be read-only."""
-        wide = array.astype(np.int64) if array.dtype in (np.uint16, np.uint32) else np.array(array)
+        wide = array.astype(np.int64) if array.dtype.name in ("uint16", "uint32") else np.array(array)
         made = torch.from_numpy(wide)
         return self._rounded(made, kind) if kind.kind in FLOATS else made
 

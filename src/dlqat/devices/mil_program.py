@@ -116,7 +116,7 @@ class Package:
     def function(self, name: str | None = None) -> Function:
         """A function by name; the package's default one."""
         known = {e.key: e.value for e in self.model.mlProgram.functions}
-        name = name or self.model.description.defaultFunctionName or "main"
+        name = name or str(self.model.description.defaultFunctionName) or "main"
         if name not in known:
             raise Damaged(f"{self.path.name} has no function {name}; it has {', '.join(known)}")
         found = known[name]
@@ -190,7 +190,7 @@ def _immediate(value: Any, kind: Type) -> Any:
     if value.WhichOneof("kind") == "list":
         return [_immediate(v.immediateValue, type_of(v.type)) for v in value.list.values]
     field_name = value.tensor.WhichOneof("kind")
-    values = getattr(value.tensor, field_name).values if field_name else []
+    values: Any = getattr(value.tensor, field_name).values if field_name else []
     if field_name == "strings":
         return list(values) if kind.shape else str(values[0])
     if field_name == "bytes":
