@@ -46,8 +46,8 @@ def test_the_ladder_passes(checks: list[Check]) -> None:
     assert [c for c in checks if c.status == "failed"] == []
     assert [c.name for c in checks if c.status == "not verified"] == ["Apple hardware", "stops"]
     names = {(c.rung, c.name) for c in checks}
-    assert {("L1", "float, interpreted"), ("L1", "float16, interpreted")} <= names
-    assert {("L2", "float, interpreted"), ("L2", "float16, interpreted")} <= names
+    assert {("L1", "float, not optimized"), ("L1", "float16, not optimized")} <= names
+    assert {("L2", "float, not optimized"), ("L2", "float16, not optimized")} <= names
     noticed = [c.summary for c in checks if c.name == "L0 notices"]
     assert len(noticed) == 3
 

@@ -30,7 +30,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
     }
-    server: Site
+    server: Site  # pyright: ignore[reportIncompatibleVariableOverride] # what Site was given
 
     def translate_path(self, path: str) -> str:
         first, _, rest = path.split("?", maxsplit=1)[0].lstrip("/").partition("/")

@@ -29,7 +29,6 @@ from dlqat.devices.mil_program import Package
 
 INPUTS = {"inputIds", "causalMask"}
 STATES = {"keyCache", "valueCache"}
-UNITS = "interpreted"
 PRECISION: dict[str, Precision] = {"float": "float32", "float16": "float16"}
 
 
@@ -46,7 +45,7 @@ class CoremlReference:
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         del program
-        return Setting("float", False, threads, UNITS), Setting("float16", False, threads, UNITS)
+        return Setting("float", False, threads), Setting("float16", False, threads)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return ReferenceSession(program, setting)

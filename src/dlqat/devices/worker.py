@@ -90,8 +90,8 @@ class Server:
 
 def setting_of(fields: dict[str, Any]) -> Setting:
     """The Setting behind its JSON."""
-    options = tuple((str(k), str(v)) for k, v in fields.get("options", ()))
-    return Setting(**{**fields, "options": options})
+    values: dict[str, Any] = {**fields, "options": tuple((str(k), str(v)) for k, v in fields.get("options", ()))}
+    return Setting(**values)
 
 
 def serve(device: Device, source: IO[bytes], sink: IO[bytes]) -> None:

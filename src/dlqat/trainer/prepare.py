@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def _tie_head(model: PreTrainedModel, recipe: Recipe) -> None:
     wanted = recipe.spec(HEAD)
     spec = replace(embedding.spec, rank=0, magnitude=False, activation_bits=wanted.activation_bits if wanted else 0)
     tied = QATLinear(head, spec, embedding.scales, embedding.zero_points)
-    tied.weight = embedding.weight
+    tied.weight = cast("nn.Parameter", embedding.weight)
     put(model, HEAD, tied)
 
 
