@@ -34,7 +34,7 @@ def export(folder: Path, model: FoldedModel, target: str = "iOS18", context: int
     folder.mkdir(parents=True, exist_ok=True)
     toy_tokenizer().save_pretrained(folder)
     checkpoint.write(model, folder / "folded", files=folder)
-    options = Options(coreml_target.FORMS[0], context, target)
+    options = Options(coreml_target.FORMS[0], context, deployment_target=target)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
         cli.write(coreml_target, checkpoint.read(folder / "folded"), folder / "folded", folder / "coreml", options)

@@ -126,21 +126,24 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
     for scales, reason in ((fine, "no float16 number"), (large, "exceeds 65504")):
         changed = dataclasses.replace(leaf, scales=scales)
         odd = dataclasses.replace(model, layers={**model.layers, name: changed})
-        rows = coreml_target.plan(odd, tmp_path, Options("stateful", 64, "iOS18"))
+        rows = coreml_target.plan(odd, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
         refused = [r.refused for r in rows if r.refused]
         assert len(refused) == 1
         assert reason in refused[0]
-    assert all(r.refused is None for r in coreml_target.plan(model, tmp_path, Options("stateful", 64, "iOS18")))
+    assert all(
+        r.refused is None
+        for r in coreml_target.plan(model, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
+    )
 
 
 def test_deployment_targets_are_this_target_s() -> None:
     model = models.fold_model(models.tiny("llama-tied"))
-    assert cli.choose(coreml_target, "coreml", None, None, model) == Options("stateful", 128, "iOS18")
-    assert cli.choose(coreml_target, "coreml", None, 64, model, "iOS26").deployment_target == "iOS26"
+    assert cli.choose(coreml_target, "coreml", None, None, model) == Options("stateful", 128, "", "iOS18")
+    assert cli.choose(coreml_target, "coreml", None, 64, model, deployment_target="iOS26").deployment_target == "iOS26"
     with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
-        cli.choose(coreml_target, "coreml", None, None, model, "iOS17")
-    with pytest.raises(Refusal, match="target onnx; known: none"):
-        cli.choose(onnx_target, "onnx", None, None, model, "iOS18")
+        cli.choose(coreml_target, "coreml", None, None, model, deployment_target="iOS17")
+    with pytest.raises(Refusal, match="target onnx; it has no such choice"):
+        cli.choose(onnx_target, "onnx", None, None, model, deployment_target="iOS18")
 
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])

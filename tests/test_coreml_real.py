@@ -25,7 +25,7 @@ TOKENS = 300
 @pytest.fixture(scope="module")
 def artifact(smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("coreml")
-    options = Options(coreml_target.FORMS[0], 4096, "iOS18")
+    options = Options(coreml_target.FORMS[0], 4096, deployment_target="iOS18")
     written = coreml_target.write(checkpoint.read(smollm2_folded), smollm2_folded, folder, options)
     (folder / "manifest.json").write_text(json.dumps({"bytes": dict(written.sizes)}))
     return folder

@@ -211,5 +211,9 @@ def test_host_coreml_says_why_not() -> None:
     assert reason is not None
     assert "Apple hardware: not verified" in reason
     settings = DEVICES["host-coreml"].settings(Path("model.mlpackage"), 1)
-    assert [str(s) for s in settings] == ["float16, CPU_ONLY", "float16, CPU_AND_GPU", "float16, CPU_AND_NE"]
+    assert [str(s) for s in settings] == [
+        "float16, optimized, compute_units=CPU_ONLY",
+        "float16, optimized, compute_units=CPU_AND_GPU",
+        "float16, optimized, compute_units=CPU_AND_NE",
+    ]
     assert device(None, "coreml").name == "coreml-reference"

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dlqat.devices import setup, wire, worker
 from dlqat.devices.chromium import FLAGS, environment, executable
@@ -105,29 +105,13 @@ def main() -> None:
         browser.on("disconnected", lambda _: _gone("Chromium ended"))
         page.goto(f"http://127.0.0.1:{site.server_port}/index.html?provider={provider}&threads={threads}")
         page.wait_for_function("window.ready === true", timeout=120_000)
-        _serve(page, site, sys.stdin.buffer, sink)
+        worker.serve(lambda message: answer(page, site, message), sys.stdin.buffer, sink)
         os._exit(0)  # Chromium goes with playwright's driver; nothing is left to save
 
 
 def _gone(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
     os._exit(70)
-
-
-def _serve(page: Any, site: Site, source: IO[bytes], sink: IO[bytes]) -> None:
-    def read(length: int) -> bytes:
-        content = source.read(length)
-        if len(content) < length:
-            raise EOFError
-        return content
-
-    while True:
-        try:
-            message = wire.decode(read)
-        except EOFError:
-            return
-        sink.write(wire.encode(answer(page, site, message)))
-        sink.flush()
 
 
 if __name__ == "__main__":

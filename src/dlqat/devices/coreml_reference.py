@@ -88,21 +88,13 @@ class ReferenceSession:
         mask = np.zeros((1, 1, 1, total + 1), np.float16)
         start = time.perf_counter()
         found = _run(self._program, {"inputIds": ids, "causalMask": mask}, self._state)["logits"][0]
-        self._count(ids.shape[1], time.perf_counter() - start)
+        self.timings.count(ids.shape[1], time.perf_counter() - start)
         self._length = total
         return found
 
     def _vocabulary(self) -> int:
         made = self._program.function.producer["logits"].types[0].shape
         return made[-1] or 0
-
-    def _count(self, tokens: int, seconds: float) -> None:
-        if self._length == 0 or tokens > 1:
-            self.timings.prefill_tokens += tokens
-            self.timings.prefill_seconds += seconds
-        else:
-            self.timings.decode_tokens += tokens
-            self.timings.decode_seconds += seconds
 
     def facts(self) -> Mapping[str, Any]:
         """What ran; Apple's runtime did not."""

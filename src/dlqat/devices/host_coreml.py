@@ -87,17 +87,9 @@ class CoremlSession:
         }
         start = time.perf_counter()
         rows = _predict(self._model, inputs, self._state)["logits"][0]
-        self._count(len(token_ids), time.perf_counter() - start)
+        self.timings.count(len(token_ids), time.perf_counter() - start)
         self._length = total
         return rows.astype(np.float32)
-
-    def _count(self, tokens: int, seconds: float) -> None:
-        if self._length == 0 or tokens > 1:
-            self.timings.prefill_tokens += tokens
-            self.timings.prefill_seconds += seconds
-        else:
-            self.timings.decode_tokens += tokens
-            self.timings.decode_seconds += seconds
 
     def facts(self) -> Mapping[str, Any]:
         """System, compute units, and where Core ML places the operations."""

@@ -118,18 +118,10 @@ class OrtSession:
         feed = {n: v for n, v in feed.items() if n in self._inputs} | self._past
         start = time.perf_counter()
         results = dict(zip((o.name for o in self._ort.get_outputs()), _run(self._ort, feed), strict=True))
-        self._count(ids.shape[1], time.perf_counter() - start)
+        self.timings.count(ids.shape[1], time.perf_counter() - start)
         self._past = {n: results[n.replace("past_key_values", "present")] for n in self._past}
         self._length = total
         return results["logits"][0].astype(np.float32, copy=False)
-
-    def _count(self, tokens: int, seconds: float) -> None:
-        if self._length == 0 or tokens > 1:
-            self.timings.prefill_tokens += tokens
-            self.timings.prefill_seconds += seconds
-        else:
-            self.timings.decode_tokens += tokens
-            self.timings.decode_seconds += seconds
 
     def facts(self) -> Mapping[str, Any]:
         """Versions, machine, level, and the kernels that really ran for one token (from ORT's own profile)."""

@@ -94,9 +94,8 @@ def setting_of(fields: dict[str, Any]) -> Setting:
     return Setting(**values)
 
 
-def serve(device: Device, source: IO[bytes], sink: IO[bytes]) -> None:
+def serve(answer: Callable[[Message], Message], source: IO[bytes], sink: IO[bytes]) -> None:
     """Answer until the driver closes the stream."""
-    server = Server(device)
 
     def read(length: int) -> bytes:
         content = source.read(length)
@@ -109,7 +108,7 @@ def serve(device: Device, source: IO[bytes], sink: IO[bytes]) -> None:
             message = wire.decode(read)
         except EOFError:
             return
-        sink.write(wire.encode(server.answer(message)))
+        sink.write(wire.encode(answer(message)))
         sink.flush()
 
 
@@ -131,7 +130,7 @@ def main() -> None:
     sink = own_stdout()
     end_with_parent()
     module, _, name = sys.argv[1].partition(":")
-    serve(getattr(importlib.import_module(module), name)(), sys.stdin.buffer, sink)
+    serve(Server(getattr(importlib.import_module(module), name)()).answer, sys.stdin.buffer, sink)
 
 
 if __name__ == "__main__":
