@@ -17,9 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never waits for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests start processes after tokenizing
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any library imports triton: its kernels then run on the CPU
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"

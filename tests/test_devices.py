@@ -71,8 +71,8 @@ def test_chunks_are_one_text(exported: Path) -> None:
         starts = np.cumsum((0, *chunks))
         rows = [session.logits(IDS[a:b]) for a, b in pairwise(starts)]
         np.testing.assert_allclose(np.concatenate(rows), whole, atol=2e-5)
-    assert session.timings.decode_tokens == 11 + 1
-    assert session.timings.prefill_tokens == 12 + 12 + 1 + 11
+    assert session.timings.decode_tokens == 12 + 1
+    assert session.timings.prefill_tokens == 12 + 12 + 11
     session.close()
 
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Law 5: the Triton kernels equal the reference in output and every gradient.
 
-Without a GPU they run in Triton's interpreter; with one, the same tests run on it. Values are chosen so that
+Without a GPU they run in Triton's interpreter (conftest.py); with one, the same tests run on it. Values are chosen so that
 float32 sums are exact where equality is claimed: what remains is the kernels' own arithmetic.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,8 +15,6 @@ import torch
 from torch import Tensor
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 pytest.importorskip("triton", reason="Triton is for Linux only")
 
 from dlqat.adapter import Adapter, fixed_point  # noqa: E402
