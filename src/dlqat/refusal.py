@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
+
+NOISY = ("torchao", "torch.utils._pytree")
+"""Where torchao is installed, transformers imports it, and it warns of kernels for GPUs that are not here."""
 
 
 class Refusal(Exception):
@@ -15,6 +19,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a console-script entry point: a Refusal becomes one line on stderr and exit code 2."""
 
     def run() -> None:
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             main()
         except Refusal as refusal:

@@ -15,8 +15,7 @@ from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.trainer.methods.known import METHODS, parse
 from dlqat.trainer.methods.method import Method
-from dlqat.trainer.options import Options
-from dlqat.trainer.start import KNOWN
+from dlqat.trainer.options import INITS, Options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
@@ -186,7 +185,7 @@ def _check_data(data: list[str], method: Method | None, then: str) -> None:
 
 def _check(options: Options, parallel: str) -> None:
     choices = {
-        "--init": (options.init, KNOWN),
+        "--init": (options.init, INITS),
         "--precision": (options.precision, ("bf16", "fp32")),
         "--parallel": (parallel, ("ddp", "fsdp")),
     }

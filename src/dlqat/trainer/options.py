@@ -10,6 +10,10 @@ MAGNITUDE_FLOOR = 0.05
 """m is kept above this after every step: it must stay positive to fold."""
 
 
+INITS = ("mse", "weighted", "gptq", "blocks")
+"""Prepared starts (trainer/start.py)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The defaults are those of benchmarks/quality.py: what won on SmolLM2-135M, tuned on training text."""

@@ -23,9 +23,8 @@ from dlqat.trainer.calibrate import Visit, Walked, walk
 from dlqat.trainer.gptq import compensate
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.offset import offset
+from dlqat.trainer.options import INITS
 from dlqat.trainer.search import search
-
-KNOWN = ("mse", "weighted", "gptq", "blocks")
 
 
 def apply(
@@ -45,7 +44,7 @@ def apply(
         case "blocks":
             reconstruct(model, tokens(), progress)
         case other:
-            raise Refusal(f"start {other!r} is not known; known: {', '.join(KNOWN)}")
+            raise Refusal(f"start {other!r} is not known; known: {', '.join(INITS)}")
 
 
 def _on_layer(visit: Callable[[QATLinear, Tensor], None]) -> Visit:
