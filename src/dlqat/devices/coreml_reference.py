@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from dlqat.devices import machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 from dlqat.devices.mil_blobs import Damaged
-from dlqat.devices.mil_call import Unsupported
-from dlqat.devices.mil_interpreter import Interpreter, Precision
-from dlqat.devices.mil_program import Package
+
+if TYPE_CHECKING:  # torch is for those who run something
+    from dlqat.devices.mil_interpreter import Interpreter, Precision
 
 INPUTS = {"inputIds", "causalMask"}
 STATES = {"keyCache", "valueCache"}
@@ -114,6 +114,10 @@ class ReferenceSession:
 
 
 def _load(path: Path, precision: Precision) -> Interpreter:
+    from dlqat.devices.mil_call import Unsupported
+    from dlqat.devices.mil_interpreter import Interpreter
+    from dlqat.devices.mil_program import Package
+
     try:
         return Interpreter(Package(path), precision)
     except (Damaged, Unsupported) as error:
@@ -123,6 +127,8 @@ def _load(path: Path, precision: Precision) -> Interpreter:
 def _run(
     program: Interpreter, inputs: Mapping[str, NDArray[Any]], state: dict[str, Any] | None
 ) -> dict[str, NDArray[np.float32]]:
+    from dlqat.devices.mil_call import Unsupported
+
     try:
         return {name: value.float().numpy() for name, value in program.run(inputs, state).items()}
     except (Damaged, Unsupported) as error:

@@ -19,14 +19,16 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dlqat.devices import machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORWARD, SCORE = "forward", "score"
 
@@ -53,6 +55,8 @@ class HostExecutorch:
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
         method = _load(program, setting).load_method(FORWARD)
+        import torch
+
         inputs = ([torch.from_numpy(np.ascontiguousarray(x)) for x in batch.values()] for batch in batches)
         return [_run(method, list(given)).numpy() for given in inputs]
 
@@ -99,6 +103,8 @@ class ExecutorchSession:
         if self._context and self._length + len(token_ids) > self._context:
             raise DeviceFailure(f"{self._length + len(token_ids)} tokens are more than its context of {self._context}")
         start = time.perf_counter()
+        import torch
+
         rows = _run(self._method, [torch.tensor([list(token_ids)]), torch.tensor([self._length])])
         self.timings.count(len(token_ids), time.perf_counter() - start)
         self._length += len(token_ids)
@@ -144,7 +150,7 @@ def _register() -> None:
     importlib.import_module("executorch.extension.llm.custom_ops.custom_ops")
 
 
-def _run(method: Any, inputs: list[Any]) -> torch.Tensor:
+def _run(method: Any, inputs: list[Any]) -> Tensor:
     try:
         return method.execute(inputs)[0]
     except RuntimeError as error:
