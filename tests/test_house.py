@@ -164,3 +164,10 @@ def test_every_python_file_names_its_licence() -> None:
     spdx = "# SPDX-License-Identifier: Apache-2.0\n"
     assert [path for path in files if not path.read_text(encoding="utf-8").startswith(spdx)] == []
     assert len(files) > len(PARTS)
+
+
+@pytest.mark.parametrize("module", ["runtime_tests.cli", "runtime_tests.eval_cli", "devices.cli", "demo"])
+def test_commands_start_without_torch(module: str) -> None:
+    """--help answers at once, and TQDM_DISABLE, which tqdm reads once (torch imports it), can still be set."""
+    code = f"import sys, dlqat.{module}; sys.exit('torch' in sys.modules or 'tqdm' in sys.modules)"
+    assert run(sys.executable, "-c", code).returncode == 0

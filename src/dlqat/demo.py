@@ -9,6 +9,7 @@ perplexity is measured on the rest.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -20,11 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dlqat import refusal, source
-from dlqat.recipe import parse
+from dlqat import refusal
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import accuracy
-from dlqat.trainer.prepare import prepare
 
 HOME = Path("demo/model")
 TOKENS = 4096
@@ -47,7 +45,7 @@ def demo() -> None:
     console.print(summary(perplexities(base, test.read_text(encoding="utf-8"))))
     console.print(artifacts(folders))
     console.print(f"The integers themselves, for any tool that reads Hugging Face folders: {HOME / 'folded'}")
-    console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}")
+    console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}; other devices: dlqat-devices")
 
 
 def model_file() -> Path:
@@ -81,7 +79,13 @@ def step(command: str, *arguments: str | Path) -> None:
 
 def perplexities(base: Path, text: str) -> dict[str, float]:
     """Of the float model, the same rounded to nearest, and folded/ as plain transformers loads it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # before torch is imported: no bars but our own
     from transformers import AutoModelForCausalLM
+
+    from dlqat import source
+    from dlqat.recipe import parse
+    from dlqat.runtime_tests import accuracy
+    from dlqat.trainer.prepare import prepare
 
     loaded = source.load(source.resolve(str(base)))
     ids = loaded.tokenizer(text).input_ids[:TOKENS]
