@@ -32,9 +32,8 @@ from dlqat.folded import Quantized
 from dlqat.grid import Grid, quantize
 from dlqat.refusal import Refusal
 
-ADAPTERS, RECORD, PLAN = "adapters.safetensors", "dlqat.json", "plan.json"
-"""What dlqat-train leaves in model_dir: the trained tensors, what was asked for, and what each linear became
-where a method makes more of it than one grid."""
+ADAPTERS, RECORD = "adapters.safetensors", "dlqat.json"
+"""What dlqat-train leaves in model_dir: the trained tensors, and what was asked for."""
 
 OFFSET_UNIT = 1.0 / 64
 """A step of `offset`, in steps of the grid; int8 reaches two grid steps either way, int16 512."""

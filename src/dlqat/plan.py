@@ -12,16 +12,22 @@ Paths are those of folded.leaves: `q_proj.1.left` is the left factor of the seco
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil, log2
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dlqat import atomic
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
+
+FILE = "plan.json"
+"""In model_dir, where a method makes more of a linear than one grid."""
 
 SCALE_BITS = 16
 """A snapped scale is a number of fp16 and of bf16."""
@@ -128,6 +134,21 @@ def check(plan: Plan, shapes: Mapping[str, Shape]) -> None:
         for leaf in leaves(node, name, shapes[name]):
             if (reason := leaf.spec.grid.refuses(leaf.shape[1])) is not None:
                 raise Refusal(f"{leaf.path}: {reason}")
+
+
+def write(plan: Plan, folder: Path) -> None:
+    """To folder/plan.json, atomically."""
+    atomic.text(folder / FILE, json.dumps(to_json(plan), indent=1) + "\n")
+
+
+def read(folder: Path) -> dict[str, Node]:
+    """Of folder/plan.json. Refusal if it is none."""
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refusal(f"{path} is no JSON ({error}); train again") from error
+    return from_json(content, str(path))
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

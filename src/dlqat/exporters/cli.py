@@ -121,14 +121,13 @@ def choose(
     deployment_target: str | None = None,
 ) -> Options:
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
-    if form and form not in module.FORMS:
-        raise Refusal(f"--form {form} is not known to target {target}; known: {', '.join(module.FORMS)}")
+    chosen = _one_of(module, "FORMS", "--form", form, target)
     positions = _one_of(module, "LOGITS", "--logits", logits, target)
     system = _one_of(module, "DEPLOYMENT_TARGETS", "--deployment-target", deployment_target, target)
     longest = architecture.read(model.config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
-    return Options(form or module.FORMS[0], max_context or min(longest, DEFAULT_CONTEXT), positions, system)
+    return Options(chosen, max_context or min(longest, DEFAULT_CONTEXT), positions, system)
 
 
 def _one_of(module: Target, choices: str, option: str, asked: str | None, target: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dlqat import adapter, checkpoint, plan, recipe, source
-from dlqat.adapter import ADAPTERS, PLAN, RECORD
+from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.checkpoint import FoldedModel, Lazy
 from dlqat.folded import Folded, Quantized
 from dlqat.plan import Leaf, Node
@@ -47,7 +47,10 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
     weights = source.weights(origin)
     shapes = {n.removesuffix(".weight"): tuple(weights[n].shape) for n in weights if n.endswith(".weight")}
     matrices = {n: (s[0], s[1]) for n, s in shapes.items() if len(s) == 2}
-    nodes: dict[str, Node] = {**rules.layers(matrices), **_plan(model_dir)}
+    nodes: dict[str, Node] = {
+        **rules.layers(matrices),
+        **(plan.read(model_dir) if (model_dir / plan.FILE).exists() else {}),
+    }
     leaves = {x.path: x for name, node in nodes.items() for x in plan.leaves(node, name, matrices[name])}
     specs = {path: leaf.spec for path, leaf in leaves.items()}
     tensors = adapter.load(model_dir / ADAPTERS)
@@ -85,12 +88,6 @@ def _need(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def _plan(model_dir: Path) -> dict[str, Node]:
-    """What a compression method made of the linears; nothing if there was none."""
-    path = model_dir / PLAN
-    return plan.from_json(_json(path), str(path)) if path.exists() else {}
-
-
 def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, LayerSpec]:
     """The layers' specs and, for a tied model, that of the head (its activations are its own)."""
     head = rules.spec("lm_head")
@@ -101,10 +98,6 @@ def _record(model_dir: Path) -> dict[str, Any]:
     path = model_dir / RECORD
     if not path.exists():
         raise Refusal(f"{model_dir} holds no {RECORD}: it is no model_dir of dlqat-train")
-    return _json(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

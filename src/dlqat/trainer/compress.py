@@ -8,16 +8,14 @@ nothing is trained, what folds. `restore` builds the same modules from them in a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dlqat import atomic, plan
+from dlqat import plan
 from dlqat.architecture import Decoder
 from dlqat.plan import Plan
 from dlqat.recipe import Recipe
@@ -26,7 +24,6 @@ from dlqat.trainer.methods.method import Method
 from dlqat.trainer.prepare import put
 from dlqat.trainer.union import module
 
-FILE = "plan.json"
 Progress = Callable[[str], None]
 
 
@@ -111,13 +108,3 @@ def influences(model: PreTrainedModel, tokens: Tensor) -> list[float]:
         for handle in handles:
             handle.remove()
     return [max(s / tokens.numel(), 0.0) for s in sums]
-
-
-def write_plan(nodes: Plan, folder: Path) -> None:
-    """To folder/plan.json, atomically."""
-    atomic.text(folder / FILE, json.dumps(plan.to_json(nodes), indent=1) + "\n")
-
-
-def read_plan(folder: Path) -> Plan:
-    """Of folder/plan.json. Refusal if it is none."""
-    return plan.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")), str(folder / FILE))

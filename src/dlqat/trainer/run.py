@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, recipe, source
+from dlqat import adapter, atomic, plan, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
@@ -206,7 +206,7 @@ def _start(
     runtime.wait_for_everyone()
     tensors = load_file(path)
     if request.method and not made:
-        compress.restore(model, compress.read_plan(request.output), tensors, seed)
+        compress.restore(model, plan.read(request.output), tensors, seed)
     load(model, tensors)
     for layer in qat_layers(model).values():
         if isinstance(layer, QATLinear):
@@ -232,7 +232,7 @@ def _make_start(
     nodes, made = compress.compress(loaded.model, request.method, request.recipe, decoder, tokens, tell, seed)
     if request.method.influenced:
         console.print(plan_table.table(request.method, nodes, decoder))
-    compress.write_plan(nodes, request.output)
+    plan.write(nodes, request.output)
     return {**made, **_fixed(loaded.model)}
 
 
