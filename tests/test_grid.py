@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlqat import adapter, folded
 from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, power_of_two, quantize, snap
 from dlqat.trainer.search import search
 
@@ -91,3 +94,37 @@ def test_search_knows_which_inputs_matter() -> None:
         return float(((dequantize(quantize(weight, s, None, grid), s, None) - weight).square() * importance).sum())
 
     assert weighted(search(weight, grid, importance)[0]) < weighted(search(weight, grid)[0])
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_mirrored_grid_puts_the_odd_level_where_it_serves(bits: int) -> None:
+    """A weight and its negative are held equally well, which a plain symmetric grid cannot; all fits in int4."""
+    weight = torch.randn(32, 64)
+    plain, mirrored = Grid(bits, 32), Grid(bits, 32, mirrored=True)
+
+    def fold(w: torch.Tensor, grid: Grid) -> torch.Tensor:
+        leaf = adapter.fold(w, adapter.Adapter(grid, *search(w, grid)))
+        assert folded.check(leaf, "w") is None and leaf.grid == grid.folded and leaf.zero_points is None
+        return folded.dense(leaf)
+
+    errors = [(fold(w, mirrored) - w).square().view(32, 2, -1).sum(-1) for w in (weight, -weight)]
+    assert torch.equal(*errors)
+    for w, error in zip((weight, -weight), errors, strict=True):
+        assert (error <= (fold(w, plain) - w).square().view(32, 2, -1).sum(-1) * (1 + 1e-6)).all()
+    signs = search(weight, mirrored)[1]
+    assert signs is not None and set(signs.unique().tolist()) == {-1, 0}
+
+
+@pytest.mark.parametrize("wrong", [{"bits": 4}, {"bits": 3, "symmetric": False}], ids=str)
+def test_what_cannot_be_mirrored_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="mirrored codes have to fit in int4"):
+        Grid(**wrong, mirrored=True)
+
+
+def test_a_mirrored_layer_with_other_zero_points_is_refused() -> None:
+    weight, grid = torch.randn(8, 32), Grid(3, 32, mirrored=True)
+    scales, signs = search(weight, grid)
+    assert signs is not None
+    assert adapter.damage(adapter.Adapter(grid, scales, signs)) is None
+    assert adapter.damage(adapter.Adapter(grid, scales, signs - 1)) == "zero_points of a mirrored grid are 0 or -1"
+    assert "symmetry" in (adapter.damage(adapter.Adapter(grid, scales)) or "")

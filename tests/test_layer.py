@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dlqat.folded import dense
+from dlqat.folded import check, dense
+from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.activation import fake_quant, straight_through
 from dlqat.trainer.kernels import reference
@@ -22,13 +24,24 @@ CORNERS: dict[str, dict[str, Any]] = {
     "fq-lora": {"magnitude": False},
     "l4q": {"magnitude": False, "train_scales": True},
 }
-GRIDS = [(2, 64, True), (3, 32, True), (3, 16, False), (4, 32, True), (4, 128, False), (4, 0, True), (8, 0, False)]
+INT3 = Grid(3, 32)
+GRIDS = [
+    Grid(2, 64),
+    Grid(2, 32, mirrored=True),
+    Grid(3, 32),
+    Grid(3, 32, mirrored=True),
+    Grid(3, 16, symmetric=False),
+    Grid(4, 32),
+    Grid(4, 128, symmetric=False),
+    Grid(4, None),
+    Grid(8, None, symmetric=False),
+]
 
 
-def layer(corner: str = "dl-qat", grid: tuple[int, int, bool] = (3, 32, True), out: int = 40) -> QATLinear:
+def layer(corner: str = "dl-qat", grid: Grid = INT3, out: int = 40) -> QATLinear:
     """A trained-looking layer: LoRA and magnitudes away from their start."""
-    bits, group, symmetric = grid
-    spec = LayerSpec(bits, group, symmetric, **{"rank": 8, "alpha": 16.0, **CORNERS[corner]})
+    fields = asdict(grid) | {"group_size": grid.group_size or 0, "rank": 8, "alpha": 16.0, **CORNERS[corner]}
+    spec = LayerSpec(**fields)
     linear = nn.Linear(128, out)
     made = QATLinear(linear, spec, *search(linear.weight.detach(), spec.grid))
     with torch.no_grad():
@@ -81,11 +94,12 @@ def by_autograd(x: Tensor, m: QATLinear) -> Tensor:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("corner", CORNERS)
-def test_folding_is_the_training_forward_bit_for_bit(corner: str, grid: tuple[int, int, bool]) -> None:
+def test_folding_is_the_training_forward_bit_for_bit(corner: str, grid: Grid) -> None:
     """Law 2."""
     m = layer(corner, grid)
     folded = m.fold()
     assert torch.equal(dense(folded), m.made(torch.float32))
+    assert check(folded, "a layer") is None
     assert torch.equal(folded.scales, m.spec.grid.round_scales(folded.scales))
     x = torch.randn(3, 5, 128)
     assert torch.equal(m(x), x @ dense(folded).T + m.bias)
@@ -93,7 +107,7 @@ def test_folding_is_the_training_forward_bit_for_bit(corner: str, grid: tuple[in
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("corner", ["dl-qat", "peqa", "fq-lora"])
-def test_output_and_every_gradient_equal_those_of_autograd(corner: str, grid: tuple[int, int, bool]) -> None:
+def test_output_and_every_gradient_equal_those_of_autograd(corner: str, grid: Grid) -> None:
     m = layer(corner, grid)
     x = torch.randn(3, 5, 128, requires_grad=True)
     trained = {n: p for n, p in m.named_parameters() if p.requires_grad}
@@ -106,8 +120,8 @@ def test_output_and_every_gradient_equal_those_of_autograd(corner: str, grid: tu
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()), msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("grid", [(3, 32, True), (4, 16, False)], ids=str)
-def test_the_gradient_of_trained_scales_is_lsqs(grid: tuple[int, int, bool]) -> None:
+@pytest.mark.parametrize("grid", [INT3, Grid(4, 16, symmetric=False)], ids=str)
+def test_the_gradient_of_trained_scales_is_lsqs(grid: Grid) -> None:
     """L4Q: autograd's own gradient of the textbook form, times LSQ's 1 / sqrt(N qmax)."""
     m = layer("l4q", grid)
     m.offset = None  # a fixed offset moves with the step in the textbook form
@@ -119,7 +133,7 @@ def test_the_gradient_of_trained_scales_is_lsqs(grid: tuple[int, int, bool]) -> 
 
 
 def test_magnitude_moves_no_code_and_its_gradient_is_the_finite_difference() -> None:
-    m = layer("peqa", (3, 32, True))
+    m = layer("peqa", INT3)
     assert m.magnitude is not None
     codes = m.fold().codes
     x, target = torch.randn(9, 128), torch.randn(9, 40)
@@ -146,7 +160,7 @@ def test_a_fresh_layer_is_the_rounded_base_and_the_teacher_is_the_float_layer() 
 
 
 def test_large_weights_go_through_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    m = layer("dl-qat", (3, 16, False), out=37)
+    m = layer("dl-qat", Grid(3, 16, symmetric=False), out=37)
     grad = torch.randn(37, 128)
     whole = reference.weight_backward(m.weight, m.adapter(), grad, torch.float32)
     monkeypatch.setattr(reference, "BLOCK", 5 * 128)

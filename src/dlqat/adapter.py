@@ -132,7 +132,12 @@ def fold(weight: Tensor, adapter: Adapter) -> Quantized:
         zero = codes.new_zeros(out, groups) if adapter.zero_points is None else adapter.zero_points
         codes = torch.where(adapter.mask.view(out, groups, -1), codes.view(out, groups, -1), zero[..., None])
         codes = codes.view(weight.shape)
-    return Quantized(adapter.grid, codes, folded_scales(adapter), adapter.zero_points)
+    if not adapter.grid.mirrored:
+        return Quantized(adapter.grid, codes, folded_scales(adapter), adapter.zero_points)
+    assert adapter.zero_points is not None
+    out, groups = adapter.scales.shape
+    codes = (codes.view(out, groups, -1) - adapter.zero_points[..., None]).view(weight.shape)
+    return Quantized(adapter.grid.folded, codes, folded_scales(adapter))
 
 
 _TENSORS = ("scales", "zero_points", "magnitude", "lora_a", "lora_b", "offset", "mask")
@@ -190,6 +195,9 @@ def damage(adapter: Adapter) -> str | None:
         return f"mask has dtype {adapter.mask.dtype}, not bool"
     if (adapter.lora_a is None) != (adapter.lora_b is None):
         return "lora_a and lora_b must come together"
-    if adapter.grid.symmetric != (adapter.zero_points is None):
+    zeros = adapter.zero_points
+    if adapter.grid.zero_points == (zeros is None):
         return "zero_points and the grid's symmetry disagree"
+    if zeros is not None and adapter.grid.mirrored and not bool(((zeros == 0) | (zeros == -1)).all()):
+        return "zero_points of a mirrored grid are 0 or -1"
     return None

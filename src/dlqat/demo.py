@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlqat import refusal
+from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 
 HOME = Path("demo/model")
@@ -98,7 +99,7 @@ def perplexities(base: Path, text: str) -> dict[str, float]:
     rules = [{**rule, "activation_bits": 0} for rule in record["recipe"]]
     prepare(loaded.model, parse(rules, "dlqat.json"))
     found["round-to-nearest"] = of(loaded.model)
-    with source.quiet():
+    with quiet():
         found["DL-QAT, folded/"] = of(AutoModelForCausalLM.from_pretrained(HOME / "folded"))
     return found
 

@@ -34,16 +34,25 @@ class Grid:
 
     `power_of_two` restricts scales to 2^k; an int8 code times 2^k is exact in bf16, which is how the
     embedding is stored (docs/adr/0002-embedding-grid.md).
+
+    `mirrored`: a symmetric grid has one level more below zero than above, and each group may have it on the side where
+    its weights need it: codes -2^(b-1)..2^(b-1)-1, or 1-2^(b-1)..2^(b-1). While a layer trains the second is a
+    zero-point of -1; it folds into codes of int4, where all targets store 3 bits anyway.
     """
 
     bits: int = 4
     group_size: int | None = 32
     symmetric: bool = True
     power_of_two: bool = False
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ValueError(f"bits = {self.bits} is not one of {BITS}")
+        if self.mirrored and (self.bits > 3 or not self.symmetric):
+            raise ValueError(
+                "mirrored = true needs a symmetric grid of 2 or 3 bits: mirrored codes have to fit in int4"
+            )
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size = {self.group_size} is not one of {GROUP_SIZES} or per channel")
 
@@ -54,6 +63,16 @@ class Grid:
     @property
     def qmax(self) -> int:
         return (1 << (self.bits - 1)) - 1
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether a layer has zero-points while it trains."""
+        return self.mirrored or not self.symmetric
+
+    @property
+    def folded(self) -> Grid:
+        """The grid of the codes that ship."""
+        return Grid(4, self.group_size, power_of_two=self.power_of_two) if self.mirrored else self
 
     def groups(self, in_features: int) -> int:
         """How many groups one row of `in_features` has. ValueError if the group does not divide it."""
@@ -77,7 +96,7 @@ class Grid:
 
     def __str__(self) -> str:
         group = "per channel" if self.group_size is None else f"g{self.group_size}"
-        return f"int{self.bits} {'sym' if self.symmetric else 'asym'} {group}"
+        return f"int{self.bits} {'mirrored' if self.mirrored else 'sym' if self.symmetric else 'asym'} {group}"
 
 
 def snap(x: Tensor) -> Tensor:

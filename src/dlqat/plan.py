@@ -124,7 +124,8 @@ def bits(node: Node, shape: Shape) -> float:
     for leaf in leaves(node, "", shape):
         out, inputs = leaf.shape
         groups = out * leaf.spec.grid.groups(inputs)
-        total += leaf.spec.bits * out * inputs + groups * (SCALE_BITS + (0 if leaf.spec.symmetric else leaf.spec.bits))
+        grid = leaf.spec.grid.folded
+        total += grid.bits * out * inputs + groups * (SCALE_BITS + (0 if grid.symmetric else grid.bits))
     return total + sum(shape[0] * ceil(log2(max(2, clusters))) for _, clusters in labels(node, ""))
 
 

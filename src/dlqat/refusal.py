@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 
-NOISY = ("torchao", "torch.utils._pytree")
-"""Where torchao is installed, transformers imports it, and it warns of kernels for GPUs that are not here."""
+from dlqat.quiet import hush
 
 
 class Refusal(Exception):
@@ -19,8 +17,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a console-script entry point: a Refusal becomes one line on stderr and exit code 2."""
 
     def run() -> None:
-        for name in NOISY:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        hush()
         try:
             main()
         except Refusal as refusal:

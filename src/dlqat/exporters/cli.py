@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from dlqat.adapter import ADAPTERS
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
+from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 
 TARGETS = {
@@ -86,13 +86,11 @@ def load(name: str) -> Target:
     """The module of a target. Refusal if there is none of that name, or its packages are not installed."""
     if name not in TARGETS:
         raise Refusal(f"target {name!r} is not known; known: {', '.join(TARGETS)}")
-    logging.disable(logging.WARNING)  # what other packages remark about themselves when they are imported
     try:
-        return cast(Target, importlib.import_module(TARGETS[name]))
+        with quiet():
+            return cast(Target, importlib.import_module(TARGETS[name]))
     except ModuleNotFoundError as error:
         raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dlqat.architecture import Decoder
 from dlqat.exporters import check_on_mac
-from dlqat.exporters.coreml_tools import silent
+from dlqat.quiet import quiet
 
 FILE = "golden.npz"
 TOKENS, DECODED = 24, 8
@@ -52,6 +52,6 @@ def _ids(source: Path, facts: Decoder, count: int) -> NDArray[np.int32]:
 def _logits(source: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     from transformers import AutoModelForCausalLM
 
-    with silent(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         return network(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0].float().numpy()

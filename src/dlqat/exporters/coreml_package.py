@@ -20,8 +20,9 @@ from dlqat.architecture import Config, Decoder
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder
 from dlqat.exporters.coreml_builder import Inputs, Mil
-from dlqat.exporters.coreml_tools import ct, mb, silent
+from dlqat.exporters.coreml_tools import ct, mb
 from dlqat.exporters.tokens import SpecialTokens
+from dlqat.quiet import quiet
 
 TARGETS = ("iOS18", "iOS26")
 """The first one is the default: the lowest with int4, states and scaled_dot_product_attention."""
@@ -34,7 +35,7 @@ def write(model: FoldedModel, facts: Decoder, context: int, target: str, done: C
     program = build(model, facts, context, target, done)
     step = ct.RangeDim(1, context, default=1)
     length = ct.RangeDim(2, context + 1, default=2)
-    with silent():
+    with quiet():
         made: Any = ct.convert(
             program,
             inputs=[

@@ -1,33 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""coremltools without its talk: at import it logs a dozen remarks about what Linux does not have, and it draws bars.
-
-What it raises is not held back.
-"""
+"""coremltools, imported without the dozen remarks it makes about what Linux does not have."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Generator
 from typing import Any
 
+from dlqat.quiet import quiet
 
-@contextlib.contextmanager
-def silent() -> Generator[None]:
-    """Nothing on stderr, no warnings, no logs below errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-with silent():
+with quiet():
     import coremltools
     from coremltools.converters.mil import Builder
 

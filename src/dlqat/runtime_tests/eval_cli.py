@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import platform
 import shlex
@@ -35,6 +34,7 @@ from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
 from dlqat.devices.isolated import isolated
+from dlqat.quiet import hush
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import report, versions
 from dlqat.runtime_tests.fingerprint import fingerprint, result_path
@@ -255,8 +255,7 @@ def _quiet(*, offline: bool) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     if offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    for name in ("lm_eval", "lm-eval", "datasets", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    hush("lm_eval", "lm-eval", "datasets", "transformers")
 
 
 @contextmanager

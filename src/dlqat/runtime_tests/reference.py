@@ -12,7 +12,6 @@ Two variations of it serve the proof where a runtime rounds activations to int8:
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlqat import checkpoint, source
+from dlqat import checkpoint
 from dlqat.checkpoint import FoldedModel
 from dlqat.folded import Quantized
+from dlqat.quiet import hush, quiet
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.arithmetic import Arithmetic, apply
 
@@ -136,9 +136,9 @@ class Reference:
 def _load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    hush("transformers")
     try:
-        with source.quiet():
+        with quiet():
             network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:
         line = " ".join(str(error).split())[:300]

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,10 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from dlqat import architecture, atomic, checkpoint
 from dlqat.architecture import Config, Decoder
+from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 from dlqat.source import gguf_model, hf_folder, stored
 from dlqat.source.stored import Stored
@@ -135,18 +134,6 @@ def fingerprint(source: Source) -> str:
     with ThreadPoolExecutor() as pool:
         digests = sorted(pool.map(atomic.sha256, source.stored.files))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """transformers without progress bars; what the user wants to see, the command shows."""
-    on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if on:
-            logging.enable_progress_bar()
 
 
 def _download(name: str, revision: str | None) -> Path:

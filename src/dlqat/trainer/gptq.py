@@ -12,7 +12,7 @@ to nearest gives GPTQ's codes, which makes it a start for training (dlqat.adapte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def sweep(weight: Tensor, hessian: Tensor, grid: Grid, pattern: Pattern | None =
     w = weight.to(torch.float32).clone()
     out, inputs = w.shape
     groups = grid.groups(inputs)
-    size, whole = inputs // groups, Grid(grid.bits, None, grid.symmetric, grid.power_of_two)
+    size, whole = inputs // groups, replace(grid, group_size=None)
     importance, factor = hessian.diagonal(), inverse_factor(hessian.to(torch.float32))
     made, mask = torch.zeros_like(w), torch.ones_like(w, dtype=torch.bool)
     scales, zeros = w.new_empty(out, groups), w.new_zeros(out, groups)
@@ -89,7 +89,7 @@ def sweep(weight: Tensor, hessian: Tensor, grid: Grid, pattern: Pattern | None =
             errors[:, j - start] = (column - rounded) / factor[j, j]
             block[:, j - start + 1 :].addr_(errors[:, j - start], factor[j, j + 1 : stop], alpha=-1)
         w[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    return Swept(made, scales, None if grid.symmetric else zeros.to(torch.int8), mask if pattern else None)
+    return Swept(made, scales, zeros.to(torch.int8) if grid.zero_points else None, mask if pattern else None)
 
 
 def _kept(w: Tensor, factor: Tensor, columns: slice, pattern: Pattern) -> Tensor:

@@ -8,6 +8,8 @@ that the grid may have (snapped), so that training starts from what will ship.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,13 +21,13 @@ ROWS = 512
 
 
 def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """scales float32 and zero_points int8 (None if symmetric), both [out, groups], of weight [out, in].
+    """scales float32 and zero_points int8 (None if the grid has none), both [out, groups], of weight [out, in].
 
     `importance` [in] weighs the squared error of each input (its mean square activation).
     """
     parts = [_search_rows(rows, grid, importance) for rows in weight.split(ROWS)]
     scales = torch.cat([s for s, _ in parts])
-    if grid.symmetric:
+    if not grid.zero_points:
         return scales, None
     return scales, torch.cat([z for _, z in parts if z is not None])
 
@@ -36,8 +38,7 @@ def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple
     h = None if importance is None else importance.to(torch.float32).view(1, w.shape[1], -1)
     low, high = w.amin(-1), w.amax(-1)
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    for shrink in SHRINK.tolist():
-        scales, zero_points = _candidate(low * shrink, high * shrink, grid)
+    for scales, zero_points in _candidates(low, high, grid):
         error = _error(w, scales, zero_points, grid, h)
         if best is None:
             best = error, scales, zero_points
@@ -49,13 +50,24 @@ def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple
             torch.where(better, zero_points, best[2]),
         )
     assert best is not None
-    return best[1], None if grid.symmetric else best[2].to(torch.int8)
+    return best[1], best[2].to(torch.int8) if grid.zero_points else None
 
 
-def _candidate(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    if grid.symmetric:
+def _candidates(low: Tensor, high: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and zero-points of the ranges to try, of groups that reach from low to high."""
+    zero = torch.zeros_like(low)
+    for shrink in SHRINK.tolist():
+        bottom, top = low * shrink, high * shrink
+        if not grid.symmetric:
+            yield _range(bottom, top, grid)
+            continue
         # Both ends fit: the positive end has one level less, so a positive peak sets a larger step.
-        return grid.round_scales(torch.maximum(high / max(grid.qmax, 1), low / grid.qmin)), torch.zeros_like(low)
+        yield grid.round_scales(torch.maximum(top / max(grid.qmax, 1), bottom / grid.qmin)), zero
+        if grid.mirrored:
+            yield grid.round_scales(torch.maximum(top / -grid.qmin, bottom / -max(grid.qmax, 1))), zero - 1
+
+
+def _range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scales = grid.round_scales((high - low) / (grid.qmax - grid.qmin))
     return scales, (grid.qmin - torch.round(low / scales)).clamp_(grid.qmin, grid.qmax)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from pathlib import Path
 
 from dlqat.devices.artifact import PROGRAMS
+from dlqat.quiet import quiet
 from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable
 
 
@@ -15,11 +15,8 @@ def _module(name: str) -> Reader:
     """The reader in a module of this package, imported when an artifact is read: each needs packages of its own."""
 
     def read(program: Path) -> Contents:
-        logging.disable(logging.WARNING)  # what other packages remark about themselves when they are imported
-        try:
+        with quiet():
             module = importlib.import_module(f"{__name__}.{name}")
-        finally:
-            logging.disable(logging.NOTSET)
         return module.read(program)
 
     return read
