@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -84,6 +86,38 @@ class QATLoRA(nn.Module):
         return self.base(x) + F.linear(F.linear(x, self.a), self.b)
 
 
+class OneLinear(nn.Module):
+    def __init__(self, out: int, inputs: int, device: str) -> None:
+        super().__init__()
+        self.linear = linear(out, inputs, device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def nncf_fq_lora(out: int, inputs: int, device: str) -> Layer:
+    return fq_lora(OneLinear(out, inputs, device), torch.randn(4, inputs, device=device, dtype=torch.bfloat16))
+
+
+def fq_lora(model: nn.Module, example: object) -> nn.Module:
+    """NNCF's FQ_LORA on every linear of `model`: LoRA inside the rounding, trained scales. It sends no telemetry here."""
+    os.environ |= {"NNCF_CI": "1", "NNCF_EXTENSION_LOAD_TIMEOUT": "0"}  # compiles its kernels once, for a minute
+    import nncf
+    from nncf.parameters import CompressionFormat
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_SYM,
+        group_size=GROUP,
+        ratio=1.0,
+        dataset=nncf.Dataset([example]),
+        compression_format=CompressionFormat.FQ_LORA,
+        advanced_parameters=nncf.AdvancedCompressionParameters(lora_adapter_rank=RANK),
+        all_layers=isinstance(model, OneLinear),  # else its first and last layers stay in 8 bits
+    )
+
+
 def layers() -> dict[str, Callable[[int, int, str], Layer]]:
     """Name -> maker. `fused` and `split` differ in a switch that the benchmark sets."""
     found: dict[str, Callable[[int, int, str], Layer]] = {
@@ -93,4 +127,6 @@ def layers() -> dict[str, Callable[[int, int, str], Layer]]:
         found["peft LoRA bf16"] = peft_lora
     if find_spec("torchao"):
         found["torchao QAT + LoRA"] = QATLoRA
+    if find_spec("nncf"):
+        found["NNCF FQ_LORA"] = nncf_fq_lora
     return found

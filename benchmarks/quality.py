@@ -63,6 +63,9 @@ def rows() -> Iterator[tuple[str, Run]]:
     for bits in (3, 4):
         for seed in (0, 1, 2):
             yield f"dlqat-kd-{bits}b-seed{seed}", Run(bits, replace(base, seed=seed))
+    for seed in (0, 1, 2):  # what mirrored grids are worth
+        yield f"dlqat-kd-3b-plain-seed{seed}", Run(3, replace(base, seed=seed), {"mirrored": False})
+    yield "rtn-3b-plain", Run(3, UNTRAINED, {"mirrored": False})
     for bits in (3, 4, 2):
         yield f"rtn-{bits}b", Run(bits, UNTRAINED)
         yield f"autoround-{bits}b", Run(bits, UNTRAINED, autoround=True)

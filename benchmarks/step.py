@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step: time and memory of DL-QAT beside PEFT's LoRA (no quantization) and torchao's QAT.
+"""One training step: time and memory of DL-QAT beside PEFT's LoRA (no quantization), NNCF's FQ_LORA and torchao's QAT.
 
     OMP_NUM_THREADS=1 python benchmarks/step.py
 
 SmolLM2-135M, 4 x 256 tokens a step, bf16 autocast, AdamW, all linears of the blocks: int4 groups of 32, rank
-16. torchao's QAT (QATConfig) trains all weights; it offers no LoRA of its own. Every contestant is a process
+16. torchao's QAT (QATConfig) trains all weights; it offers no LoRA of its own. NNCF's has the head in 8 bits besides. Every contestant is a process
 of its own, so that its peak memory is its own; they go one after the other, twice, the second time in reverse.
 Time is that of the process on the processor, the median of all steps but a process's first.
 """
@@ -69,6 +69,13 @@ def torchao(activation_bits: int = 0) -> Callable[[PreTrainedModel], Step]:
     return make
 
 
+def nncf(model: PreTrainedModel) -> Step:
+    from _layers import fq_lora
+
+    model.config.use_cache = False
+    return _plain(fq_lora(model.requires_grad_(False), {"input_ids": torch.zeros(1, 8, dtype=torch.long)}))
+
+
 def _plain(model: nn.Module) -> Step:
     """A step on transformers' own cross entropy."""
     adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -89,6 +96,7 @@ CONTESTANTS = {
     "dlqat ce": dlqat(Mix(kd=0.0, ce=1.0)),
     "dlqat kd": dlqat(Mix()),
     "dlqat ce, int8 activations": dlqat(Mix(kd=0.0, ce=1.0), 8),
+    "NNCF FQ_LORA": nncf,
     "torchao QAT": torchao(),
     "torchao QAT, int8 activations": torchao(8),
 }

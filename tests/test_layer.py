@@ -27,7 +27,6 @@ CORNERS: dict[str, dict[str, Any]] = {
 INT3 = Grid(3, 32)
 GRIDS = [
     Grid(2, 64),
-    Grid(2, 32, mirrored=True),
     Grid(3, 32),
     Grid(3, 32, mirrored=True),
     Grid(3, 16, symmetric=False),

@@ -35,9 +35,9 @@ class Grid:
     `power_of_two` restricts scales to 2^k; an int8 code times 2^k is exact in bf16, which is how the
     embedding is stored (docs/adr/0002-embedding-grid.md).
 
-    `mirrored`: a symmetric grid has one level more below zero than above, and each group may have it on the side where
-    its weights need it: codes -2^(b-1)..2^(b-1)-1, or 1-2^(b-1)..2^(b-1). While a layer trains the second is a
-    zero-point of -1; it folds into codes of int4, where all targets store 3 bits anyway.
+    `mirrored` (3 bits): a symmetric grid has one level more below zero than above, and each group may have it on the
+    side where its weights need it: codes -4..3 or -3..4. While a layer trains the second is a zero-point of -1; it
+    folds into codes of int4, where most targets store 3 bits anyway.
     """
 
     bits: int = 4
@@ -49,10 +49,8 @@ class Grid:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ValueError(f"bits = {self.bits} is not one of {BITS}")
-        if self.mirrored and (self.bits > 3 or not self.symmetric):
-            raise ValueError(
-                "mirrored = true needs a symmetric grid of 2 or 3 bits: mirrored codes have to fit in int4"
-            )
+        if self.mirrored and (self.bits != 3 or not self.symmetric):
+            raise ValueError("only symmetric 3 bits can be mirrored: 4 and 8 fill their type, 2 have one of their own")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size = {self.group_size} is not one of {GROUP_SIZES} or per channel")
 

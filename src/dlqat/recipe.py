@@ -35,8 +35,8 @@ class LayerSpec:
     symmetric: bool = True
     power_of_two: bool = False
     """Scales restricted to 2^k (embedding and head)."""
-    mirrored: bool = False
-    """2 and 3 bits: each group has its one level more on the side that needs it; codes ship as int4 (grid.py)."""
+    mirrored: bool = True
+    """Symmetric 3 bits only: each group has its one level more on the side that needs it, and codes ship as int4."""
     activation_bits: int = 0
     """8: the layer's input is int8 per token, dynamic, in training and on XNNPACK; 0: float."""
     rank: int = 16
@@ -51,7 +51,8 @@ class LayerSpec:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.bits, self.group_size or None, self.symmetric, self.power_of_two, self.mirrored)
+        mirrored = self.mirrored and self.symmetric and self.bits == 3
+        return Grid(self.bits, self.group_size or None, self.symmetric, self.power_of_two, mirrored)
 
     @property
     def scaling(self) -> float:
