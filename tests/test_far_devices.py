@@ -90,6 +90,41 @@ def test_a_session_in_a_browser(exported: Path, name: str) -> None:
     assert all_gone(pids)
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both forms of a model whose rows can be cut into blocks of 128."""
+    place, shape = tmp_path_factory.mktemp("wide"), {"hidden_size": 128, "intermediate_size": 256}
+    return {form: artifacts.export(place / form, form, "llama-tied", **shape) for form in ("qdq", "ort")}
+
+
+def test_webgpu_in_float(wide: dict[str, Path]) -> None:
+    """The qdq form on a software adapter: a prompt of 40 tokens and one more, as on the host."""
+    program, host = folders.find(wide["qdq"]).program, DEVICES["host-ort"]
+    here, there = host.open(program, host.settings(program, 1)[0]), opened("browser-webgpu", wide["qdq"])
+    for step in ([i * 37 % 160 for i in range(40)], [9]):
+        assert np.abs(here.logits(step) - there.logits(step)).max() < FLOAT32
+    assert there.facts()["webgpu_adapter"]
+
+
+def test_webgpu_at_level_4(wide: dict[str, Path]) -> None:
+    """Each MatMulNBits of the ort form rounds in blocks of 128; attention is refused where subgroups are too small."""
+    program, found = folders.find(wide["ort"]).program, device("browser-webgpu")
+    (setting, *_) = found.settings(program, 1)
+    assert setting.activations == "int8"
+    weight = next(w for w in read(program).weights if w.kind == "matmul")
+    integers = weight.load()
+    dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(17, dense.shape[1])).astype(np.float32))
+    (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], setting)
+    assert relative_error(got, Arithmetic(128).round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
+    try:
+        session = found.open(program, setting)
+    except DeviceFailure as refused:
+        assert "forgets keys from 32 tokens on" in str(refused)  # noqa: PT017 real GPUs have larger subgroups
+    else:
+        assert session.facts()["subgroup_sizes"][1] >= 8
+
+
 def test_chromium_crashes(exported: Path) -> None:
     """Its main process is killed in the middle: one line, nothing hangs, no process is left."""
     session: Any = opened("browser-wasm", exported)

@@ -32,6 +32,7 @@ def spec(program: Path) -> dict[str, Any]:
         ],
         "vocab": logits.type.tensor_type.shape.dim[-1].dim_value or 2**31,
         "external": beside,
+        "operators": sorted({n.op_type for n in graph.node}),
     }
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """onnxruntime in JavaScript: onnxruntime-web in a headless Chromium (wasm, WebGPU), onnxruntime-node in Node.
 
-The artifact runs as it was shipped. onnxruntime-web ignores accuracy_level (its WebAssembly kernels multiply
-in float32), so these devices have float settings only; rung L1 shows whether that is true. onnxruntime-node
-has the native kernels of this machine, and its level is that of the artifact.
+The artifact runs as it was shipped. The WebAssembly kernels of MatMulNBits ignore accuracy_level (they multiply in
+float32). onnxruntime-node has the native kernels of this machine, and its level is that of the artifact, as it is on
+WebGPU, where level 4 rounds the input in blocks of 128 if a row can be cut into them. Rung L1 shows whether that is true.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class WebOrt:
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         count = max(2, threads) if self.threaded else 1
         float_on, float_off = Setting("float", True, count), Setting("float", False, count)
-        if self.provider != "cpu":
+        level = shipped_level(program)
+        if self.provider == "wasm" or (self.provider == "webgpu" and level is None):
             return float_on, float_off
-        level = shipped_level(program)  # the native kernels of this machine: as host-ort, but as shipped
         if level is None:
             return float_on, float_off, Setting("int8", True, count)
         return (Setting("int8", True, count), Setting("int8", False, count)) if level == 4 else (float_on, float_off)

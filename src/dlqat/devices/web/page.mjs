@@ -12,8 +12,10 @@ ort.env.wasm.wasmPaths = "/ort/";
 ort.env.wasm.numThreads = threads;
 ort.env.logLevel = "error";
 
+const adapter = provider === "webgpu" ? await navigator.gpu?.requestAdapter() : null;
+const SUBGROUP = 8; // what the shaders of a long prompt's attention are written for
+
 async function facts() {
-  const adapter = provider === "webgpu" ? await navigator.gpu?.requestAdapter() : null;
   return {
     runtime: `onnxruntime-web ${ort.env.versions.web}`,
     provider,
@@ -24,15 +26,22 @@ async function facts() {
       webgpu_adapter: [adapter.info.vendor, adapter.info.architecture, adapter.info.description].filter(Boolean).join(" "),
       webgpu_fallback: adapter.info.isFallbackAdapter ?? null,
       shader_f16: adapter.features.has("shader-f16"),
+      subgroup_sizes: [adapter.info.subgroupMinSize ?? null, adapter.info.subgroupMaxSize ?? null],
     }),
   };
 }
 
-const create = (spec, options) =>
-  ort.InferenceSession.create(`/model/${spec.name}`, {
+const create = (spec, options) => {
+  if (spec.operators.includes("GroupQueryAttention") && adapter?.info.subgroupMaxSize < SUBGROUP)
+    throw new Error(
+      `GroupQueryAttention on WebGPU forgets keys from 32 tokens on where subgroups have fewer than ${SUBGROUP} threads; ` +
+        `this adapter (${adapter.info.architecture}) has ${adapter.info.subgroupMaxSize}. The qdq form is right there`,
+    );
+  return ort.InferenceSession.create(`/model/${spec.name}`, {
     ...options,
     externalData: spec.external.map((path) => ({ path, data: `/model/${path}` })),
   });
+};
 const server = new Server(ort, create, facts);
 
 window.call = async (header) => {

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every artifact of one real model on every device of this machine: is it proved there, and how fast is it?
+
+    python benchmarks/devices.py [--model demo/model] [--artifact onnx-web ...] [--device node ...] [--whole] [--table]
+
+The artifacts are exported from MODEL/folded (without --model: SmolLM2-135M, rounded to nearest by dlqat-train) into
+MODEL/matrix. Each cell is two runs of dlqat-check: --quick (integers, logits of a prefill and of decoding) and --level L1
+(every linear by itself); --whole runs the whole ladder instead. A device that is missing here, and a cell that takes
+longer than LIMIT, is "not verified", with the reason. Then speed, on devices that are no emulation: prefill of 128
+tokens and decoding after it, as an app runs it; the artifacts of a device take turns, medians of their own clocks.
+
+A row is written when it is known and not measured again: delete it from results/devices.json to repeat it. --table
+prints the matrix from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import HERE, Results, smollm2
+
+from dlqat.devices import artifact as artifacts
+from dlqat.devices.all import ALL
+from dlqat.devices.device import Device, DeviceFailure, Session, Setting
+from dlqat.devices.isolated import isolated
+from dlqat.exporters.cli import TARGETS
+
+LIMIT = 1200
+"""Seconds for one run of dlqat-check."""
+PROMPT, DECODE, ROUNDS = 128, 16, 3
+IDS = np.random.default_rng(0).integers(100, 40000, PROMPT + DECODE).tolist()
+KEY = "{} on {}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to export the model."""
+
+    name: str
+    target: str
+    form: str
+    format: str
+
+
+KINDS = (
+    Kind("onnx-qdq", "onnx", "qdq", "onnx"),
+    Kind("onnx-ort", "onnx", "ort", "onnx"),
+    Kind("onnx-web", "onnx", "web", "onnx"),
+    Kind("executorch", "executorch", "xnnpack", "executorch"),
+    Kind("coreml", "coreml", "mlpackage", "coreml"),
+)
+
+
+def command(module: str, *words: str | Path) -> list[str]:
+    """One of our commands, of this checkout."""
+    return [sys.executable, "-m", f"dlqat.{module}", *map(str, words)]
+
+
+def base_model() -> Path:
+    """SmolLM2-135M on the portable recipe, rounded to nearest: which integers they are does not matter here."""
+    folder = HERE.parent / "demo" / "rtn"
+    if not (folder / "folded").is_dir():
+        made = command("trainer.cli", smollm2(), "-o", folder, "--method", "rtn")
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command("exporters.cli", folder, "-o", folder / "matrix" / "onnx-qdq", "--no-verify"), check=True
+        )
+    return folder
+
+
+def export(model: Path, kind: Kind) -> Path:
+    """MODEL/matrix/NAME, written if it is not there."""
+    folder = model / "matrix" / kind.name
+    if not (folder / "manifest.json").is_file():
+        words = ["--target", kind.target, "--form", kind.form, "-o", folder, "--no-verify"]
+        subprocess.run(command("exporters.cli", model, *words), check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def check(folder: Path, model: Path, device: str, *words: str) -> dict[str, Any]:
+    """One run of dlqat-check: rung -> status, worst figures, and the first reason that is not "passed"."""
+    with tempfile.TemporaryDirectory() as place:
+        asked = command("runtime_tests.cli", folder, "--reference", model / "folded", "--device", device)
+        asked += ["--threads", "1", "--output", place, *words]
+        try:
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            return {"status": "not verified", "reason": f"took longer than {LIMIT} s"}
+        record = Path(place) / "report.json"
+        if not record.is_file():
+            return {"status": "not verified", "reason": " ".join(done.stderr.split())[-300:]}
+        report = json.loads(record.read_text(encoding="utf-8"))
+    rungs: dict[str, str] = {}
+    for one in report["checks"]:
+        rungs[one["rung"]] = worst(rungs.get(one["rung"], "passed"), one["status"])
+    odd = [f"{c['rung']} {c['name']}: {c['summary']}" for c in report["checks"] if c["status"] != "passed"]
+    figures = [c["figures"] for c in report["checks"]]
+    found = {
+        "status": report["verdict"],
+        "rungs": rungs,
+        "kl_max": max((f["kl_max"] for f in figures if "kl_max" in f), default=None),
+        "linear_error": max((f["worst_relative_error"] for f in figures if "worst_relative_error" in f), default=None),
+        "arithmetic": next((f["arithmetic"] for f in figures if f.get("arithmetic")), None),
+        "seconds": round(report["seconds"]),
+    }
+    return found | ({"reason": odd[0][:300]} if odd else {})
+
+
+def worst(a: str, b: str) -> str:
+    """Of two statuses."""
+    order = ("failed", "not verified", "passed")
+    return min(a, b, key=order.index)
+
+
+def cell(folder: Path, model: Path, device: Device, *, whole: bool) -> dict[str, Any]:
+    """The proof of one artifact on one device."""
+    if (reason := device.available()) is not None:
+        return {"status": "not verified", "reason": reason}
+    if whole:
+        return check(folder, model, device.name)
+    quick, linears = check(folder, model, device.name, "--quick"), check(folder, model, device.name, "--level", "L1")
+    found = {**linears, **quick, "rungs": {**linears.get("rungs", {}), **quick.get("rungs", {})}}
+    found |= {key: linears.get(key) for key in ("linear_error", "arithmetic")}
+    found["status"] = worst(quick["status"], linears["status"])
+    found["seconds"] = quick.get("seconds", 0) + linears.get("seconds", 0)
+    reasons = [r["reason"] for r in (quick, linears) if "reason" in r]
+    return found | ({"reason": reasons[0]} if reasons else {})
+
+
+def shipped(device: Device, program: Path) -> Setting:
+    """The setting that an app gets: int8 activations where there are such."""
+    found = device.settings(program, 1)
+    return next((s for s in found if s.activations == "int8" and s.optimize), found[0])
+
+
+def speed(folders: dict[str, Path], device: Device) -> dict[str, dict[str, Any]]:
+    """Milliseconds of a prefill and of a decoded token, artifacts taking turns; none for what is no real runtime."""
+    sessions: dict[str, Session] = {}
+    times: dict[str, dict[str, list[float]]] = {}
+    for name, folder in folders.items():
+        program = artifacts.find(folder).generator
+        with suppress(DeviceFailure):  # the proof says why
+            sessions[name] = isolated(device).open(program, shipped(device, program))
+            times[name] = {"prefill": [], "decode": []}
+    for turn in range(ROUNDS + 1):
+        for name in list(sessions)[:: -1 if turn % 2 else 1]:
+            with suppress(DeviceFailure):
+                measured = once(sessions[name])
+                for phase, seconds in measured.items():
+                    times[name][phase] += seconds if turn else []  # the first turn warms up
+    rows: dict[str, dict[str, Any]] = {}
+    for name, session in sessions.items():
+        with closing(session):
+            if all(times[name].values()):
+                rows[name] = {f"{p}_ms": round(1000 * float(np.median(t)), 2) for p, t in times[name].items()}
+                rows[name]["load_s"] = round(session.timings.load_seconds, 2)
+    return rows
+
+
+def once(session: Session) -> dict[str, list[float]]:
+    """Seconds of one prefill and of every decoded token, by the clock inside the runtime."""
+    session.reset()
+    before = session.timings.prefill_seconds
+    session.logits(IDS[:PROMPT])
+    prefill = session.timings.prefill_seconds - before
+    decode: list[float] = []
+    for token in IDS[PROMPT:]:
+        before = session.timings.decode_seconds
+        session.logits([token])
+        decode.append(session.timings.decode_seconds - before)
+    return {"prefill": [prefill], "decode": decode}
+
+
+def timed(device: Device) -> bool:
+    """Whether its speed means something: no emulator, no interpreter, no software adapter."""
+    slow = ("qemu", "emulated", "reference", "webgpu", "android")
+    return device.available() is None and not any(word in device.name for word in slow)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The matrix as Markdown."""
+    heads = ("device", "artifact", "proof", "L0", "L1", "L2", "worst linear", "worst KL", "prefill ms", "decode ms")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for device in ALL:
+        for kind in KINDS:
+            if (row := rows.get(KEY.format(kind.name, device.name))) is None:
+                continue
+            rungs, status = row.get("rungs", {}), row["status"]
+            shown = status if status == "passed" else f"{status}: {row.get('reason', '')}"
+            numbers = [f"{row[k]:.1e}" if row.get(k) is not None else "" for k in ("linear_error", "kl_max")]
+            times = [str(row.get(k, "")) for k in ("prefill_ms", "decode_ms")]
+            cells = [device.name, kind.name, shown, *(rungs.get(r, "") for r in ("L0", "L1", "L2")), *numbers, *times]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a folder that dlqat-train wrote")
+    parser.add_argument("--artifact", action="append", help=", ".join(k.name for k in KINDS))
+    parser.add_argument("--device", action="append", help=", ".join(d.name for d in ALL))
+    parser.add_argument("--whole", action="store_true", help="the whole ladder in every cell")
+    parser.add_argument("--table", action="store_true", help="print the matrix and measure nothing")
+    options = parser.parse_args()
+    results = Results("devices")
+    if not options.table:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        measure(options, results)
+    print(table(results.rows))
+
+
+def measure(options: argparse.Namespace, results: Results) -> None:
+    """Fill in what is missing in `results`."""
+    model: Path = options.model or base_model()
+    kinds = [k for k in KINDS if k.target in TARGETS and k.name in (options.artifact or [x.name for x in KINDS])]
+    devices = [d for d in ALL if d.name in (options.device or [x.name for x in ALL])]
+    for device in devices:
+        here = {k.name: k for k in kinds if k.format in device.formats}
+        for name, kind in here.items():
+            key = KEY.format(name, device.name)
+            if key not in results.rows:
+                results.add(key, cell(export(model, kind), model, device, whole=options.whole))
+                print(key, results.rows[key], flush=True)
+        if timed(device) and any("decode_ms" not in results.rows[KEY.format(n, device.name)] for n in here):
+            for name, row in speed({n: export(model, k) for n, k in here.items()}, device).items():
+                key = KEY.format(name, device.name)
+                results.add(key, results.rows[key] | row)
+                print(key, row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
