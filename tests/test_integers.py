@@ -14,7 +14,6 @@ import torch
 
 import artifacts
 import models
-from artifacts import FORMS
 from dlqat import checkpoint
 from dlqat.devices import artifact as folders
 from dlqat.grid import Grid
@@ -25,6 +24,7 @@ from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.rungs.l0_integers import reference_equal
 
 GRIDS = [Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)]
+FORMS = (*artifacts.FORMS, "web")
 DOWN, OUT = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"
 
 

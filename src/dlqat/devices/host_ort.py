@@ -8,6 +8,7 @@ The level of the activations is chosen at load, without touching the artifact:
     ort form   `accuracy_level` is an attribute of the artifact's own MatMulNBits nodes. The graph is
                loaded without its weights, the attribute is rewritten in memory, and the session is told
                where the weights lie.
+    web form   its own nodes round each linear's input to int8, so there is nothing else to choose.
 
 Level 0 multiplies in float32; level 4 rounds each linear's input to int8 per block. Both were measured
 (docs/check.md); levels 1 to 3 gave level 0's numbers.
@@ -159,7 +160,10 @@ def ort_settings(program: Path, threads: int, *, arm: bool) -> tuple[Setting, ..
     """The ways in which onnxruntime's CPU provider computes with a program; on Arm also without KleidiAI."""
     float_on, float_off = Setting("float", True, threads), Setting("float", False, threads)
     int8_on, int8_off = Setting("int8", True, threads), Setting("int8", False, threads)
-    own_kernels = _has_matmulnbits(_graph(program))
+    graph = _graph(program)
+    if _has(graph, "MatMulInteger"):
+        return int8_on, int8_off
+    own_kernels = _has(graph, "MatMulNBits")
     found = (float_on, float_off, int8_on, int8_off) if own_kernels else (float_on, float_off, int8_on)
     return (*found, Setting("int8", True, threads, options=(KLEIDIAI_OFF,))) if arm else found
 
@@ -182,7 +186,7 @@ def _options(setting: Setting) -> Any:
 
 def _open(program: Path, setting: Setting, options: Any) -> Any:
     model = _graph(program)
-    if not _has_matmulnbits(model):
+    if not _has(model, "MatMulNBits"):
         return _load(str(program), options)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(program.parent))
     return _load(_at_level(model, setting).SerializeToString(), options)
@@ -198,8 +202,8 @@ def _graph(program: Path) -> Any:
         raise DeviceFailure(f"{program} is no ONNX model ({_line(error)})") from error
 
 
-def _has_matmulnbits(model: Any) -> bool:
-    return any(node.op_type == "MatMulNBits" for node in model.graph.node)
+def _has(model: Any, operator: str) -> bool:
+    return any(node.op_type == operator for node in model.graph.node)
 
 
 def _at_level(model: Any, setting: Setting) -> Any:

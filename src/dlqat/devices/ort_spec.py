@@ -37,14 +37,15 @@ def spec(program: Path) -> dict[str, Any]:
 
 
 def options(setting: Setting, provider: str) -> dict[str, Any]:
-    """SessionOptions of onnxruntime in JavaScript."""
+    """SessionOptions of onnxruntime in JavaScript. A setting's own options are session.NAME there."""
+    level = "4" if setting.activations == "int8" else "0"
     return {
         "executionProviders": [provider],
         "graphOptimizationLevel": "all" if setting.optimize else "disabled",
         "intraOpNumThreads": setting.threads,
         "interOpNumThreads": 1,
         "logSeverityLevel": 4,
-        "extra": {"session": {"qdq_matmulnbits_accuracy_level": "4" if setting.activations == "int8" else "0"}},
+        "extra": {"session": {"qdq_matmulnbits_accuracy_level": level, **dict(setting.options)}},
     }
 
 
@@ -52,6 +53,11 @@ def shipped_level(program: Path) -> int | None:
     """accuracy_level of the artifact's own MatMulNBits nodes (the largest); None if it has none (the qdq form)."""
     found = [n for n in _graph(program).node if n.op_type == "MatMulNBits"]
     return max((a.i for n in found for a in n.attribute if a.name == "accuracy_level"), default=0) if found else None
+
+
+def integer_products(program: Path) -> bool:
+    """Whether the artifact rounds its linears' inputs by itself and multiplies bytes (the web form)."""
+    return any(n.op_type == "MatMulInteger" for n in _graph(program).node)
 
 
 def _graph(program: Path) -> Any:

@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from dlqat.devices import child, chromium, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
-from dlqat.devices.ort_spec import options, shipped_level, spec
+from dlqat.devices.ort_spec import integer_products, options, shipped_level, spec
 from dlqat.devices.wire import Message
 
 SLOW = Limits(load=300.0, call=240.0, token=5.0)
 """WebGPU on a software adapter is a hundred times slower than native code."""
 NODE = 20
+DENSE = ("disable_quant_qdq", "1")
+"""The qdq form, its weights turned into float32 when it is loaded: five times faster in wasm, four times the memory."""
 
 
 @dataclass(eq=False)
@@ -61,7 +63,11 @@ class WebOrt:
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         count = max(2, threads) if self.threaded else 1
         float_on, float_off = Setting("float", True, count), Setting("float", False, count)
+        if integer_products(program):
+            return Setting("int8", True, count), Setting("int8", False, count)
         level = shipped_level(program)
+        if self.provider == "wasm" and level is None:
+            return float_on, Setting("float", True, count, options=(DENSE,)), float_off
         if self.provider == "wasm" or (self.provider == "webgpu" and level is None):
             return float_on, float_off
         if level is None:

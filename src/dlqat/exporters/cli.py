@@ -41,7 +41,8 @@ def export(
     model_dir: Annotated[Path, typer.Argument(help="A folder that dlqat-train wrote, or a folded/ folder.")],
     target: Annotated[str, typer.Option(help=f"What to write: {', '.join(TARGETS)}.")] = "onnx",
     form: Annotated[
-        str | None, typer.Option(help="onnx: qdq (standard operators, the default) or ort (ONNX Runtime's own).")
+        str | None,
+        typer.Option(help="onnx: qdq (standard operators, the default), ort (ONNX Runtime's own) or web (browsers)."),
     ] = None,
     max_context: Annotated[
         int | None, typer.Option(help="Longest text in tokens, prompt and answer. Default: the model's, 4096 at most.")

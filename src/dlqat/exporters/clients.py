@@ -27,7 +27,7 @@ SUBFOLDER = "onnx"
 SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
 
 # A row with one scale is cut into blocks when onnxruntime fuses it: by 128 a token takes 8 % less time than by 32.
-SESSION = {"qdq": {"session.qdq_matmulnbits_block_size": "128"}, "ort": {}}
+SESSION = {"qdq": {"session.qdq_matmulnbits_block_size": "128"}, "ort": {}, "web": {}}
 
 
 def write(
@@ -51,7 +51,7 @@ def genai(
     """
     past, present = PAST_NAME.replace("{}", "%d", 1), PRESENT_NAME.replace("{}", "%d", 1)
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
-    if form == "qdq":
+    if form != "ort":
         inputs["position_ids"] = "position_ids"
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **SESSION[form]},

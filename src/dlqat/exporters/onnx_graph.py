@@ -102,7 +102,11 @@ class Graph:
     def integers(self, value: int | Sequence[int]) -> ir.Value:
         """An int64 constant, scalar or vector, as axes and shapes are given. Equal ones are one."""
         name = f"const.{value if isinstance(value, int) else list(value)}".replace(" ", "")
-        return self._tensors.get(name) or self.tensor(name, np.array(value, np.int64))
+        return self.shared(name, np.array(value, np.int64))
+
+    def shared(self, name: str, array: Array) -> ir.Value:
+        """A constant that every use of the name shares."""
+        return self._tensors.get(name) or self.tensor(name, array)
 
     def codes(self, name: str, codes: NDArray[np.int8], bits: int) -> ir.Value:
         """Signed codes as INT2, INT4 or INT8 (3-bit codes in INT4), several to a byte, the first one lowest."""

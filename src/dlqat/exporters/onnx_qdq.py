@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -39,22 +40,33 @@ from dlqat.exporters.onnx_positions import Positions
 from dlqat.folded import Quantized
 
 
-class Qdq:
-    """`builder.Builder` for the standard form."""
+class Product(Protocol):
+    """Another way to multiply with a leaf (onnx_web.py)."""
 
-    def __init__(self, facts: Decoder, folder: Path) -> None:
-        self.opset = 23
+    def supports(self, leaf: Quantized) -> str | None: ...
+    def describe(self, leaf: Quantized) -> str: ...
+    def multiply(self, g: Graph, name: str, x: ir.Value, leaf: Quantized) -> ir.Value: ...
+
+
+class Qdq:
+    """`builder.Builder` for the standard form. `product`: how it multiplies, if not by DequantizeLinear and MatMul."""
+
+    def __init__(self, facts: Decoder, folder: Path, product: Product | None = None) -> None:
+        self.opset, self.product = 23, product
         self.graph = Graph(folder)
         self.io = Io(self.graph, facts, positions=True)
         self.positions = Positions(self.io)
 
     def supports(self, name: str, weight: Leaf) -> str | None:
-        del name, weight
-        return None
+        if self.product is None or name == EMBEDDING or isinstance(weight, Tensor):
+            return None
+        return self.product.supports(weight)
 
     def describe(self, name: str, weight: Leaf) -> str:
         if isinstance(weight, Tensor):
             return "float32"
+        if self.product is not None and name != EMBEDDING:
+            return self.product.describe(weight)
         bits = 8 if name == EMBEDDING else {3: 4}.get(weight.grid.bits, weight.grid.bits)
         return f"INT{bits} DequantizeLinear, {'Gather of codes' if name == EMBEDDING else 'MatMul'}"
 
@@ -124,13 +136,15 @@ class Qdq:
     def _linear(self, x: ir.Value, layer: Linear) -> ir.Value:
         g, name, weight = self.graph, layer.name, layer.weight
         if isinstance(weight, Tensor):
-            w = g.tensor(f"{name}.weight", weight.numpy().T)
+            y = g.op("MatMul", f"{name}/MatMul", [x, g.tensor(f"{name}.weight", weight.numpy().T)])
+        elif self.product is not None:
+            y = self.product.multiply(g, name, x, weight)
         else:
             group = weight.grid.group_size
             layout = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
             stored = self._stored(name, weight, weight.grid.bits)
             w = g.op("DequantizeLinear", f"{name}/DequantizeLinear", stored, layout)
-        y = g.op("MatMul", f"{name}/MatMul", [x, w])
+            y = g.op("MatMul", f"{name}/MatMul", [x, w])
         return y if layer.bias is None else self._bias(name, y, layer.bias)
 
     def _bias(self, name: str, y: ir.Value, bias: Tensor) -> ir.Value:

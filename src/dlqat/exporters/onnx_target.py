@@ -10,7 +10,7 @@ from pathlib import Path
 from dlqat import architecture
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import clients, decoder, tokens
+from dlqat.exporters import clients, decoder, onnx_web, tokens
 from dlqat.exporters.manifest import Manifest
 from dlqat.exporters.onnx_graph import Graph
 from dlqat.exporters.onnx_io import GENERATE
@@ -18,9 +18,9 @@ from dlqat.exporters.onnx_ort import Ort
 from dlqat.exporters.onnx_qdq import Qdq
 from dlqat.exporters.target import Options, Row, parameters, rows
 
-FORMS = ("qdq", "ort")
+FORMS = ("qdq", "ort", "web")
 FORMAT = "1"
-"""Version of the naming that onnx_qdq.py and onnx_ort.py define; the readers of runtime_tests follow it."""
+"""Version of the naming that onnx_qdq.py, onnx_ort.py and onnx_web.py define; the readers of runtime_tests follow it."""
 
 
 def plan(model: FoldedModel, source: Path, options: Options) -> list[Row]:
@@ -64,7 +64,9 @@ def write(
 
 
 def _builder(facts: Decoder, folder: Path, options: Options) -> Qdq | Ort:
-    return Qdq(facts, folder) if options.form == "qdq" else Ort(facts, folder, options.context)
+    if options.form == "ort":
+        return Ort(facts, folder, options.context)
+    return Qdq(facts, folder, onnx_web if options.form == "web" else None)
 
 
 def _head(facts: Decoder, graph: Graph) -> str:

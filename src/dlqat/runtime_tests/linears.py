@@ -23,7 +23,7 @@ from dlqat import folded
 from dlqat.devices.device import Device, Setting
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import integers, tolerances
-from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, Arithmetic, leaf_inputs
+from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, PER_TOKEN_SYMMETRIC, Arithmetic, leaf_inputs
 from dlqat.runtime_tests.integers import Wanted
 from dlqat.runtime_tests.readers.reader import Contents, Weight, parts
 
@@ -111,7 +111,7 @@ def _candidates(leaf: Quantized, setting: Setting) -> list[Arithmetic]:
     if setting.activations != "int8":
         return [FLOAT]
     likely = leaf.grid.group_size or 32
-    return [FLOAT, PER_TOKEN, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
+    return [FLOAT, PER_TOKEN, PER_TOKEN_SYMMETRIC, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
 
 
 def _gather(weight: Weight, dense: Tensor, device: Device, setting: Setting) -> Linear:

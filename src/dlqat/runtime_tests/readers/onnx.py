@@ -6,6 +6,7 @@
     DequantizeLinear <- Gather(codes), Gather(scales)                  embedding, tokens picked first
     Gather <- DequantizeLinear <- codes, scales                        embedding, dequantized first
     GatherBlockQuantized <- packed bytes, scales                       embedding on the head's bytes
+    MatMulInteger <- Cast <- codes, and what is around it              the web form (onnx_sums.py)
 
 A weight that reaches its operation in any other way is a fault: what cannot be explained is not proved.
 """
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto
 
-from dlqat.runtime_tests.readers.onnx_cut import cut
+from dlqat.runtime_tests.readers import onnx_sums
+from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
 from dlqat.runtime_tests.readers.onnx_file import BITS, OnnxFile, attributes, repeated
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight
@@ -79,6 +81,8 @@ def _weight(file: OnnxFile, node: Any) -> Weight | None:
         case "MatMul" if (dq := _constant_dq(file, node.input[1])) is not None:
             sources = _sources(file, dq, {"codes": 0, "scales": 1, "zero_points": 2})
             return _as_weight(file, node, "matmul", _same_stem(node, dq), sources, partial(columns, file, dq, sources))
+        case "MatMulInteger":
+            return _integer_product(file, node)
         case "Gather" if (dq := _constant_dq(file, node.input[0])) is not None:
             sources = _sources(file, dq, {"codes": 0, "scales": 1, "zero_points": 2})
             return _as_weight(
@@ -88,6 +92,20 @@ def _weight(file: OnnxFile, node: Any) -> Weight | None:
             return _picked(file, node)
         case _:
             return None
+
+
+def _integer_product(file: OnnxFile, node: Any) -> Weight:
+    found = onnx_sums.product(file, node)
+    return Weight(
+        name=_stem(node),
+        kind="matmul",
+        load=partial(onnx_sums.load, file, node, found.sources),
+        stored=(*found.sources.values(), found.middle),
+        spans={what: span for what, source in found.sources.items() if (span := file.span(source)) is not None},
+        program=partial(cut_batched, file, found.output, found.entry),
+        input=f"{found.entry}.rows",
+        biased=False,
+    )
 
 
 def _as_weight(

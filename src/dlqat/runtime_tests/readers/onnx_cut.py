@@ -46,6 +46,17 @@ def cut(file: OnnxFile, output: str, entry: str, kind: Literal["matmul", "gather
     return model.SerializeToString()
 
 
+def cut_batched(file: OnnxFile, output: str, entry: str) -> bytes:
+    """The same for nodes that want activations [batch, rows, in]: a program of `entry`.rows [rows, in]."""
+    model = onnx.ModelProto.FromString(cut(file, output, entry, "matmul"))
+    graph, rows, axis = model.graph, f"{entry}.rows", f"{entry}.axis"
+    graph.node.insert(0, onnx.helper.make_node("Unsqueeze", [rows, axis], [entry]))
+    graph.node.append(onnx.helper.make_node("Squeeze", [output, axis], [f"{output}.rows"]))
+    graph.initializer.append(onnx.helper.make_tensor(axis, TensorProto.INT64, [1], [0]))
+    graph.input[0].name, graph.output[0].name = rows, f"{output}.rows"
+    return model.SerializeToString()
+
+
 def _inline(file: OnnxFile, name: str) -> Any:
     source = file.initializers[name]
     copy = TensorProto(name=name, data_type=source.data_type, dims=source.dims)

@@ -24,7 +24,8 @@ def _signed(patterns: NDArray[np.uint8], bits: int, *, unsigned: bool) -> NDArra
     return patterns.view(np.int8) if bits == 8 else (patterns ^ half).view(np.int8) - np.int8(half)
 
 
-def _stored(file: OnnxFile, name: str) -> NDArray[np.int8]:
+def stored(file: OnnxFile, name: str) -> NDArray[np.int8]:
+    """The integers of an initializer, signed as dlqat.grid has them."""
     tensor = file.initializers[name]
     return _signed(file.integers(name), BITS[tensor.data_type], unsigned=tensor.data_type in UNSIGNED)
 
@@ -32,7 +33,7 @@ def _stored(file: OnnxFile, name: str) -> NDArray[np.int8]:
 def _zero_points(file: OnnxFile, sources: dict[str, str], like: NDArray[np.float32]) -> NDArray[np.int8] | None:
     """DequantizeLinear without a zero-point subtracts 0: for an unsigned code that is -2^(bits-1) here."""
     if "zero_points" in sources:
-        if (found := _stored(file, sources["zero_points"])).shape != like.shape:
+        if (found := stored(file, sources["zero_points"])).shape != like.shape:
             raise Unreadable(f"{sources['zero_points']}: shape {found.shape}, the scales have {like.shape}")
         return found
     kind = file.initializers[sources["codes"]].data_type
@@ -52,7 +53,7 @@ def picked_columns(file: OnnxFile, dq: Any, sources: dict[str, str]) -> Integers
 
 
 def _turned(file: OnnxFile, dq: Any, sources: dict[str, str], per_channel_axis: int | None) -> Integers:
-    codes, scales = _stored(file, sources["codes"]), file.floats(sources["scales"])
+    codes, scales = stored(file, sources["codes"]), file.floats(sources["scales"])
     zero_points = _zero_points(file, sources, scales)
     axis, block = attributes(dq).get("axis", 1), attributes(dq).get("block_size", 0)
     if scales.ndim == 1:
@@ -68,7 +69,7 @@ def _turned(file: OnnxFile, dq: Any, sources: dict[str, str], per_channel_axis: 
 
 def rows(file: OnnxFile, dq: Any, sources: dict[str, str], *, gathered: bool = False) -> Integers:
     """codes [out, in]: blocks along the last axis, or one scale per row."""
-    codes, scales = _stored(file, sources["codes"]), file.floats(sources["scales"])
+    codes, scales = stored(file, sources["codes"]), file.floats(sources["scales"])
     zero_points = _zero_points(file, sources, scales)
     last = 2 if gathered else 1  # Gather put batch and sequence before the row
     axis, block = attributes(dq).get("axis", 1) % (last + 1), attributes(dq).get("block_size", 0)
@@ -100,9 +101,9 @@ def packed(file: OnnxFile, node: Any, sources: dict[str, str], kept: int | None 
         rows = file.initializers[sources["scales"]].dims[0]
         inputs = raw.size * 8 // bits // rows
     blocks = -(-inputs // block)
-    stored = blocks * block if node.op_type == "MatMulNBits" else inputs  # the last block is filled up, or is not
-    if raw.size * 8 != rows * stored * bits:
-        raise Unreadable(f"{node.name}: {raw.size} bytes are not {rows} rows of {stored} codes of {bits} bits")
+    filled = blocks * block if node.op_type == "MatMulNBits" else inputs  # the last block is filled up, or is not
+    if raw.size * 8 != rows * filled * bits:
+        raise Unreadable(f"{node.name}: {raw.size} bytes are not {rows} rows of {filled} codes of {bits} bits")
     if kept is not None and not inputs - block < kept <= inputs:
         raise Unreadable(f"{node.name}: {kept} of {inputs} codes of a row are used, which is more than a block less")
     codes = _signed(unpack(raw.reshape(rows, -1), bits), bits, unsigned=True)[:, : kept or inputs]

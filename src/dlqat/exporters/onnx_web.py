@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the web form multiplies: integers with integers, in standard operators that WebAssembly kernels are fast at.
+
+onnxruntime-web has no fast kernel for 4-bit weights; MatMulInteger of bytes is 5 to 8 times faster (docs/adr/0006). The
+input of a linear is rounded to uint8 row by row, symmetric about 128, which runtime_tests/arithmetic.py states:
+
+    step = max|x| / 127 of the row        q = round_to_even(x / step) + 128
+
+    one scale per output     PATH.codes [K, N]          y = sum((q - 128) * codes) * step * scales
+    groups of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G]) * step
+
+    PATH.codes         INT4 (2- and 3-bit codes too), cast to INT8 when the file is loaded, or INT8
+    PATH.zero_points   as the codes, [N] or [G, 1, 1, N], subtracted when the file is loaded; absent on a symmetric grid
+    PATH.scales        float32, [N] or [G, 1, 1, N]
+
+The inner sums are exact integers; what is rounded is the input, and nothing of the weight. Everything else, names
+included, is that of onnx_qdq.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlqat.exporters.onnx_graph import Graph
+from dlqat.folded import Quantized
+
+FLOAT, INT8, INT32, UINT8 = (
+    int(t) for t in (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8)
+)
+MIDDLE = 128
+"""The code of 0 in a rounded input."""
+TINY = np.array(1e-30, np.float32)
+"""A row of zeros has this maximum, so that nothing is divided by zero."""
+
+
+def supports(leaf: Quantized) -> str | None:
+    """Why `leaf` cannot be multiplied in this way, or None."""
+    if leaf.grid.bits == 8 and not leaf.grid.symmetric:
+        return "8-bit codes less a zero-point need 9 bits, and MatMulInteger has bytes; train it symmetric, or use --form qdq"
+    return None
+
+
+def describe(leaf: Quantized) -> str:
+    """How it stands in the file, for people."""
+    return f"INT{_bits(leaf)} codes, MatMulInteger, input uint8 per token"
+
+
+def multiply(g: Graph, name: str, x: ir.Value, leaf: Quantized) -> ir.Value:
+    """x @ dense(leaf).T with x [.., K] rounded row by row."""
+    q, step = _rounded(g, name, x)
+    scales = g.tensor(f"{name}.scales", _laid(leaf.scales, leaf))
+    if leaf.grid.group_size is None:
+        y = g.op("Mul", f"{name}/Mul.step", [_sums(g, name, q, leaf), step])
+        return g.op("Mul", f"{name}/Mul", [y, scales])
+    k, size = leaf.codes.shape[1], leaf.grid.group_size
+    q = g.op("Reshape", f"{name}/Reshape", [q, g.integers([0, 0, k // size, size])])
+    q = g.op("Transpose", f"{name}/Transpose", [q], {"perm": [2, 0, 1, 3]})
+    y = g.op("Mul", f"{name}/Mul", [_sums(g, name, q, leaf), scales])
+    y = g.op("ReduceSum", f"{name}/ReduceSum", [y, g.integers([0])], {"keepdims": 0})
+    return g.op("Mul", f"{name}/Mul.step", [y, step])
+
+
+def _rounded(g: Graph, name: str, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(codes uint8, as x; step float32 [.., 1]) of x."""
+    top = g.op("ReduceMax", f"{name}/top", [g.op("Abs", f"{name}/Abs", [x]), g.integers([-1])], {"keepdims": 1})
+    top = g.op("Max", f"{name}/Max", [top, g.shared("const.tiny", TINY)])
+    step = g.op("Mul", f"{name}/step", [top, g.shared("const.127th", np.array(1 / 127, np.float32))])
+    q = g.op("Round", f"{name}/Round", [g.op("Div", f"{name}/Div", [x, step])])
+    q = g.op("Add", f"{name}/Add.middle", [q, g.shared("const.middle", np.array(MIDDLE, np.float32))])
+    return g.op("Cast", f"{name}/Cast.q", [q], {"to": UINT8}), step
+
+
+def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized) -> ir.Value:
+    """The integer sums, as float32: exact up to 2^24, and to 2^-24 beyond."""
+    weight = g.codes(f"{name}.codes", _laid(leaf.codes, leaf), _bits(leaf))
+    if leaf.zero_points is not None:
+        zero_points = g.codes(f"{name}.zero_points", _laid(leaf.zero_points, leaf), _bits(leaf))
+        wide = [g.op("Cast", f"{name}/Cast.{n}", [v], {"to": INT32}) for n, v in (("c", weight), ("z", zero_points))]
+        weight = g.op("Sub", f"{name}/Sub", wide)
+    if leaf.zero_points is not None or leaf.grid.bits < 8:
+        weight = g.op("Cast", f"{name}/Cast", [weight], {"to": INT8})
+    inputs = [q, weight, g.shared("const.middle.uint8", np.array(MIDDLE, np.uint8))]
+    sums = g.op("MatMulInteger", f"{name}/MatMulInteger", inputs)
+    return g.op("Cast", f"{name}/Cast.y", [sums], {"to": FLOAT})
+
+
+def _laid(values: Tensor, leaf: Quantized) -> NDArray[Any]:
+    """[out, in] or [out, groups] as this form has it: the inputs of a group before the outputs."""
+    size, out = leaf.grid.group_size, values.shape[0]
+    turned = values.numpy().T
+    if size is None:
+        return np.ascontiguousarray(turned if values is leaf.codes else turned[0])
+    return np.ascontiguousarray(turned.reshape(leaf.scales.shape[1], 1, -1, out))
+
+
+def _bits(leaf: Quantized) -> int:
+    return 8 if leaf.grid.bits == 8 else 4
