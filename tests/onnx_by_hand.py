@@ -96,6 +96,50 @@ def qdq(
     return [dq, helper.make_node("MatMul", ["x", "w"], ["y"], name=f"{name}/MatMul")], stored
 
 
+def sums(name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[list[Any], list[Any]]:
+    """x -> y as products of bytes (the web form), 4-bit codes; one scale per output, or groups of inputs."""
+    (out, inputs), groups = codes.shape, scales.shape[1]
+    grouped, laid = groups > 1, (inputs, out)
+    columns = codes.T.astype(np.int64)
+    if grouped:
+        laid = (groups, 1, inputs // groups, out)
+    scale_shape = (groups, 1, 1, out) if grouped else (out,)
+    stored = [
+        tensor(f"{name}.codes", SIGNED[4], laid, pack(columns, 4)),
+        floats(f"{name}.scales", scales.T.reshape(scale_shape)),
+        *(floats(n, np.array(v, np.float32)) for n, v in (("tiny", 1e-30), ("part", 1 / 127), ("middle", 128))),
+        tensor("middle.uint8", TensorProto.UINT8, (), bytes([128])),
+        ints("last", [-1]),
+        ints("first", [0]),
+        ints("shape", [0, 0, groups, inputs // groups]),
+    ]
+
+    def op(kind: str, given: list[str], made: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, given, [made], name=f"{name}/{kind}", **attributes)
+
+    cut = [op("Reshape", ["q", "shape"], "r"), op("Transpose", ["r"], "t", perm=[2, 0, 1, 3])] if grouped else []
+    tail = [op("Mul", ["f", "step"], "m"), op("Mul", ["m", f"{name}.scales"], "y")]
+    if grouped:
+        tail = [op("Mul", ["f", f"{name}.scales"], "m"), op("ReduceSum", ["m", "first"], "s", keepdims=0)]
+        tail += [op("Mul", ["s", "step"], "y")]
+    nodes = [
+        op("Abs", ["x"], "a"),
+        op("ReduceMax", ["a", "last"], "b"),
+        op("Max", ["b", "tiny"], "top"),
+        op("Mul", ["top", "part"], "step"),
+        op("Div", ["x", "step"], "d"),
+        op("Round", ["d"], "e"),
+        op("Add", ["e", "middle"], "g"),
+        op("Cast", ["g"], "q", to=TensorProto.UINT8),
+        *cut,
+        op("Cast", [f"{name}.codes"], "w", to=TensorProto.INT8),
+        op("MatMulInteger", ["t" if grouped else "q", "w", "middle.uint8"], "i"),
+        op("Cast", ["i"], "f", to=TensorProto.FLOAT),
+        *tail,
+    ]
+    return nodes, stored if grouped else [t for t in stored if t.name not in ("first", "shape")]
+
+
 def model(nodes: list[Any], stored: list[Any], *, input_type: int = TensorProto.FLOAT, form: str = "qdq") -> Any:
     """One graph, x -> y."""
     graph = helper.make_graph(

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web form: products of bytes that equal what is stated of them, in onnxruntime and in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+import artifacts
+import models
+import onnx_by_hand as hand
+from dlqat import architecture
+from dlqat.devices import artifact as folders
+from dlqat.devices.all import DEVICES
+from dlqat.devices.device import Setting
+from dlqat.exporters import cli as exporting
+from dlqat.exporters import decoder, onnx_web
+from dlqat.exporters.onnx_qdq import Qdq
+from dlqat.grid import Grid
+from dlqat.recipe import Recipe, Rule
+from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests.arithmetic import PER_TOKEN, PER_TOKEN_SYMMETRIC
+from dlqat.runtime_tests.linears import relative_error
+from dlqat.runtime_tests.readers import read
+from onnx_runs import Text, session
+from test_far_devices import climb, device
+
+LAYER = "model.layers.0.mlp.up_proj"
+INT8 = Setting("int8")
+
+
+def uniform(grid: Grid) -> Recipe:
+    fields = {"bits": grid.bits, "group_size": grid.group_size or 0, "symmetric": grid.symmetric}
+    return Recipe((Rule(".*", fields),))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("web"), "web", "llama-tied")
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 32), Grid(3, 16, symmetric=False), Grid(4, None, symmetric=False), Grid(8, None)], ids=str
+)
+def test_ladder(tmp_path: Path, grid: Grid) -> None:
+    """Groups and whole rows, with and without zero-points: integers equal, and every product as stated."""
+    artifact = artifacts.export(tmp_path, "web", "llama-biased", uniform(grid))
+    found = artifacts.checks(artifact, tmp_path / "folded", "L0", "L1", "L2")
+    assert {c.status for c in found} == {"passed"}, [c.summary for c in found]
+    kinds = {c.figures["arithmetic"] for c in found if c.rung == "L1"}
+    assert kinds == {"float, int8 per token, symmetric"}  # float: the embedding's rows
+
+
+def test_negative_controls(exported: Path) -> None:
+    """Law 7: a changed code or scale is noticed; a doubled scale by L1."""
+    found = artifacts.checks(exported, exported.parent / "folded", "L5")
+    assert {c.status for c in found} == {"passed"}, [c.summary for c in found]
+
+
+def test_it_is_as_small_as_its_codes(exported: Path) -> None:
+    """4-bit codes stay 4-bit codes in the file, and a tied head is the embedding's bytes."""
+    plain = artifacts.export(exported.parent / "plain", "qdq", "llama-tied")
+    sizes = [(p / "onnx" / "model.onnx_data").stat().st_size for p in (exported, plain)]
+    assert sizes[0] <= sizes[1]
+
+
+def test_a_batch_is_its_rows(tmp_path: Path) -> None:
+    """Two texts, one padded on the left: the logits of each alone."""
+    model = models.fold_model(models.tiny("llama"))
+    b = Qdq(architecture.read(model.config), tmp_path, onnx_web)
+    decoder.forward(b, model)
+    b.save({"dlqat.form": "web"})
+    run = session(tmp_path / "model.onnx")
+    long, short = [5, 9, 77, 3], [20, 21]
+    rows = Text(run, batch=2).step([long, [0, 0, *short]], [[1] * 4, [0, 0, 1, 1]])
+    for row, ids in ((rows[0], long), (rows[1][2:], short)):
+        np.testing.assert_allclose(row, Text(run).step(ids)[0], atol=2e-5)
+
+
+def test_the_rounding_is_the_stated_one(exported: Path) -> None:
+    """Rows of zeros, of one large value, of ties; another rounding is far away."""
+    weight = next(w for w in read(folders.find(exported).program).weights if w.kind == "matmul")
+    integers = weight.load()
+    dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(6, dense.shape[1])).astype(np.float32))
+    x[1], x[2, 0], x[3] = 0, 1e4, torch.arange(dense.shape[1]) / 2 - 10
+    x[3, 0] = 127  # its step is 1, so every half is a tie
+    (got,) = DEVICES["host-ort"].evaluate(weight.program(), [{weight.input: x.numpy()}], INT8)
+    assert not got[1].any()
+    expected, other = (r.round(x).double().numpy() @ dense.T for r in (PER_TOKEN_SYMMETRIC, PER_TOKEN))
+    assert relative_error(got, expected) < tolerances.LINEAR_ERROR
+    assert relative_error(got, other) > 1e-3
+
+
+def test_what_bytes_cannot_hold_is_refused(tmp_path: Path) -> None:
+    """8 bit with zero-points: nine bits, said before anything is written."""
+    models.write_folded(tmp_path / "folded", "llama", uniform(Grid(8, 32, symmetric=False)))
+    asked = [str(tmp_path / "folded"), "--form", "web", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(exporting.app, asked)
+    assert "8-bit codes less a zero-point need 9 bits" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_in_a_browser(exported: Path) -> None:
+    """Real Chromium, WebAssembly: every linear as stated, and logits of prefill and decode within the noise floor."""
+    found = climb("browser-wasm", exported, "L1", "L2")
+    assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
+
+
+def test_float_weights_in_a_browser(tmp_path: Path) -> None:
+    """The qdq form with its weights turned into float32 at load: the setting that docs/onnx.md names."""
+    program = folders.find(artifacts.export(tmp_path, "qdq", "llama-tied")).program
+    browser, host, ids = device("browser-wasm"), DEVICES["host-ort"], [5, 9, 77]
+    (setting,) = [s for s in browser.settings(program, 1) if s.options]
+    rows = browser.open(program, setting).logits(ids)
+    np.testing.assert_allclose(rows, host.open(program, Setting()).logits(ids), atol=2e-5)
+
+
+# The reader
+
+Edit = Callable[[Any], None]
+
+
+def by_hand(groups: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """(a model of one linear written with onnx.helper, codes [out, in], scales [out, groups])."""
+    rng, out, inputs = np.random.default_rng(1), 4, 32
+    codes = rng.integers(-8, 8, (out, inputs)).astype(np.int8)
+    scales = rng.uniform(0.01, 1, (out, groups)).astype(np.float32)
+    return hand.model(*hand.sums(LAYER, codes, scales)), codes, scales
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_reader(tmp_path: Path, groups: int) -> None:
+    """A second writer's file gives back the integers that went in, and its program multiplies with them."""
+    built, codes, scales = by_hand(groups)
+    contents = read(hand.save(built, tmp_path))
+    (weight,) = contents.weights
+    assert (weight.name, weight.kind, contents.faults) == (LAYER, "matmul", ())
+    found = weight.load()
+    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_array_equal(found.scales, scales)
+    assert found.zero_points is None
+
+
+def node(built: Any, kind: str) -> Any:
+    return next(n for n in built.graph.node if n.op_type == kind)
+
+
+def other_step(built: Any) -> None:
+    node(built, "Abs").input[0] = "q"
+
+
+def other_middle(built: Any) -> None:
+    stored = next(t for t in built.graph.initializer if t.name == "middle.uint8")
+    stored.CopyFrom(numpy_helper.from_array(np.array(127, np.uint8), stored.name))
+
+
+def no_step(built: Any) -> None:
+    built.graph.node[-1].input[1] = "scales.again"
+    built.graph.initializer.append(hand.floats("scales.again", np.ones(4)))
+
+
+def added(built: Any) -> None:
+    node(built, "Mul").op_type = "Add"
+
+
+def squared(built: Any) -> None:
+    node(built, "Round").op_type = "Floor"
+
+
+def turned(built: Any) -> None:
+    node(built, "Transpose").attribute[0].ints[:] = [2, 1, 0, 3]
+
+
+ODD: dict[str, tuple[Edit, str]] = {
+    "a step of something else": (other_step, "is expected|taken from something else"),
+    "another middle": (other_middle, "another code than 128"),
+    "without the step": (no_step, "not by the step of its input"),
+    "an addition": (added, "where Mul is expected"),
+    "another rounding": (squared, "where Round is expected"),
+    "other groups": (turned, "codes"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_graphs(tmp_path: Path, case: str) -> None:
+    """Negative controls: what stands otherwise around the product is told, and never taken as proved."""
+    edit, says = ODD[case]
+    built, *_ = by_hand(2)
+    edit(built)
+    contents = read(hand.save(built, tmp_path))
+    told = list(contents.faults)
+    for weight in contents.weights:
+        with pytest.raises(Exception, match=says):
+            weight.load()
+        told.append(says)
+    assert any(part in line for line in told for part in says.split("|")), told
