@@ -135,7 +135,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, form: str, monkeypatch: pytest.M
     assert code == 0
     assert sorted(tmp_path.rglob("*")) == before
     assert "model.layers.*.mlp.up_proj" in output
-    assert {"qdq": "DequantizeLinear", "ort": "MatMulNBits"}[form] in output
+    assert {"qdq": "DequantizeLinear", "ort": "MatMulNBits", "web": "MatMulInteger"}[form] in output
 
 
 def test_what_is_refused_is_named_before_any_work(tmp_path: Path) -> None:
