@@ -22,12 +22,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dlqat import refusal
+from dlqat.devices.all import ALL, DEVICES
+from dlqat.devices.artifact import find
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 
 HOME = Path("demo/model")
 TOKENS = 4096
 """Of the pages that are not trained on: what the three perplexities are measured over."""
+ELSEWHERE = {"node": "onnx-ort", "browser-wasm": "onnx-web"}
+"""Devices beside the artifacts' own that take seconds, and what runs there; not here without their set-up."""
 console = Console()
 
 
@@ -38,13 +42,19 @@ def demo() -> None:
     step("dlqat-train", base, "-o", HOME, "--data", train, "--steps", "40")
     step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
     step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "-o", HOME / "onnx-ort", "--no-verify")
+    step("dlqat-export", "--target", "onnx", "--form", "web", HOME, "-o", HOME / "onnx-web", "--no-verify")
     for target in ("executorch", "coreml"):
         step("dlqat-export", "--target", target, HOME, "--no-verify")
-    folders = [HOME / name for name in ("onnx", "onnx-ort", "executorch", "coreml")]
+    folders = [HOME / name for name in ("onnx", "onnx-ort", "onnx-web", "executorch", "coreml")]
     for folder in folders:
         step("dlqat-check", folder, "--quick")
+    for device, folder in ELSEWHERE.items():
+        if DEVICES[device].available() is None:
+            report(device, folder).mkdir(parents=True, exist_ok=True)
+            step("dlqat-check", HOME / folder, "--quick", "--device", device, "--output", report(device, folder))
     console.print(summary(perplexities(base, test.read_text(encoding="utf-8"))))
     console.print(artifacts(folders))
+    console.print(matrix(folders))
     console.print(f"The integers themselves, for any tool that reads Hugging Face folders: {HOME / 'folded'}")
     console.print(f"Next, the whole proof (minutes): dlqat-check {HOME / 'onnx'}; other devices: dlqat-devices")
 
@@ -132,6 +142,31 @@ def artifacts(folders: Sequence[Path]) -> Table:
         size = f"{manifest['bytes']['total'] / 1e6:.1f}"
         table.add_row(str(folder), size, str(manifest["bits_per_weight"]), equal, worst, report["verdict"])
     return table
+
+
+def report(device: str, folder: str) -> Path:
+    """Where the report of a check on another device than an artifact's own goes."""
+    return HOME / "reports" / f"{folder}-{device}"
+
+
+def matrix(folders: Sequence[Path]) -> Table:
+    """Every device and artifact: what was proved here, and why the rest was not."""
+    table = Table(title="Where it runs", title_justify="left")
+    for column in ("device", *(f.name for f in folders), "not here"):
+        table.add_column(column, overflow="fold", no_wrap=column == "device")
+    proved = {(r["device"], Path(r["artifact"]).name): r["verdict"] for r in map(_json, HOME.glob("**/report.json"))}
+    for device in ALL:
+        formats = {f: find(f).format in device.formats for f in folders}
+        cells = [proved.get((device.name, f.name), "not tried") if runs else "" for f, runs in formats.items()]
+        missing = device.available()
+        table.add_row(
+            device.name, *(cells if missing is None else [""] * len(cells)), (missing or "").partition(";")[0]
+        )
+    return table
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 main = refusal.command(demo)
