@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""onnxruntime for ARM64 under qemu-user: the real aarch64 kernels, on an emulated cortex-a76.
+"""A device of this machine in an ARM64 Python under qemu-user: the real aarch64 kernels, on an emulated cortex-a76.
 
 Emulation, always labelled: no statement about a phone's speed, memory, NPU or Android's own libraries. What
-it shows is whether the kernels that ship for ARM64 compute our integers right, KleidiAI's among them: at
+it shows is whether the kernels that ship for ARM64 compute our integers right, KleidiAI's among them. At
 accuracy_level 4 onnxruntime multiplies with those there, and they round activations in another way than on
-x86. So there is one setting more, with KleidiAI switched off.
+x86. So it has one setting more, with KleidiAI switched off.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,37 @@ CPU = "cortex-a76"
 EMULATION = f"qemu-user -cpu {CPU}; its /proc/cpuinfo is a file of ours"
 LIMITS = Limits(load=600.0, call=600.0, token=30.0)
 """A hundred to a thousand times slower than native code (measured per kernel)."""
+PROGRAM = {"onnx": "dlqat.devices.host_ort:HostOrt", "executorch": "dlqat.devices.host_executorch:HostExecutorch"}
+"""Format -> what the emulated worker serves."""
+FOLDERS = {"onnx": ("arm64",), "executorch": ("arm64-executorch", "arm64")}
+"""Format -> what `dlqat-devices --set-up` must have made, the one with the runtime first."""
+SCRIPTS = {"onnx": "qemu", "executorch": "qemu-executorch"}
 
 
-class EmulatedOrt:
-    """onnxruntime's aarch64 wheel under qemu-user."""
+@dataclass(eq=False)
+class Emulated:
+    """The runtime of one format, out of its aarch64 wheel, under qemu-user."""
 
-    name = "qemu-arm64-ort"
-    formats = ("onnx",)
-    own_process = True
+    name: str
+    format: str
+    own_process: bool = True
+    _evaluator: Worker | None = field(default=None, init=False, repr=False)
 
-    def __init__(self) -> None:
-        self._evaluator: Worker | None = None
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return (self.format,)
 
     def available(self) -> str | None:
-        if not (setup.home() / "arm64" / "ready").is_file():
-            return f"no emulated ARM64 in {setup.home() / 'arm64'}; dlqat-devices --set-up qemu (Debian or Ubuntu)"
-        if importlib.util.find_spec("onnx") is None:
+        for folder in FOLDERS[self.format]:
+            if not (setup.home() / folder / "ready").is_file():
+                where = setup.home() / folder
+                return f"nothing in {where}; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian or Ubuntu)"
+        if self.format == "onnx" and importlib.util.find_spec("onnx") is None:
             return "onnx not installed; pip install 'dlqat[onnx]'"
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        return ort_settings(program, 1, arm=True)
+        return ort_settings(program, 1, arm=True) if self.format == "onnx" else (Setting("int8", True, 1),)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return ChildSession(self._worker(), program.resolve(), setting, LIMITS, {"emulation": EMULATION})
@@ -61,9 +72,8 @@ class EmulatedOrt:
         return child.evaluate(self._evaluator, program, batches, setting, LIMITS)
 
     def _worker(self) -> Worker:
-        return Worker(
-            self.name, [*command(), "-m", "dlqat.devices.worker", "dlqat.devices.host_ort:HostOrt"], environment()
-        )
+        words = [*command(), "-m", "dlqat.devices.worker", PROGRAM[self.format]]
+        return Worker(self.name, words, environment(FOLDERS[self.format]))
 
 
 def command() -> list[str]:
@@ -73,9 +83,10 @@ def command() -> list[str]:
     return [str(host), "-L", str(home / "root"), "-cpu", CPU, str(home / "root" / "usr" / "bin" / "python3.11")]
 
 
-def environment() -> dict[str, str]:
-    """Its packages and ours; nothing of the host's Python."""
+def environment(folders: Sequence[str]) -> dict[str, str]:
+    """The packages of these set-ups and ours; nothing of the host's Python."""
     package = Path(dlqat.__file__).resolve().parents[1]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
-    path = os.pathsep.join([str(setup.home() / "arm64" / "site"), str(package)])
-    return {**kept, "PYTHONPATH": path, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    path = os.pathsep.join([*(str(setup.home() / f / "site") for f in folders), str(package)])
+    cache = str(setup.home() / folders[-1] / "pycache")  # compiling is what an emulated import waits for
+    return {**kept, "PYTHONPATH": path, "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": cache}
