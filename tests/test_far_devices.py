@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 import artifacts
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
+from dlqat.devices.child import Limits
 from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
 from dlqat.runtime_tests import ladder, tolerances
 from dlqat.runtime_tests.arithmetic import PER_TOKEN, Arithmetic
@@ -28,6 +27,7 @@ from dlqat.runtime_tests.linears import relative_error
 from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.reference import Reference
+from processes import all_gone, browser, tree
 
 FLOAT32 = 2e-5
 """Largest difference of logits of about 3 between two float32 forwards (measured: 5e-6)."""
@@ -85,7 +85,7 @@ def test_a_session_in_a_browser(exported: Path, name: str) -> None:
     assert str(facts["runtime"]).startswith("onnxruntime-web ")
     assert facts["cross_origin_isolated"] is True
     assert facts["threads"] == (2 if name.endswith("threads") else 1)
-    pids = tree(there)
+    pids = tree(there._worker.pid)
     there.close()
     assert all_gone(pids)
 
@@ -94,10 +94,25 @@ def test_chromium_crashes(exported: Path) -> None:
     """Its main process is killed in the middle: one line, nothing hangs, no process is left."""
     session: Any = opened("browser-wasm", exported)
     session.logits([1, 2])
-    pids = tree(session)
-    browser = next(pid for pid in pids if "--headless" in words(pid) and "--type=" not in words(pid))
-    os.kill(browser, signal.SIGKILL)
+    pids = tree(session._worker.pid)
+    main = browser(pids)
+    assert main is not None
+    os.kill(main, signal.SIGKILL)
     with pytest.raises(DeviceFailure, match="browser-wasm|the page failed"):
+        session.logits([3])
+    session.close()
+    assert all_gone(pids)
+
+
+def test_chromium_hangs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of the browser is stopped: the time limit of the call, and nothing stays, not even they."""
+    session: Any = opened("browser-wasm", exported)
+    session.logits([1, 2])
+    pids = tree(session._worker.pid)
+    for pid in pids[2:]:  # all but our worker and playwright's driver
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(session, "_limits", Limits(call=2.0, token=0.0))
+    with pytest.raises(DeviceFailure, match=r"browser-wasm did not answer within 2 s \(logits\); it was stopped"):
         session.logits([3])
     session.close()
     assert all_gone(pids)
@@ -126,28 +141,3 @@ def test_kleidiai_rounds_per_token(exported: Path) -> None:
         (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], setting)
         assert relative_error(got, right.round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
         assert relative_error(got, wrong.round(x).double().numpy() @ dense.T) > 1e-3
-
-
-def tree(session: Any) -> list[int]:
-    """The worker and all its descendants."""
-    shown = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in shown.splitlines()]
-    found = [session._worker.pid]
-    for pid in found:
-        found += [child for child, parent in pairs if parent == pid]
-    return found
-
-
-def words(pid: int) -> str:
-    path = Path(f"/proc/{pid}/cmdline")
-    return path.read_bytes().replace(b"\0", b" ").decode() if path.exists() else ""
-
-
-def all_gone(pids: list[int], seconds: float = 30) -> bool:
-    """Whether these processes end soon (a zombie has ended)."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not any(words(pid) for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False

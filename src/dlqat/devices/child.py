@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import wire
+from dlqat.devices import process_tree, wire
 from dlqat.devices.device import DeviceFailure, Setting, Timings
 from dlqat.devices.wire import Message
 
@@ -97,11 +97,13 @@ class Worker:
         """End the worker: by closing its stdin, and by force if that does not help within a second."""
         self._fault = self._fault or f"{self.name} was closed"
         assert self._process.stdin is not None
+        started = process_tree.descendants(self.pid)  # when the worker has ended, nobody knows them any more
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self._stop()
+        process_tree.end(started)
 
     def _give_up(self, sentence: str) -> DeviceFailure:
         self._fault = sentence
@@ -151,8 +153,7 @@ def _wait(deadline: float, read: int | None = None, write: int | None = None) ->
 
 
 def _kill(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    process_tree.kill(process.pid)
     process.wait()
     for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
