@@ -37,21 +37,26 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     subjects += [eval_request.reference(request, request.reference)] if request.reference else []
     windows: list[Any] = []
     answers: list[Any] = []
+    seconds: dict[str, float] = {}
     try:
         for subject in subjects:
+            before = time.monotonic()
             if ids:
                 with progress(subject.name, "windows of text") as subject.tell:
                     windows.append(evaluate.perplexity(subject, ids))
             if configs:
                 with progress(subject.name, "answers") as subject.tell:
                     answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots))
+            seconds[subject.name] = time.monotonic() - before
         about = _about(request, subjects)
+        cost = {s.name: {"seconds": seconds[s.name], **s.cost()} for s in subjects}
     finally:
         for subject in subjects:
             subject.close()
     figures = {
         "setting": str(chosen),
         "seconds": time.monotonic() - start,
+        "cost": cost,
         "tasks": evaluate.compared(*(samples for samples, _ in answers)) if configs else {},
         "text": {"file": str(request.text), **evaluate.compared_text(*windows)} if ids else None,
         "lm_eval": {s.name: own for s, (_, own) in zip(subjects, answers, strict=True)} if configs else None,
@@ -69,7 +74,6 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "device": request.device.name,
         "command": request.command,
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
-        "cost": {subject.name: subject.cost() for subject in subjects},
         "versions": {"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
     }
 
