@@ -38,7 +38,7 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "setting": found["setting"],
         "text": {k: v for k, v in found["text"].items() if k != "file"},
-        "tasks": {task: metrics for task, metrics in found["tasks"].items()},
+        "tasks": found["tasks"],
         "cost": found["cost"],
         "seconds": found["seconds"],
     }
