@@ -23,7 +23,7 @@ import pytest
 import adbd
 import artifacts
 import dlqat
-from dlqat.devices import adb, android, arm64
+from dlqat.devices import adb, android
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.android import Android
@@ -96,7 +96,8 @@ def phone(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gene
     source = Path(dlqat.__file__).parents[1]
     for form, variable in android.RUNNER.items():
         runner = tmp_path / f"runner-{form}"
-        worker = f"{sys.executable} -m dlqat.devices.worker {arm64.PROGRAM[form]}"
+        served = {"onnx": "host_ort:HostOrt", "executorch": "host_executorch:HostExecutorch"}[form]
+        worker = f"{sys.executable} -m dlqat.devices.worker dlqat.devices.{served}"
         runner.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {worker}\n")
         monkeypatch.setenv(variable, str(runner))
     made: list[Phone] = []

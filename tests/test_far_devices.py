@@ -38,6 +38,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifacts.export(tmp_path_factory.mktemp("far"), "ort", "llama-tied")
 
 
+@pytest.fixture(scope="module")
+def exported_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("far-pte"), "xnnpack", "llama-tied")
+
+
 def device(name: str) -> Device:
     found = DEVICES[name]
     if (reason := found.available()) is not None:
@@ -62,6 +67,26 @@ def test_the_ladder(exported: Path, name: str) -> None:
     """L1 and a short L2 in the device's first setting: every linear, logits of prefill and decode."""
     found = climb(name, exported, "L1", "L2")
     assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
+
+
+def test_executorch_on_arm64(exported_pte: Path) -> None:
+    """XNNPACK's ARM kernels round as on x86, per token: every linear, logits, greedy text; facts say what ran."""
+    found = climb("qemu-arm64-executorch", exported_pte, "L1", "L2", "L3")
+    statuses = {f"{c.rung} {c.name}": c.status for c in found if c.name != "stops"}  # a random model seldom stops
+    assert statuses == dict.fromkeys(statuses, "passed"), [c.summary for c in found]
+    assert {c.rung for c in found} == {"L1", "L2", "L3"}
+    assert "int8 per token" in found[0].summary
+    session: Any = opened("qemu-arm64-executorch", exported_pte)
+    facts = session.facts()
+    assert (facts["machine"], facts["runtime"][:11]) == ("aarch64", "executorch ")
+    assert "asimddp" in facts["cpu_features"]
+    assert "emulation" in facts
+    session.truncate(0)
+    with pytest.raises(DeviceFailure, match="not in the vocabulary"):
+        session.logits([10**6])
+    pids = tree(session._worker.pid)
+    session.close()
+    assert all_gone(pids)
 
 
 @pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])

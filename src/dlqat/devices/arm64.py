@@ -29,10 +29,8 @@ CPU = "cortex-a76"
 EMULATION = f"qemu-user -cpu {CPU}; its /proc/cpuinfo is a file of ours"
 LIMITS = Limits(load=600.0, call=600.0, token=30.0)
 """A hundred to a thousand times slower than native code (measured per kernel)."""
-PROGRAM = {"onnx": "dlqat.devices.host_ort:HostOrt", "executorch": "dlqat.devices.host_executorch:HostExecutorch"}
-"""Format -> what the emulated worker serves."""
-FOLDERS = {"onnx": ("arm64",), "executorch": ("arm64-executorch", "arm64")}
-"""Format -> what `dlqat-devices --set-up` must have made, the one with the runtime first."""
+FOLDERS = {"onnx": "arm64", "executorch": "arm64-executorch"}
+"""Format -> the set-up that has its runtime."""
 SCRIPTS = {"onnx": "qemu", "executorch": "qemu-executorch"}
 
 
@@ -50,10 +48,9 @@ class Emulated:
         return (self.format,)
 
     def available(self) -> str | None:
-        for folder in FOLDERS[self.format]:
-            if not (setup.home() / folder / "ready").is_file():
-                where = setup.home() / folder
-                return f"nothing in {where}; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian or Ubuntu)"
+        where = setup.home() / FOLDERS[self.format]
+        if not (where / "ready").is_file() or not (setup.home() / "arm64" / "ready").is_file():
+            return f"no emulated ARM64 in {where}; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian or Ubuntu)"
         if self.format == "onnx" and importlib.util.find_spec("onnx") is None:
             return "onnx not installed; pip install 'dlqat[onnx]'"
         return None
@@ -72,21 +69,34 @@ class Emulated:
         return child.evaluate(self._evaluator, program, batches, setting, LIMITS)
 
     def _worker(self) -> Worker:
-        words = [*command(), "-m", "dlqat.devices.worker", PROGRAM[self.format]]
-        return Worker(self.name, words, environment(FOLDERS[self.format]))
+        return Worker(self.name, [*emulator(), *COMMANDS[self.format]()], environment())
 
 
-def command() -> list[str]:
-    """The emulated Python."""
+def emulator() -> list[str]:
+    """What runs a program of ARM64 Linux."""
     home = setup.home() / "arm64"
     host = home / "host" / "usr" / "bin" / "qemu-aarch64-static"
-    return [str(host), "-L", str(home / "root"), "-cpu", CPU, str(home / "root" / "usr" / "bin" / "python3.11")]
+    return [str(host), "-L", str(home / "root"), "-cpu", CPU]
 
 
-def environment(folders: Sequence[str]) -> dict[str, str]:
-    """The packages of these set-ups and ours; nothing of the host's Python."""
-    package = Path(dlqat.__file__).resolve().parents[1]
+def python_worker() -> list[str]:
+    """onnxruntime: the worker of every device, in the emulated Python."""
+    python = setup.home() / "arm64" / "root" / "usr" / "bin" / "python3.11"
+    return [str(python), "-m", "dlqat.devices.worker", "dlqat.devices.host_ort:HostOrt"]
+
+
+def runner() -> list[str]:
+    """ExecuTorch: a runner without Python (runner/executorch.cpp), because its bindings for Python need all of torch."""
+    return [str(setup.home() / "arm64-executorch" / "runner" / "dlqat_runner")]
+
+
+COMMANDS = {"onnx": python_worker, "executorch": runner}
+
+
+def environment() -> dict[str, str]:
+    """The emulated Python's packages and ours; nothing of the host's Python."""
+    package, home = Path(dlqat.__file__).resolve().parents[1], setup.home() / "arm64"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
-    path = os.pathsep.join([*(str(setup.home() / f / "site") for f in folders), str(package)])
-    cache = str(setup.home() / folders[-1] / "pycache")  # compiling is what an emulated import waits for
+    cache = str(home / "pycache")  # compiling is what an emulated import waits for
+    path = os.pathsep.join([str(home / "site"), str(package)])
     return {**kept, "PYTHONPATH": path, "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": cache}
