@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import artifacts
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Rewindable, Timings
+from dlqat.devices.isolated import isolated
 from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, tolerances
 from dlqat.runtime_tests.fingerprint import fingerprint
 from dlqat.runtime_tests.journal import Journal
@@ -65,9 +67,9 @@ def run(*arguments: object, code: int = 0) -> str:
     return out.getvalue()
 
 
-def ort(artifact: Path) -> Any:
+def ort(artifact: Path, wrap: Callable[[Any], Any] = lambda device: device) -> Any:
     program = folders.find(artifact).program
-    device = DEVICES["host-ort"]
+    device = wrap(DEVICES["host-ort"])
     return device.open(program, device.settings(program, 1)[0])
 
 
@@ -84,23 +86,61 @@ def questions(count: int = 24) -> list[Question]:
 # Scores
 
 
-def test_scores_are_those_of_one_pass(exported: Path) -> None:
-    """A shared cache, cut back between choices, gives what reading everything anew gives; on both sides."""
+def unlike(count: int = 40) -> list[Question]:
+    """Contexts of different lengths that share nothing, with one to three continuations of different lengths."""
+    rng = np.random.default_rng(1)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(3, 90, length))
+
+    contexts = [tokens(1 + i % 17) for i in range(count)]
+    return [Question(c, tokens(1 + (i + j) % 5)) for i, c in enumerate(contexts) for j in range(1 + i % 3)]
+
+
+@pytest.fixture(scope="module")
+def other_form(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("eval-qdq"), "qdq", "llama-tied")
+
+
+@pytest.mark.parametrize("asked", [questions(), unlike()], ids=["shared", "batched"])
+@pytest.mark.parametrize("form", ["ort", "qdq", "torch", "child"])
+def test_scores_are_those_of_one_pass(exported: Path, other_form: Path, form: str, asked: list[Question]) -> None:
+    """A cache that is cut back, and batches with padding, give what reading everything anew gives, on every side."""
     network = Reference(exported.parent / "folded").network
-    asked = questions()
-    for session in (ort(exported), TorchSession(network)):
-        assert isinstance(session, Rewindable)
-        found = dict(scores(session, asked))
-        assert set(found) == set(asked)
-        fresh = TorchSession(network)
-        for question, score in found.items():
-            fresh.reset()
-            rows = fresh.logits(question.context + question.continuation).astype(np.float64)
-            rows = rows[len(question.context) - 1 : -1]
-            log_p = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
-            wanted = sum(log_p[i, t] for i, t in enumerate(question.continuation))
-            assert score.logprob == pytest.approx(wanted, abs=1e-4)  # two float32 forwards, up to 4 tokens
-            assert score.greedy == all(rows[i].argmax() == t for i, t in enumerate(question.continuation))
+    session = {
+        "ort": lambda: ort(exported),
+        "qdq": lambda: ort(other_form),
+        "torch": lambda: TorchSession(network),
+        "child": lambda: ort(exported, isolated),
+    }[form]()
+    assert isinstance(session, Rewindable)
+    assert session.batches
+    found = dict(scores(session, asked))
+    assert set(found) == set(asked)
+    fresh = TorchSession(network)
+    for question, score in found.items():
+        fresh.reset()
+        rows = fresh.logits(question.context + question.continuation).astype(np.float64)
+        rows = rows[len(question.context) - 1 : -1]
+        log_p = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+        wanted = sum(log_p[i, t] for i, t in enumerate(question.continuation))
+        assert score.logprob == pytest.approx(wanted, abs=1e-4)  # two float32 forwards, up to 5 tokens
+        assert score.greedy == all(rows[i].argmax() == t for i, t in enumerate(question.continuation))
+    session.close()
+
+
+def test_short_questions_share_calls(exported: Path) -> None:
+    """Forty questions that share nothing: a dozen calls, not eighty; with shared beginnings, the cache as before."""
+    session: Any = ort(exported)
+    calls: list[int] = []
+    step = session._step
+    session._step = lambda *given: calls.append(1) or step(*given)
+    list(scores(session, unlike()))
+    assert len(calls) < 14
+    read = session.timings.prefill_tokens + session.timings.decode_tokens
+    list(scores(session, questions()))
+    more = session.timings.prefill_tokens + session.timings.decode_tokens - read
+    assert more < 100  # 24 questions of 4 to 9 tokens and up to 4 more
 
 
 class Counting:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.devices import process_tree, wire
+from dlqat.devices.batch import Group, Rows
 from dlqat.devices.device import DeviceFailure, Setting, Timings
 from dlqat.devices.wire import Message
 
@@ -175,10 +176,11 @@ class ChildSession:
         self._worker, self._limits, self._extra = worker, limits, dict(extra or {})
         self.timings = Timings()
         try:
-            self._answer(self.opening(program, setting), limits.load)
+            answer = self._answer(self.opening(program, setting), limits.load)
         except DeviceFailure:
             worker.close()
             raise
+        self.batches = bool(answer.header.get("batches"))
 
     def opening(self, program: str | Path, setting: Setting) -> Message:
         """The first message."""
@@ -197,6 +199,17 @@ class ChildSession:
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens of the cache."""
         self._call({"op": "truncate", "length": length}, self._limits.call)
+
+    def batch(self, groups: Sequence[Group]) -> list[Rows]:
+        """Several short questions at once, where the worker can (`batches`)."""
+        counts = [len(g.more) for g in groups]
+        arrays = {f"{i}/context": np.asarray(g.context, np.int64) for i, g in enumerate(groups)}
+        arrays |= {f"{i}/{j}": np.asarray(m, np.int64) for i, g in enumerate(groups) for j, m in enumerate(g.more)}
+        seconds = self._limits.call + self._limits.token * sum(a.size for a in arrays.values())
+        found = self._call({"op": "batch", "groups": len(groups), "counts": counts}, seconds, arrays).arrays
+        return [
+            Rows(found[f"{i}/last"], tuple(found[f"{i}/{j}"] for j in range(count))) for i, count in enumerate(counts)
+        ]
 
     def facts(self) -> Mapping[str, Any]:
         """What the worker tells of itself, and what the driver knows."""
