@@ -70,7 +70,7 @@ def test_the_ladder(exported: Path, name: str) -> None:
 
 
 def test_executorch_on_arm64(exported_pte: Path) -> None:
-    """XNNPACK's ARM kernels round as on x86, per token: every linear, logits, greedy text; facts say what ran."""
+    """KleidiAI's kernels behind XNNPACK round per token, as XNNPACK's own do on x86: linears, logits, greedy text."""
     found = climb("qemu-arm64-executorch", exported_pte, "L1", "L2", "L3")
     statuses = {f"{c.rung} {c.name}": c.status for c in found if c.name != "stops"}  # a random model seldom stops
     assert statuses == dict.fromkeys(statuses, "passed"), [c.summary for c in found]
@@ -87,6 +87,24 @@ def test_executorch_on_arm64(exported_pte: Path) -> None:
     pids = tree(session._worker.pid)
     session.close()
     assert all_gone(pids)
+
+
+def test_i8mm(exported_pte: Path) -> None:
+    """KleidiAI's kernels for newer CPUs: the same arithmetic, and facts that say so."""
+    found = device("qemu-arm64-executorch")
+    program = folders.find(exported_pte).program
+    first, second = found.settings(program, 1)
+    contents = read(program)
+    weight = next(w for w in contents.weights if w.kind == "matmul" and w.load().block == 32)
+    integers = weight.load()
+    dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(17, dense.shape[1])).astype(np.float32))
+    (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], second)
+    assert relative_error(got, PER_TOKEN.round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
+    for setting, expected in ((first, False), (second, True)):
+        session = found.open(program, setting)
+        assert ("i8mm" in session.facts()["cpu_features"]) == expected
+        session.close()
 
 
 @pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])

@@ -4,7 +4,8 @@
 Emulation, always labelled: no statement about a phone's speed, memory, NPU or Android's own libraries. What
 it shows is whether the kernels that ship for ARM64 compute our integers right, KleidiAI's among them. At
 accuracy_level 4 onnxruntime multiplies with those there, and they round activations in another way than on
-x86. So it has one setting more, with KleidiAI switched off.
+x86. So it has one setting more, with KleidiAI switched off. In ExecuTorch XNNPACK hands our linears to KleidiAI, which
+has other kernels for CPUs with i8mm (most phones since 2022): a second setting emulates such a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from dlqat.devices.device import Session, Setting
 from dlqat.devices.host_ort import ort_settings
 
 CPU = "cortex-a76"
-EMULATION = f"qemu-user -cpu {CPU}; its /proc/cpuinfo is a file of ours"
+WITH_I8MM = ("cpu", "max,sme=off")
+"""A setting's option: qemu's largest CPU. Without SME, whose emulation or kernels gave wrong products (qemu 7.2)."""
 LIMITS = Limits(load=600.0, call=600.0, token=30.0)
 """A hundred to a thousand times slower than native code (measured per kernel)."""
 FOLDERS = {"onnx": "arm64", "executorch": "arm64-executorch"}
@@ -41,7 +43,7 @@ class Emulated:
     name: str
     format: str
     own_process: bool = True
-    _evaluator: Worker | None = field(default=None, init=False, repr=False)
+    _evaluators: dict[str, Worker] = field(default_factory=dict[str, Worker], init=False, repr=False)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -56,27 +58,36 @@ class Emulated:
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        return ort_settings(program, 1, arm=True) if self.format == "onnx" else (Setting("int8", True, 1),)
+        if self.format == "onnx":
+            return ort_settings(program, 1, arm=True)
+        return Setting("int8", True, 1), Setting("int8", True, 1, options=(WITH_I8MM,))
 
     def open(self, program: Path, setting: Setting) -> Session:
-        return ChildSession(self._worker(), program.resolve(), setting, LIMITS, {"emulation": EMULATION})
+        said = f"qemu-user -cpu {cpu(setting)}; its /proc/cpuinfo is a file of ours"
+        return ChildSession(self._worker(setting), program.resolve(), setting, LIMITS, {"emulation": said})
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        if self._evaluator is None or not self._evaluator.alive:
-            self._evaluator = self._worker()
-        return child.evaluate(self._evaluator, program, batches, setting, LIMITS)
+        found = self._evaluators.get(cpu(setting))
+        if found is None or not found.alive:
+            found = self._evaluators[cpu(setting)] = self._worker(setting)
+        return child.evaluate(found, program, batches, setting, LIMITS)
 
-    def _worker(self) -> Worker:
-        return Worker(self.name, [*emulator(), *COMMANDS[self.format]()], environment())
+    def _worker(self, setting: Setting) -> Worker:
+        return Worker(self.name, [*emulator(cpu(setting)), *COMMANDS[self.format]()], environment())
 
 
-def emulator() -> list[str]:
+def cpu(setting: Setting) -> str:
+    """What qemu calls the CPU."""
+    return dict(setting.options).get(WITH_I8MM[0], CPU)
+
+
+def emulator(kind: str) -> list[str]:
     """What runs a program of ARM64 Linux."""
     home = setup.home() / "arm64"
     host = home / "host" / "usr" / "bin" / "qemu-aarch64-static"
-    return [str(host), "-L", str(home / "root"), "-cpu", CPU]
+    return [str(host), "-L", str(home / "root"), "-cpu", kind]
 
 
 def python_worker() -> list[str]:

@@ -20,8 +20,10 @@
 #include "wire.hpp"
 
 #ifdef __linux__
-#include <csignal>
+#include <sys/auxv.h>
 #include <sys/prctl.h>
+
+#include <csignal>
 #endif
 
 #ifndef DLQAT_EXECUTORCH
@@ -204,16 +206,26 @@ class Runner {
            ",\"eos\":[" + eos + "],\"threads\":" + std::to_string(threads_) + "}";
   }
 
-  // Those that change the kernels of a quantized multiplication.
+  // Those that change the kernels of a quantized multiplication: asked of the kernel, where there is a way to ask.
   static std::set<std::string> cpu_features() {
-    const std::set<std::string> telling = {"asimddp", "asimdhp", "i8mm", "sve", "sme", "bf16", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"};
     std::set<std::string> found;
+#if defined(__aarch64__) && defined(__linux__)
+    unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);  // bits of the kernel's asm/hwcap.h
+    if (first >> 10 & 1) found.insert("asimdhp");
+    if (first >> 20 & 1) found.insert("asimddp");
+    if (first >> 22 & 1) found.insert("sve");
+    if (second >> 13 & 1) found.insert("i8mm");
+    if (second >> 14 & 1) found.insert("bf16");
+    if (second >> 23 & 1) found.insert("sme");
+#else
+    const std::set<std::string> telling = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"};
     std::ifstream info("/proc/cpuinfo");
     for (std::string line; std::getline(info, line);) {
       std::istringstream words(line.substr(std::min(line.find(':'), line.size())));
       for (std::string word; words >> word;)
         if (telling.count(word)) found.insert(word);
     }
+#endif
     return found;
   }
 };
