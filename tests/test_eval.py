@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,7 +360,8 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
         stream.write(b'["torn", [1.')
     kept = path.read_bytes().count(b"\n")
     assert kept >= 1
-    run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", tmp_path)
+    shown = run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", tmp_path)
+    assert re.search(rf"host-ort: \d+ windows of text, {kept} of them known", shown)
     assert path.read_bytes().count(b"\n") >= kept
     assert b"torn" not in path.read_bytes()
     broken = json.loads((tmp_path / "eval-host-ort.json").read_text())["text"]["artifact"]
@@ -367,6 +369,34 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
     whole.mkdir()
     run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", whole)
     assert json.loads((whole / "eval-host-ort.json").read_text())["text"]["artifact"] == broken
+
+
+def test_the_reference_is_asked_once(exported: Path, data: Path, tmp_path: Path) -> None:
+    """Another artifact of the same model finds the reference's answers given, beside folded/."""
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(exported.parent, model, ignore=shutil.ignore_patterns(".dlqat-eval"))
+    shutil.copytree(model / "ort", model / "again")
+    first = run(model / "ort", "--threads", 1, "--text", data / "text.txt")
+    second = run(model / "again", "--threads", 1, "--text", data / "text.txt")
+    assert "known" not in first
+    count = re.search(r"reference: (\d+) windows of text, (\d+) of them known", second)
+    assert count
+    assert count[1] == count[2]
+    results = [json.loads((model / name / "eval-host-ort.json").read_text()) for name in ("ort", "again")]
+    assert results[0]["text"] == results[1]["text"]
+    assert results[1]["cost"]["reference"].keys() == {"seconds"}  # nothing ran
+
+
+def test_the_pace() -> None:
+    """Rate and time left count what was answered in this run, and say nothing before the first answer."""
+    from dlqat.runtime_tests.eval_progress import _Pace
+
+    assert _Pace(5, 5).text(100) == ""
+    assert _Pace(100, 120, time.monotonic() - 10).text(200) == "2.0/s, 0:40 left"
+    assert _Pace(0, 2, time.monotonic() - 100).text(100) == "50.0 s each, 1:21:40 left"
+    assert _Pace(0, 100).text(100) == ""
 
 
 def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
