@@ -131,7 +131,7 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[str]:
                 f"perplexity, {text['tokens']} tokens",
                 _span(text["artifact"], 1, ""),
                 _span(text.get("reference"), 1, ""),
-                f"{gap['value']:+.1e} nats" if gap else "",
+                _nats(gap) if gap else "",
             )
         )
     for task, metrics in found["tasks"].items():
@@ -144,7 +144,7 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[str]:
                 )
             gap = row.get("difference")
             changed = f" ({gap['better']} better, {gap['worse']} worse)" if gap else ""
-            rows.append((*cells, f"{_span(gap)}{changed}" if gap else ""))
+            rows.append((*cells, f"{_span(gap, unit=' points')}{changed}" if gap else ""))
     yield from _table(("", "artifact", "reference", "difference"), rows, raw=(1, 2, 3))
     yield f"<pre>{escape(found['command'])}</pre></section>"
 
@@ -208,6 +208,12 @@ def _span(one: Mapping[str, Any] | None, factor: float = 100, unit: str = " %") 
     value, low, high = (one.get(k) for k in ("value", "low", "high"))
     edges = f" [{factor * low:.1f}, {factor * high:.1f}]" if low is not None and high is not None else ""
     return f"{factor * _number(value):.1f}{edges}{unit}"
+
+
+def _nats(gap: Mapping[str, Any]) -> str:
+    value, low, high = (gap.get(k) for k in ("value", "low", "high"))
+    edges = f" [{low:+.1e}, {high:+.1e}]" if low is not None and high is not None else ""
+    return f"{_number(value):+.1e}{edges} nats"
 
 
 def _rate(tokens: int, seconds: float) -> str:
