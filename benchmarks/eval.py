@@ -4,8 +4,8 @@
     python benchmarks/eval.py [--model demo/model] [--questions 200] [--tokens 16384] [--threads 1]
 
 Every artifact of a model folder that a host runtime runs (model_dir/onnx, model_dir/executorch), one after the other as
-a user would: the second one finds the reference's answers already given. Seconds are wall clock; tokens are those
-inside the runtime, which shared beginnings make fewer than a benchmark has.
+a user would: the second one finds the reference's answers already given. Answers are kept in .cache/benchmark-eval, so a
+run that was killed goes on; `cost` is that of the last run only. Seconds are wall clock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,10 @@ def main() -> None:
     if not known:
         print(f"{given.model} has no artifacts; run: make demo", file=sys.stderr)
         sys.exit(2)
-    results = Results("eval")
-    with tempfile.TemporaryDirectory() as folder:
-        for form, device in known.items():
-            results.add(f"{form} on {device}", row(measure(given.model / form, device, given, Path(folder))))
+    results, folder = Results("eval"), HERE.parent / ".cache" / "benchmark-eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    for form, device in known.items():
+        results.add(f"{form} on {device}", row(measure(given.model / form, device, given, folder)))
 
 
 if __name__ == "__main__":

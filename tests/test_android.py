@@ -227,6 +227,21 @@ def test_no_phone_and_no_runner(server: None, monkeypatch: pytest.MonkeyPatch, t
     assert "ANDROID_SERIAL is XYZ" in str(ort().available())
 
 
+def test_the_commands_of_an_artifact(phone: Callable[..., Phone], program: Path, tmp_path: Path) -> None:
+    """dlqat-devices --print-commands: by the artifact's format; what no phone behind adb runs is refused."""
+    command = [sys.executable, "-m", "dlqat.devices.cli", "--print-commands"]
+    done = subprocess.run(
+        [*command, str(program.parent.parent)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ort().commands(program)
+    (tmp_path / "package" / "model.mlpackage").mkdir(parents=True)
+    refused = subprocess.run(
+        [*command, str(tmp_path / "package")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("is a coreml artifact, and adb reaches Android only")
+
+
 def test_the_commands_are_printed(phone: Callable[..., Phone], program: Path) -> None:
     """What is printed names every step; typed, it does the same."""
     shown = ort().commands(program)
