@@ -36,7 +36,7 @@ check: .venv/ready
 
 # A set-up that fails (no Debian, no npm, no network) leaves its device out; its tests then skip with the reason.
 devices: .venv/ready
-	-for name in web chromium qemu; do timeout 240 .venv/bin/dlqat-devices --set-up $$name >/dev/null || echo "$$name: not set up"; done
+	-for name in web chromium qemu qemu-executorch; do timeout 240 .venv/bin/dlqat-devices --set-up $$name >/dev/null || echo "$$name: not set up"; done
 	.venv/bin/dlqat-devices
 
 format: .venv/ready

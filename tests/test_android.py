@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The road over adb: a real adb client and server, and a test daemon that plays the phone (adbd.py).
 
-The daemon's runner is our Python worker, so what runs is the road, not Android.
+The daemon's runner is our Python worker, so what runs is the road, not Android. A server that is killed, a phone that
+is unplugged or does not answer, a full disk: one sentence, and nothing hangs or stays behind.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,14 +23,15 @@ import pytest
 import adbd
 import artifacts
 import dlqat
-from dlqat.devices import android
+from dlqat.devices import adb, android
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.android import AndroidOrt
+from dlqat.devices.android import Android
+from dlqat.devices.child import Limits
 from dlqat.devices.device import DeviceFailure
 
 pytest.importorskip("adbutils")
-ADB = android._adb()
+ADB = adb.client()
 assert ADB is not None
 
 
@@ -79,15 +82,24 @@ class Phone:
         subprocess.run([ADB, "disconnect", f"127.0.0.1:{self.port}"], check=False, capture_output=True, timeout=60)
 
 
+def ort() -> Android:
+    return Android("android-ort", "onnx")
+
+
+def executorch() -> Android:
+    return Android("android-executorch", "executorch")
+
+
 @pytest.fixture
 def phone(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[..., Phone]]:
-    """A factory of phones with the runner named."""
-    runner = tmp_path / "runner"
+    """A factory of phones with the runners named."""
     source = Path(dlqat.__file__).parents[1]
-    runner.write_text(
-        f"#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -m dlqat.devices.worker dlqat.devices.host_ort:HostOrt\n"
-    )
-    monkeypatch.setenv(android.RUNNER, str(runner))
+    for form, variable in android.RUNNER.items():
+        runner = tmp_path / f"runner-{form}"
+        served = {"onnx": "host_ort:HostOrt", "executorch": "host_executorch:HostExecutorch"}[form]
+        worker = f"{sys.executable} -m dlqat.devices.worker dlqat.devices.{served}"
+        runner.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {worker}\n")
+        monkeypatch.setenv(variable, str(runner))
     made: list[Phone] = []
 
     def make(**options: Any) -> Phone:
@@ -106,7 +118,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_program_on_the_phone(phone: Callable[..., Phone], program: Path) -> None:
     """Pushed once, run there, the numbers of the same runtime here; what is pushed is what is here."""
-    one, device = phone(), AndroidOrt()
+    one, device = phone(), ort()
     assert device.available() is None
     setting = device.settings(program, 1)[0]
     session: Any = device.open(program, setting)
@@ -123,7 +135,7 @@ def test_a_program_on_the_phone(phone: Callable[..., Phone], program: Path) -> N
 
 
 def test_unplugged_in_the_middle(phone: Callable[..., Phone], program: Path) -> None:
-    one, device = phone(), AndroidOrt()
+    one, device = phone(), ort()
     session: Any = device.open(program, device.settings(program, 1)[0])
     session.logits([1, 2])
     one.unplug()
@@ -133,9 +145,60 @@ def test_unplugged_in_the_middle(phone: Callable[..., Phone], program: Path) -> 
     assert "adb sees 0 ready devices" in str(device.available())
 
 
+def test_executorch_on_the_phone(phone: Callable[..., Phone], tmp_path: Path) -> None:
+    """The same road for a .pte, with a runner of its own beside the other one's."""
+    artifact = artifacts.export(tmp_path / "model", "xnnpack", "llama-tied")
+    one, device, program = phone(), executorch(), folders.find(artifact).program
+    assert device.available() is None
+    (setting,) = device.settings(program, 1)
+    session: Any = device.open(program, setting)
+    here = DEVICES["host-executorch"].open(program, setting)
+    for step in ([5, 6, 7], [8]):
+        assert np.array_equal(session.logits(step), here.logits(step))
+    assert str(session.facts()["runtime"]).startswith("executorch ")
+    session.close()
+    assert [p.name for p in (one.root / "data").rglob("runner-executorch/dlqat_runner")]
+    shown = device.commands(program)
+    assert any(line.startswith("adb push") and "model.pte" in line for line in shown)
+    assert "runner-executorch" in shown[-1]
+
+
+def test_the_adb_server_is_killed(phone: Callable[..., Phone], program: Path) -> None:
+    """The pipe to the phone ends with it; the next command starts a server again, which knows of no phone."""
+    phone()
+    device = ort()
+    session: Any = device.open(program, device.settings(program, 1)[0])
+    session.logits([1, 2])
+    subprocess.run([ADB, "kill-server"], check=True, capture_output=True, timeout=60)
+    with pytest.raises(DeviceFailure, match="android-ort (ended|crashed|closed)"):
+        session.logits([3])
+    with pytest.raises(DeviceFailure, match="android-ort (ended|crashed|closed)"):
+        session.logits([4])  # at once, and with the same words
+    session.close()
+    assert "adb sees 0 ready devices" in str(device.available())
+    with pytest.raises(DeviceFailure, match="adb sees 0 ready devices"):
+        device.open(program, device.settings(program, 1)[0])
+
+
+def test_a_phone_that_does_not_answer(
+    phone: Callable[..., Phone], program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs (its daemon is stopped, not ended): every call on it ends with its time limit, in the end `adb` too."""
+    one, device = phone(), ort()
+    session: Any = device.open(program, device.settings(program, 1)[0])
+    os.kill(one.process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(session, "_limits", Limits(call=1.0, token=0.0))
+    with pytest.raises(DeviceFailure, match=r"android-ort did not answer within 1 s \(logits\); it was stopped"):
+        session.logits([3])
+    monkeypatch.setattr(adb, "SHORT", 1.0)
+    with pytest.raises(DeviceFailure, match="did not end within 1 s; it was stopped"):
+        device.open(program, device.settings(program, 1)[0])
+    os.kill(one.process.pid, signal.SIGCONT)
+
+
 def test_too_little_space(phone: Callable[..., Phone], program: Path) -> None:
     """Refused before anything is pushed."""
-    one, device = phone(free_kb=100), AndroidOrt()
+    one, device = phone(free_kb=100), ort()
     with pytest.raises(DeviceFailure, match="MB free in /data/local/tmp/dlqat"):
         device.open(program, device.settings(program, 1)[0])
     assert not list((one.root / "data").rglob("*.part"))
@@ -143,7 +206,7 @@ def test_too_little_space(phone: Callable[..., Phone], program: Path) -> None:
 
 def test_disk_full_while_pushing(phone: Callable[..., Phone], program: Path) -> None:
     """df said there was room, and there was not: adb's own words, and nothing that looks whole stays."""
-    one, device = phone(most=2000), AndroidOrt()
+    one, device = phone(most=2000), ort()
     with pytest.raises(DeviceFailure, match="No space left on device"):
         device.open(program, device.settings(program, 1)[0])
     assert not list((one.root / "data").rglob("model.onnx*"))
@@ -151,20 +214,36 @@ def test_disk_full_while_pushing(phone: Callable[..., Phone], program: Path) -> 
 
 def test_another_abi(phone: Callable[..., Phone]) -> None:
     phone(abi="armeabi-v7a")
-    assert AndroidOrt().available() == "the phone's ABI is armeabi-v7a; arm64-v8a or x86_64 is needed"
+    assert ort().available() == "the phone's ABI is armeabi-v7a; arm64-v8a or x86_64 is needed"
 
 
 def test_no_phone_and_no_runner(server: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(android.RUNNER, raising=False)
-    assert android.RUNNER in str(AndroidOrt().available())
-    monkeypatch.setenv(android.RUNNER, str(tmp_path))
-    assert "adb sees 0 ready devices" in str(AndroidOrt().available())
+    variable = android.RUNNER["onnx"]
+    monkeypatch.delenv(variable, raising=False)
+    assert variable in str(ort().available())
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert "adb sees 0 ready devices" in str(ort().available())
     monkeypatch.setenv("ANDROID_SERIAL", "XYZ")
-    assert "ANDROID_SERIAL is XYZ" in str(AndroidOrt().available())
+    assert "ANDROID_SERIAL is XYZ" in str(ort().available())
+
+
+def test_the_commands_of_an_artifact(phone: Callable[..., Phone], program: Path, tmp_path: Path) -> None:
+    """dlqat-devices --print-commands: by the artifact's format; what no phone behind adb runs is refused."""
+    command = [sys.executable, "-m", "dlqat.devices.cli", "--print-commands"]
+    done = subprocess.run(
+        [*command, str(program.parent.parent)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ort().commands(program)
+    (tmp_path / "package" / "model.mlpackage").mkdir(parents=True)
+    refused = subprocess.run(
+        [*command, str(tmp_path / "package")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("is a coreml artifact, and adb reaches Android only")
 
 
 def test_the_commands_are_printed(phone: Callable[..., Phone], program: Path) -> None:
     """What is printed names every step; typed, it does the same."""
-    shown = AndroidOrt().commands(program)
+    shown = ort().commands(program)
     assert any(line.startswith("adb push") and "model.onnx" in line for line in shown)
     assert shown[-1].startswith("adb shell -T ")

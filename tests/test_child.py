@@ -16,7 +16,7 @@ import pytest
 
 import artifacts
 from dlqat.devices import artifact as folders
-from dlqat.devices import child, wire
+from dlqat.devices import child, process_tree, wire
 from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
@@ -147,6 +147,31 @@ def test_a_hang_is_stopped(exported: Path) -> None:
     with pytest.raises(DeviceFailure, match="did not answer"):
         toy.call(Message({"op": "facts"}), 1.0)
     toy.close()
+
+
+def test_a_runtime_that_hangs(exported: Path) -> None:
+    """A real runtime that stops in the middle (SIGSTOP): the call's time limit, then every later call at once."""
+    session = ChildSession(Isolated(HOST)._worker(), exported, HOST.settings(exported, 1)[0], Limits(call=1, token=0))
+    session.logits([1, 2])
+    pid = session._worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(DeviceFailure, match=r"host-ort did not answer within 1 s \(logits\); it was stopped"):
+            session.logits([3])
+    assert gone(pid)
+
+
+def test_what_left_the_group_is_stopped_too() -> None:
+    """Chromium is in a session of its own, and a hung one does not see that its pipe was closed."""
+    toy = worker(
+        "subprocess.Popen(['sleep', '1000'], start_new_session=True, stdin=-3, stdout=-3); answer({}); time.sleep(1000)"
+    )
+    toy.call(Message({"op": "facts"}), 60.0)
+    (child_pid,) = process_tree.descendants(toy.pid)
+    with pytest.raises(DeviceFailure, match="did not answer"):
+        toy.call(Message({"op": "facts"}), 0.5)
+    assert gone(toy.pid)
+    assert gone(child_pid)
 
 
 def test_a_worker_that_does_not_read(exported: Path) -> None:

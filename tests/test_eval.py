@@ -7,10 +7,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import artifacts
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Rewindable, Timings
+from dlqat.devices.isolated import isolated
 from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, tolerances
 from dlqat.runtime_tests.fingerprint import fingerprint
 from dlqat.runtime_tests.journal import Journal
@@ -65,9 +68,9 @@ def run(*arguments: object, code: int = 0) -> str:
     return out.getvalue()
 
 
-def ort(artifact: Path) -> Any:
+def ort(artifact: Path, wrap: Callable[[Any], Any] = lambda device: device) -> Any:
     program = folders.find(artifact).program
-    device = DEVICES["host-ort"]
+    device = wrap(DEVICES["host-ort"])
     return device.open(program, device.settings(program, 1)[0])
 
 
@@ -84,23 +87,61 @@ def questions(count: int = 24) -> list[Question]:
 # Scores
 
 
-def test_scores_are_those_of_one_pass(exported: Path) -> None:
-    """A shared cache, cut back between choices, gives what reading everything anew gives; on both sides."""
+def unlike(count: int = 40) -> list[Question]:
+    """Contexts of different lengths that share nothing, with one to three continuations of different lengths."""
+    rng = np.random.default_rng(1)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(3, 90, length))
+
+    contexts = [tokens(1 + i % 17) for i in range(count)]
+    return [Question(c, tokens(1 + (i + j) % 5)) for i, c in enumerate(contexts) for j in range(1 + i % 3)]
+
+
+@pytest.fixture(scope="module")
+def other_form(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("eval-qdq"), "qdq", "llama-tied")
+
+
+@pytest.mark.parametrize("asked", [questions(), unlike()], ids=["shared", "batched"])
+@pytest.mark.parametrize("form", ["ort", "qdq", "torch", "child"])
+def test_scores_are_those_of_one_pass(exported: Path, other_form: Path, form: str, asked: list[Question]) -> None:
+    """A cache that is cut back, and batches with padding, give what reading everything anew gives, on every side."""
     network = Reference(exported.parent / "folded").network
-    asked = questions()
-    for session in (ort(exported), TorchSession(network)):
-        assert isinstance(session, Rewindable)
-        found = dict(scores(session, asked))
-        assert set(found) == set(asked)
-        fresh = TorchSession(network)
-        for question, score in found.items():
-            fresh.reset()
-            rows = fresh.logits(question.context + question.continuation).astype(np.float64)
-            rows = rows[len(question.context) - 1 : -1]
-            log_p = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
-            wanted = sum(log_p[i, t] for i, t in enumerate(question.continuation))
-            assert score.logprob == pytest.approx(wanted, abs=1e-4)  # two float32 forwards, up to 4 tokens
-            assert score.greedy == all(rows[i].argmax() == t for i, t in enumerate(question.continuation))
+    session = {
+        "ort": lambda: ort(exported),
+        "qdq": lambda: ort(other_form),
+        "torch": lambda: TorchSession(network),
+        "child": lambda: ort(exported, isolated),
+    }[form]()
+    assert isinstance(session, Rewindable)
+    assert session.batches
+    found = dict(scores(session, asked))
+    assert set(found) == set(asked)
+    fresh = TorchSession(network)
+    for question, score in found.items():
+        fresh.reset()
+        rows = fresh.logits(question.context + question.continuation).astype(np.float64)
+        rows = rows[len(question.context) - 1 : -1]
+        log_p = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+        wanted = sum(log_p[i, t] for i, t in enumerate(question.continuation))
+        assert score.logprob == pytest.approx(wanted, abs=1e-4)  # two float32 forwards, up to 5 tokens
+        assert score.greedy == all(rows[i].argmax() == t for i, t in enumerate(question.continuation))
+    session.close()
+
+
+def test_short_questions_share_calls(exported: Path) -> None:
+    """Forty questions that share nothing: a dozen calls, not eighty; with shared beginnings, the cache as before."""
+    session: Any = ort(exported)
+    calls: list[int] = []
+    step = session._step
+    session._step = lambda *given: calls.append(1) or step(*given)
+    list(scores(session, unlike()))
+    assert len(calls) < 14
+    read = session.timings.prefill_tokens + session.timings.decode_tokens
+    list(scores(session, questions()))
+    more = session.timings.prefill_tokens + session.timings.decode_tokens - read
+    assert more < 100  # 24 questions of 4 to 9 tokens and up to 4 more
 
 
 class Counting:
@@ -319,7 +360,8 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
         stream.write(b'["torn", [1.')
     kept = path.read_bytes().count(b"\n")
     assert kept >= 1
-    run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", tmp_path)
+    shown = run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", tmp_path)
+    assert re.search(rf"host-ort: \d+ windows of text, {kept} of them known", shown)
     assert path.read_bytes().count(b"\n") >= kept
     assert b"torn" not in path.read_bytes()
     broken = json.loads((tmp_path / "eval-host-ort.json").read_text())["text"]["artifact"]
@@ -327,6 +369,34 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
     whole.mkdir()
     run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", whole)
     assert json.loads((whole / "eval-host-ort.json").read_text())["text"]["artifact"] == broken
+
+
+def test_the_reference_is_asked_once(exported: Path, data: Path, tmp_path: Path) -> None:
+    """Another artifact of the same model finds the reference's answers given, beside folded/."""
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(exported.parent, model, ignore=shutil.ignore_patterns(".dlqat-eval"))
+    shutil.copytree(model / "ort", model / "again")
+    first = run(model / "ort", "--threads", 1, "--text", data / "text.txt")
+    second = run(model / "again", "--threads", 1, "--text", data / "text.txt")
+    assert "known" not in first
+    count = re.search(r"reference: (\d+) windows of text, (\d+) of them known", second)
+    assert count
+    assert count[1] == count[2]
+    results = [json.loads((model / name / "eval-host-ort.json").read_text()) for name in ("ort", "again")]
+    assert results[0]["text"] == results[1]["text"]
+    assert results[1]["cost"]["reference"].keys() == {"seconds"}  # nothing ran
+
+
+def test_the_pace() -> None:
+    """Rate and time left count what was answered in this run, and say nothing before the first answer."""
+    from dlqat.runtime_tests.eval_progress import _Pace
+
+    assert _Pace(5, 5).text(100) == ""
+    assert _Pace(100, 120, time.monotonic() - 10).text(200) == "2.0/s, 0:40 left"
+    assert _Pace(0, 2, time.monotonic() - 100).text(100) == "50.0 s each, 1:21:40 left"
+    assert _Pace(0, 100).text(100) == ""
 
 
 def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:

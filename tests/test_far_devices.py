@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 import artifacts
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
+from dlqat.devices.child import Limits
 from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
 from dlqat.runtime_tests import ladder, tolerances
 from dlqat.runtime_tests.arithmetic import PER_TOKEN, Arithmetic
@@ -28,6 +27,7 @@ from dlqat.runtime_tests.linears import relative_error
 from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.reference import Reference
+from processes import all_gone, browser, tree
 
 FLOAT32 = 2e-5
 """Largest difference of logits of about 3 between two float32 forwards (measured: 5e-6)."""
@@ -36,6 +36,11 @@ FLOAT32 = 2e-5
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifacts.export(tmp_path_factory.mktemp("far"), "ort", "llama-tied")
+
+
+@pytest.fixture(scope="module")
+def exported_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.export(tmp_path_factory.mktemp("far-pte"), "xnnpack", "llama-tied")
 
 
 def device(name: str) -> Device:
@@ -64,6 +69,44 @@ def test_the_ladder(exported: Path, name: str) -> None:
     assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
 
 
+def test_executorch_on_arm64(exported_pte: Path) -> None:
+    """KleidiAI's kernels behind XNNPACK round per token, as XNNPACK's own do on x86: linears, logits, greedy text."""
+    found = climb("qemu-arm64-executorch", exported_pte, "L1", "L2", "L3")
+    statuses = {f"{c.rung} {c.name}": c.status for c in found if c.name != "stops"}  # a random model seldom stops
+    assert statuses == dict.fromkeys(statuses, "passed"), [c.summary for c in found]
+    assert {c.rung for c in found} == {"L1", "L2", "L3"}
+    assert "int8 per token" in found[0].summary
+    session: Any = opened("qemu-arm64-executorch", exported_pte)
+    facts = session.facts()
+    assert (facts["machine"], facts["runtime"][:11]) == ("aarch64", "executorch ")
+    assert "asimddp" in facts["cpu_features"]
+    assert "emulation" in facts
+    session.truncate(0)
+    with pytest.raises(DeviceFailure, match="not in the vocabulary"):
+        session.logits([10**6])
+    pids = tree(session._worker.pid)
+    session.close()
+    assert all_gone(pids)
+
+
+def test_i8mm(exported_pte: Path) -> None:
+    """KleidiAI's kernels for newer CPUs: the same arithmetic, and facts that say so."""
+    found = device("qemu-arm64-executorch")
+    program = folders.find(exported_pte).program
+    first, second = found.settings(program, 1)
+    contents = read(program)
+    weight = next(w for w in contents.weights if w.kind == "matmul" and w.load().block == 32)
+    integers = weight.load()
+    dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(17, dense.shape[1])).astype(np.float32))
+    (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], second)
+    assert relative_error(got, PER_TOKEN.round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
+    for setting, expected in ((first, False), (second, True)):
+        session = found.open(program, setting)
+        assert ("i8mm" in session.facts()["cpu_features"]) == expected
+        session.close()
+
+
 @pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])
 def test_a_session_in_a_browser(exported: Path, name: str) -> None:
     """Prefill, decode, rewind and reset give the host's float numbers; facts say what ran; nothing stays behind."""
@@ -85,7 +128,7 @@ def test_a_session_in_a_browser(exported: Path, name: str) -> None:
     assert str(facts["runtime"]).startswith("onnxruntime-web ")
     assert facts["cross_origin_isolated"] is True
     assert facts["threads"] == (2 if name.endswith("threads") else 1)
-    pids = tree(there)
+    pids = tree(there._worker.pid)
     there.close()
     assert all_gone(pids)
 
@@ -129,10 +172,25 @@ def test_chromium_crashes(exported: Path) -> None:
     """Its main process is killed in the middle: one line, nothing hangs, no process is left."""
     session: Any = opened("browser-wasm", exported)
     session.logits([1, 2])
-    pids = tree(session)
-    browser = next(pid for pid in pids if "--headless" in words(pid) and "--type=" not in words(pid))
-    os.kill(browser, signal.SIGKILL)
+    pids = tree(session._worker.pid)
+    main = browser(pids)
+    assert main is not None
+    os.kill(main, signal.SIGKILL)
     with pytest.raises(DeviceFailure, match="browser-wasm|the page failed"):
+        session.logits([3])
+    session.close()
+    assert all_gone(pids)
+
+
+def test_chromium_hangs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of the browser is stopped: the time limit of the call, and nothing stays, not even they."""
+    session: Any = opened("browser-wasm", exported)
+    session.logits([1, 2])
+    pids = tree(session._worker.pid)
+    for pid in pids[2:]:  # all but our worker and playwright's driver
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(session, "_limits", Limits(call=2.0, token=0.0))
+    with pytest.raises(DeviceFailure, match=r"browser-wasm did not answer within 2 s \(logits\); it was stopped"):
         session.logits([3])
     session.close()
     assert all_gone(pids)
@@ -161,28 +219,3 @@ def test_kleidiai_rounds_per_token(exported: Path) -> None:
         (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], setting)
         assert relative_error(got, right.round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
         assert relative_error(got, wrong.round(x).double().numpy() @ dense.T) > 1e-3
-
-
-def tree(session: Any) -> list[int]:
-    """The worker and all its descendants."""
-    shown = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in shown.splitlines()]
-    found = [session._worker.pid]
-    for pid in found:
-        found += [child for child, parent in pairs if parent == pid]
-    return found
-
-
-def words(pid: int) -> str:
-    path = Path(f"/proc/{pid}/cmdline")
-    return path.read_bytes().replace(b"\0", b" ").decode() if path.exists() else ""
-
-
-def all_gone(pids: list[int], seconds: float = 30) -> bool:
-    """Whether these processes end soon (a zombie has ended)."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not any(words(pid) for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dlqat.devices.android import AndroidOrt
-from dlqat.devices.arm64 import EmulatedOrt
+from dlqat.devices.android import Android
+from dlqat.devices.arm64 import Emulated
 from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
 from dlqat.devices.host_coreml import HostCoreml
@@ -18,12 +18,14 @@ ALL: tuple[Device, ...] = (
     HostExecutorch(),
     CoremlReference(),
     HostCoreml(),
-    EmulatedOrt(),
+    Emulated("qemu-arm64-ort", "onnx"),
+    Emulated("qemu-arm64-executorch", "executorch"),
     WebOrt("node", "cpu"),
     WebOrt("browser-wasm", "wasm"),
     WebOrt("browser-wasm-threads", "wasm", threaded=True),
     WebOrt("browser-webgpu", "webgpu"),
-    AndroidOrt(),
+    Android("android-ort", "onnx"),
+    Android("android-executorch", "executorch"),
 )  # fmt: skip
 """The first one of a format is its default."""
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""onnxruntime for ARM64 under qemu-user: the real aarch64 kernels, on an emulated cortex-a76.
+"""A device of this machine in an ARM64 Python under qemu-user: the real aarch64 kernels, on an emulated cortex-a76.
 
 Emulation, always labelled: no statement about a phone's speed, memory, NPU or Android's own libraries. What
-it shows is whether the kernels that ship for ARM64 compute our integers right, KleidiAI's among them: at
+it shows is whether the kernels that ship for ARM64 compute our integers right, KleidiAI's among them. At
 accuracy_level 4 onnxruntime multiplies with those there, and they round activations in another way than on
-x86. So there is one setting more, with KleidiAI switched off.
+x86. So it has one setting more, with KleidiAI switched off. In ExecuTorch XNNPACK hands our linears to KleidiAI, which
+has other kernels for CPUs with i8mm (most phones since 2022): a second setting emulates such a CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +27,87 @@ from dlqat.devices.device import Session, Setting
 from dlqat.devices.host_ort import ort_settings
 
 CPU = "cortex-a76"
-EMULATION = f"qemu-user -cpu {CPU}; its /proc/cpuinfo is a file of ours"
+WITH_I8MM = ("cpu", "max,sme=off")
+"""A setting's option: qemu's largest CPU. Without SME, whose emulation or kernels gave wrong products (qemu 7.2)."""
 LIMITS = Limits(load=600.0, call=600.0, token=30.0)
 """A hundred to a thousand times slower than native code (measured per kernel)."""
+FOLDERS = {"onnx": "arm64", "executorch": "arm64-executorch"}
+"""Format -> the set-up that has its runtime."""
+SCRIPTS = {"onnx": "qemu", "executorch": "qemu-executorch"}
 
 
-class EmulatedOrt:
-    """onnxruntime's aarch64 wheel under qemu-user."""
+@dataclass(eq=False)
+class Emulated:
+    """The runtime of one format, out of its aarch64 wheel, under qemu-user."""
 
-    name = "qemu-arm64-ort"
-    formats = ("onnx",)
-    own_process = True
+    name: str
+    format: str
+    own_process: bool = True
+    _evaluators: dict[str, Worker] = field(default_factory=dict[str, Worker], init=False, repr=False)
 
-    def __init__(self) -> None:
-        self._evaluator: Worker | None = None
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return (self.format,)
 
     def available(self) -> str | None:
-        if not (setup.home() / "arm64" / "ready").is_file():
-            return f"no emulated ARM64 in {setup.home() / 'arm64'}; dlqat-devices --set-up qemu (Debian or Ubuntu)"
-        if importlib.util.find_spec("onnx") is None:
+        where = setup.home() / FOLDERS[self.format]
+        if not (where / "ready").is_file() or not (setup.home() / "arm64" / "ready").is_file():
+            return f"no emulated ARM64 in {where}; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian or Ubuntu)"
+        if self.format == "onnx" and importlib.util.find_spec("onnx") is None:
             return "onnx not installed; pip install 'dlqat[onnx]'"
         return None
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        return ort_settings(program, 1, arm=True)
+        if self.format == "onnx":
+            return ort_settings(program, 1, arm=True)
+        return Setting("int8", True, 1), Setting("int8", True, 1, options=(WITH_I8MM,))
 
     def open(self, program: Path, setting: Setting) -> Session:
-        return ChildSession(self._worker(), program.resolve(), setting, LIMITS, {"emulation": EMULATION})
+        said = f"qemu-user -cpu {cpu(setting)}; its /proc/cpuinfo is a file of ours"
+        return ChildSession(self._worker(setting), program.resolve(), setting, LIMITS, {"emulation": said})
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        if self._evaluator is None or not self._evaluator.alive:
-            self._evaluator = self._worker()
-        return child.evaluate(self._evaluator, program, batches, setting, LIMITS)
+        found = self._evaluators.get(cpu(setting))
+        if found is None or not found.alive:
+            found = self._evaluators[cpu(setting)] = self._worker(setting)
+        return child.evaluate(found, program, batches, setting, LIMITS)
 
-    def _worker(self) -> Worker:
-        return Worker(
-            self.name, [*command(), "-m", "dlqat.devices.worker", "dlqat.devices.host_ort:HostOrt"], environment()
-        )
+    def _worker(self, setting: Setting) -> Worker:
+        return Worker(self.name, [*emulator(cpu(setting)), *COMMANDS[self.format]()], environment())
 
 
-def command() -> list[str]:
-    """The emulated Python."""
+def cpu(setting: Setting) -> str:
+    """What qemu calls the CPU."""
+    return dict(setting.options).get(WITH_I8MM[0], CPU)
+
+
+def emulator(kind: str) -> list[str]:
+    """What runs a program of ARM64 Linux."""
     home = setup.home() / "arm64"
     host = home / "host" / "usr" / "bin" / "qemu-aarch64-static"
-    return [str(host), "-L", str(home / "root"), "-cpu", CPU, str(home / "root" / "usr" / "bin" / "python3.11")]
+    return [str(host), "-L", str(home / "root"), "-cpu", kind]
+
+
+def python_worker() -> list[str]:
+    """onnxruntime: the worker of every device, in the emulated Python."""
+    python = setup.home() / "arm64" / "root" / "usr" / "bin" / "python3.11"
+    return [str(python), "-m", "dlqat.devices.worker", "dlqat.devices.host_ort:HostOrt"]
+
+
+def runner() -> list[str]:
+    """ExecuTorch: a runner without Python (runner/executorch.cpp), because its bindings for Python need all of torch."""
+    return [str(setup.home() / "arm64-executorch" / "runner" / "dlqat_runner")]
+
+
+COMMANDS = {"onnx": python_worker, "executorch": runner}
 
 
 def environment() -> dict[str, str]:
-    """Its packages and ours; nothing of the host's Python."""
-    package = Path(dlqat.__file__).resolve().parents[1]
+    """The emulated Python's packages and ours; nothing of the host's Python."""
+    package, home = Path(dlqat.__file__).resolve().parents[1], setup.home() / "arm64"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
-    path = os.pathsep.join([str(setup.home() / "arm64" / "site"), str(package)])
-    return {**kept, "PYTHONPATH": path, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    cache = str(home / "pycache")  # compiling is what an emulated import waits for
+    path = os.pathsep.join([str(home / "site"), str(package)])
+    return {**kept, "PYTHONPATH": path, "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": cache}

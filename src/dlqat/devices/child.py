@@ -25,7 +25,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import wire
+from dlqat.devices import process_tree, wire
+from dlqat.devices.batch import Group, Rows
 from dlqat.devices.device import DeviceFailure, Setting, Timings
 from dlqat.devices.wire import Message
 
@@ -97,11 +98,13 @@ class Worker:
         """End the worker: by closing its stdin, and by force if that does not help within a second."""
         self._fault = self._fault or f"{self.name} was closed"
         assert self._process.stdin is not None
+        started = process_tree.descendants(self.pid)  # when the worker has ended, nobody knows them any more
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self._stop()
+        process_tree.end(started)
 
     def _give_up(self, sentence: str) -> DeviceFailure:
         self._fault = sentence
@@ -151,8 +154,7 @@ def _wait(deadline: float, read: int | None = None, write: int | None = None) ->
 
 
 def _kill(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    process_tree.kill(process.pid)
     process.wait()
     for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
@@ -174,10 +176,11 @@ class ChildSession:
         self._worker, self._limits, self._extra = worker, limits, dict(extra or {})
         self.timings = Timings()
         try:
-            self._answer(self.opening(program, setting), limits.load)
+            answer = self._answer(self.opening(program, setting), limits.load)
         except DeviceFailure:
             worker.close()
             raise
+        self.batches = bool(answer.header.get("batches"))
 
     def opening(self, program: str | Path, setting: Setting) -> Message:
         """The first message."""
@@ -196,6 +199,17 @@ class ChildSession:
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens of the cache."""
         self._call({"op": "truncate", "length": length}, self._limits.call)
+
+    def batch(self, groups: Sequence[Group]) -> list[Rows]:
+        """Several short questions at once, where the worker can (`batches`)."""
+        counts = [len(g.more) for g in groups]
+        arrays = {f"{i}/context": np.asarray(g.context, np.int64) for i, g in enumerate(groups)}
+        arrays |= {f"{i}/{j}": np.asarray(m, np.int64) for i, g in enumerate(groups) for j, m in enumerate(g.more)}
+        seconds = self._limits.call + self._limits.token * sum(a.size for a in arrays.values())
+        found = self._call({"op": "batch", "groups": len(groups), "counts": counts}, seconds, arrays).arrays
+        return [
+            Rows(found[f"{i}/last"], tuple(found[f"{i}/{j}"] for j in range(count))) for i, count in enumerate(counts)
+        ]
 
     def facts(self) -> Mapping[str, Any]:
         """What the worker tells of itself, and what the driver knows."""

@@ -18,7 +18,7 @@ from rich.table import Table
 from dlqat import refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import ALL
-from dlqat.devices.android import AndroidOrt
+from dlqat.devices.android import Android
 from dlqat.refusal import Refusal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -44,7 +44,7 @@ def devices(
     if set_up is not None:
         _run(set_up)
     if print_commands is not None:
-        print("\n".join(AndroidOrt().commands(artifacts.find(print_commands).program)))
+        print("\n".join(_commands(print_commands)))
         return
     rows = [(d.name, d.formats, d.available()) for d in ALL]
     if as_json:
@@ -58,6 +58,15 @@ def devices(
     for name, formats, reason in rows:
         table.add_row(name, ", ".join(formats), "[green]available[/green]" if reason is None else escape(reason))
     Console().print(table)
+
+
+def _commands(folder: Path) -> list[str]:
+    """The adb commands for an artifact. Refusal if no runtime on a phone behind adb runs it."""
+    found = artifacts.find(folder)
+    phones = [d for d in ALL if isinstance(d, Android) and found.format in d.formats]
+    if not phones:
+        raise Refusal(f"{folder} is a {found.format} artifact, and adb reaches Android only")
+    return phones[0].commands(found.program)
 
 
 def _run(name: str) -> None:

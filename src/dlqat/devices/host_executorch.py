@@ -10,21 +10,17 @@ The thread pool belongs to the process: a session sets it when it is opened.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
-import os
-import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import machine
+from dlqat.devices import executorch_runtime, machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 
 if TYPE_CHECKING:
@@ -54,7 +50,8 @@ class HostExecutorch:
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        method = _load(program, setting).load_method(FORWARD)
+        loaded = executorch_runtime.load(program, setting.threads)
+        method = loaded.method(FORWARD)
         import torch
 
         inputs = ([torch.from_numpy(np.ascontiguousarray(x)) for x in batch.values()] for batch in batches)
@@ -68,18 +65,14 @@ class ExecutorchSession:
         self._setting = setting
         self.timings = Timings()
         start = time.perf_counter()
-        self._program: Any = _load(program, setting)
-        names: set[str] = self._program.method_names
+        self._program: Any = executorch_runtime.load(program, setting.threads)
+        names = self._program.names
         self._name = SCORE if SCORE in names and not setting.generate else FORWARD
         if self._name not in names:
             raise DeviceFailure(f"{program.name} has no method {FORWARD!r}; it has {', '.join(sorted(names))}")
-        try:
-            with _silence():
-                self._method: Any = self._program.load_method(self._name)
-        except RuntimeError as error:
-            raise DeviceFailure(f"executorch does not load {program.name}: {_line(error)}") from error
+        self._method: Any = self._program.method(self._name)
         self.timings.load_seconds = time.perf_counter() - start
-        self._longest = int(self._method.metadata.input_tensor_meta(0).sizes()[1])
+        self._longest = int(self._method.method_meta().input_tensor_meta(0).sizes()[1])
         self._context = next(iter(self._numbers("get_max_context_len")), 0)
         self._vocab = next(iter(self._numbers("get_vocab_size")), 0)
         self.reset()
@@ -121,56 +114,17 @@ class ExecutorchSession:
 
     def _numbers(self, method: str) -> list[int]:
         """The values of a metadata method; none if there is no such method."""
-        if method not in self._program.method_names:
+        if method not in self._program.names:
             return []
-        return [int(x) for x in self._program.load_method(method).execute([])]
+        return [int(x) for x in self._program.method(method)([])]
 
     def close(self) -> None:
         """Free program and memory."""
         self._method = self._program = None
 
 
-def _load(program: Path | bytes, setting: Setting) -> Any:
-    with _silence():
-        try:
-            _register()
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime, Verification
-
-            portable_lib._unsafe_reset_threadpool(setting.threads)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-            source = str(program) if isinstance(program, Path) else program
-            return Runtime.get().load_program(source, verification=Verification.InternalConsistency)
-        except RuntimeError as error:
-            raise DeviceFailure(f"executorch does not load it: {_line(error)}") from error
-
-
-def _register() -> None:
-    """Imports that add the kernels of quantized_decomposed and llama to the runtime."""
-    importlib.import_module("executorch.kernels.quantized")
-    importlib.import_module("executorch.extension.llm.custom_ops.custom_ops")
-
-
 def _run(method: Any, inputs: list[Any]) -> Tensor:
     try:
-        return method.execute(inputs)[0]
+        return method(inputs)[0]
     except RuntimeError as error:
-        raise DeviceFailure(f"executorch does not run it: {_line(error)}") from error
-
-
-@contextmanager
-def _silence() -> Generator[None]:
-    """The runtime writes about the machine to stderr, below Python: what it finds wrong comes as an exception, too."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+        raise DeviceFailure(f"executorch does not run it: {executorch_runtime.line(error)}") from error

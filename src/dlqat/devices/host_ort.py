@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import machine
+from dlqat.devices import batch, machine
+from dlqat.devices.batch import Group, Rows, Step
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 
 ACCURACY_LEVEL = {"float": 0, "int8": 4}
@@ -87,6 +88,7 @@ class OrtSession:
             raise DeviceFailure(f"{program.name} has inputs that no decoder of ours has: {', '.join(odd)}")
         shape = next((o.shape for o in self._ort.get_outputs() if o.name == "logits"), [None])
         self._vocab = shape[-1] if isinstance(shape[-1], int) else None
+        self._whole = _has(_graph(program), "GroupQueryAttention")
         self.reset()
 
     def reset(self) -> None:
@@ -106,23 +108,47 @@ class OrtSession:
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab], or the last row; DeviceFailure if the run fails."""
         ids = np.asarray(token_ids, np.int64)[None]
-        # GatherBlockQuantized reads past its table without a word
-        if self._vocab and ids.max(initial=0) >= self._vocab:
-            raise DeviceFailure(f"token {ids.max()} is not in the vocabulary of {self._vocab}")
         total = self._length + ids.shape[1]
+        step = Step(ids, np.ones((1, total), np.int64), np.arange(self._length, total)[None])
+        rows, self._past = self._step(step, self._past)
+        self._length = total
+        return rows[0]
+
+    @property
+    def batches(self) -> bool:
+        """Whether there is a batch dimension."""
+        return not isinstance(self._inputs["input_ids"].shape[0], int)
+
+    def batch(self, groups: Sequence[Group]) -> list[Rows]:
+        """Several short questions at once. GroupQueryAttention cannot continue a batch, so it reads whole texts."""
+        self.reset()
+        first = batch.whole(groups) if self._whole else batch.contexts(groups)
+        empty = {n: np.zeros((len(first.ids), *v.shape[1:]), v.dtype) for n, v in self._past.items()}
+        logits, past = self._step(first, empty)
+        if self._whole:
+            return batch.apart_whole(groups, logits)
+        second, owner = batch.continuations(groups, first)
+        return batch.apart(groups, logits, self._step(second, {n: v[owner] for n, v in past.items()})[0])
+
+    def _step(
+        self, step: Step, past: Mapping[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """Logits [rows, length, vocab] and the cache afterwards."""
+        # GatherBlockQuantized reads past its table without a word
+        if self._vocab and step.ids.max(initial=0) >= self._vocab:
+            raise DeviceFailure(f"token {step.ids.max()} is not in the vocabulary of {self._vocab}")
         feed: dict[str, NDArray[Any]] = {
-            "input_ids": ids,
-            "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(self._length, total)[None],
+            "input_ids": step.ids,
+            "attention_mask": step.mask,
+            "position_ids": step.positions,
             ALL_LOGITS: np.array(0, np.int64),
         }
-        feed = {n: v for n, v in feed.items() if n in self._inputs} | self._past
+        feed = {n: v for n, v in feed.items() if n in self._inputs} | dict(past)
         start = time.perf_counter()
         results = dict(zip((o.name for o in self._ort.get_outputs()), _run(self._ort, feed), strict=True))
-        self.timings.count(ids.shape[1], time.perf_counter() - start)
-        self._past = {n: results[n.replace("past_key_values", "present")] for n in self._past}
-        self._length = total
-        return results["logits"][0].astype(np.float32, copy=False)
+        self.timings.count(step.ids.size, time.perf_counter() - start)
+        kept = {n: results[n.replace("past_key_values", "present")] for n in past}
+        return results["logits"].astype(np.float32, copy=False), kept
 
     def facts(self) -> Mapping[str, Any]:
         """Versions, machine, level, and the kernels that really ran for one token (from ORT's own profile)."""

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from dlqat.devices import wire
+from dlqat.devices.batch import Batching, Group
 from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session, Setting
 from dlqat.devices.wire import Message
 
@@ -42,6 +43,7 @@ class Server:
             "truncate": self._truncate,
             "facts": lambda _: Message({"facts": dict(self._opened().facts())}),
             "evaluate": self._evaluate,
+            "batch": self._batch,
         }
         try:
             found = operations[str(message.header["op"])](message)
@@ -60,7 +62,15 @@ class Server:
 
     def _open(self, message: Message) -> Message:
         self._session = self._device.open(Path(message.header["program"]), setting_of(message.header["setting"]))
-        return Message({})
+        return Message({"batches": isinstance(self._session, Batching) and self._session.batches})
+
+    def _batch(self, message: Message) -> Message:
+        session = self._opened()
+        if not isinstance(session, Batching):
+            raise DeviceFailure("this runtime has no batches")
+        rows = session.batch(groups_of(message))
+        arrays = {f"{i}/last": found.last for i, found in enumerate(rows)}
+        return Message({}, arrays | {f"{i}/{j}": m for i, found in enumerate(rows) for j, m in enumerate(found.more)})
 
     def _logits(self, message: Message) -> Message:
         rows = self._opened().logits([int(i) for i in message.arrays["token_ids"]])
@@ -92,6 +102,15 @@ def setting_of(fields: dict[str, Any]) -> Setting:
     """The Setting behind its JSON."""
     values: dict[str, Any] = {**fields, "options": tuple((str(k), str(v)) for k, v in fields.get("options", ()))}
     return Setting(**values)
+
+
+def groups_of(message: Message) -> list[Group]:
+    """The groups of a "batch" message: one array per text, named by group."""
+    contexts = [message.arrays[f"{i}/context"] for i in range(int(message.header["groups"]))]
+    return [
+        Group(list(map(int, context)), tuple(list(map(int, message.arrays[f"{i}/{j}"])) for j in range(count)))
+        for i, (context, count) in enumerate(zip(contexts, message.header["counts"], strict=True))
+    ]
 
 
 def serve(answer: Callable[[Message], Message], source: IO[bytes], sink: IO[bytes]) -> None:

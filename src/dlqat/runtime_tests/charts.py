@@ -8,7 +8,9 @@ from html import escape
 
 HIGHEST = 120.0
 """dB: beyond it nothing was rounded."""
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 200, 44, 34, 10
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 240, 72, 28, 14
+LABELS = HEIGHT - 6
+"""Where the letters under a chart stand."""
 
 
 def histogram(edges: Sequence[float], series: Mapping[str, Sequence[int]], unit: str) -> str:
@@ -27,9 +29,9 @@ def histogram(edges: Sequence[float], series: Mapping[str, Sequence[int]], unit:
             x = LEFT + (i - first + 0.07) * step + order * width
             label = f"{name}: {values[i]:.1%} between 1e{edges[i]:g} and 1e{edges[i + 1]:g} {unit}"
             parts.append(_bar(x, HEIGHT - BOTTOM - height, width, height, f"s{order}", label))
-    ticks = range(first, last + 2, 2)
-    parts += (_text(LEFT + (i - first) * step, HEIGHT - BOTTOM + 14, f"1e{edges[i]:g}", "middle") for i in ticks)
-    parts.append(_text(WIDTH - 4, HEIGHT - 4, unit, "end"))
+    for i in range(first, last + 2, 2):
+        end = "start" if i == first else "end" if i == last + 1 else "middle"
+        parts.append(_text(LEFT + (i - first) * step, LABELS, f"1e{edges[i]:g}", end, minor=i % 6 != 0))
     return _svg(parts, f"Histogram of {', '.join(series)} in {unit}") + _legend(series)
 
 
@@ -40,7 +42,7 @@ def points(names: Sequence[str], series: Mapping[str, Sequence[float]], unit: st
         return ""
     low, high = min(0.0, *values), max(values) * 1.05 or 1.0
     across = (WIDTH - LEFT - 8) / max(1, len(names) - 1)
-    parts = [_axis_values(low, high)]
+    parts = [_axis_values(low, high, f"{{:.0f}} {unit}")]
     for order, (label, row) in enumerate(series.items()):
         for i, (name, value) in enumerate(zip(names, row, strict=True)):
             if value >= HIGHEST:
@@ -48,9 +50,8 @@ def points(names: Sequence[str], series: Mapping[str, Sequence[float]], unit: st
             x, y = LEFT + 4 + i * across, TOP + (HEIGHT - BOTTOM - TOP) * (high - value) / (high - low)
             title = escape(f"{name}, {label}: {value:.1f} {unit}")
             parts.append(f'<circle class="s{order}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"><title>{title}</title></circle>')
-    parts.append(_text(LEFT, HEIGHT - BOTTOM + 14, "first linear", "start"))
-    parts.append(_text(WIDTH - 4, HEIGHT - BOTTOM + 14, "last", "end"))
-    parts.append(_text(4, HEIGHT - 4, unit, "start"))
+    parts.append(_text(LEFT, LABELS, "first linear", "start"))
+    parts.append(_text(WIDTH, LABELS, "last linear", "end"))
     return _svg(parts, f"{unit} of {len(names)} linears") + _legend(series)
 
 
@@ -84,12 +85,13 @@ def _axis(top: float) -> str:
     return _axis_values(0, top, "{:.0%}")
 
 
-def _axis_values(low: float, high: float, shown: str = "{:.0f}") -> str:
+def _axis_values(low: float, high: float, shown: str) -> str:
     lines: list[str] = []
     for step in range(5):
         y = TOP + (HEIGHT - BOTTOM - TOP) * step / 4
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(_text(LEFT - 6, y + 4, shown.format(high - (high - low) * step / 4), "end"))
+        value = shown.format(high - (high - low) * step / 4)
+        lines.append(_text(LEFT - 6, y + 4, value, "end", minor=step % 2 == 1))
     return "".join(lines)
 
 
@@ -98,8 +100,9 @@ def _bar(x: float, y: float, width: float, height: float, kind: str, label: str)
     return f'<rect class="{kind}" {place}><title>{escape(label)}</title></rect>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, *, minor: bool = False) -> str:
+    kind = ' class="minor"' if minor else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(text)}</text>'
 
 
 def _svg(parts: Sequence[str], label: str, width: int = WIDTH, height: int = HEIGHT) -> str:

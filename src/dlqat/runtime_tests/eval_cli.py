@@ -12,114 +12,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
-import shlex
 import sys
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from dlqat import __version__, atomic, refusal
+from dlqat import atomic, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
-from dlqat.devices.artifact import Artifact
-from dlqat.devices.device import Device, DeviceFailure, Session, Setting
+from dlqat.devices.device import DeviceFailure
 from dlqat.devices.isolated import isolated
 from dlqat.quiet import hush
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import report, versions
-from dlqat.runtime_tests.fingerprint import fingerprint, result_path
+from dlqat.runtime_tests import eval_progress
+from dlqat.runtime_tests.eval_request import Request
+from dlqat.runtime_tests.eval_table import table
+from dlqat.runtime_tests.fingerprint import result_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-FORMAT = 1
-CACHE = ".dlqat-eval"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One run of dlqat-eval."""
-
-    artifact: Artifact
-    device: Device
-    reference: Path | None
-    tasks: tuple[str, ...] = ()
-    data: Path | None = None
-    limit: int | None = None
-    shots: int | None = None
-    text: Path | None = None
-    tokens: int | None = None
-    activations: str | None = None
-    threads: int = 1
-    folder: Path = Path()
-    """Where results and journals go."""
-
-    @property
-    def command(self) -> str:
-        """What to type to get these figures again."""
-        words = ["dlqat-eval", str(self.artifact.folder), "--device", self.device.name]
-        words += ["--reference", str(self.reference)] if self.reference else ["--no-reference"]
-        words += [w for t in self.tasks for w in ("--tasks", t)]
-        for name in ("data", "limit", "shots", "text", "tokens", "activations"):
-            value = getattr(self, name)
-            words += [] if value is None else [f"--{name}", str(value)]
-        return shlex.join([*words, "--threads", str(self.threads)])
-
-
-def evaluate(request: Request, console: Console) -> dict[str, Any]:
-    """The content of eval-DEVICE.json. DeviceFailure if the device fails; answers given so far are kept."""
-    from transformers import AutoTokenizer
-
-    from dlqat.runtime_tests import evaluate as measure
-    from dlqat.runtime_tests import tasks
-
-    start = time.monotonic()
-    setting = _setting(request)
-    configs = tasks.configs(request.tasks, request.data) if request.tasks else None
-    tokenizer: Any = AutoTokenizer.from_pretrained(request.reference or request.artifact.folder)
-    ids = _token_ids(tokenizer, request.text, request.tokens)
-    subjects = [_artifact(request, setting)] + ([_reference(request)] if request.reference else [])
-    answers: list[Any] = []
-    windows: list[Any] = []
-    own: list[Any] = []
-    try:
-        for subject in subjects:
-            with _progress(console, subject.name) as subject.tell:
-                windows.append(measure.perplexity(subject, ids) if ids else None)
-                found = measure.tasks(subject, tokenizer, configs, request.limit, request.shots) if configs else None
-                answers.append(found[0] if found else None)
-                own.append(found[1] if found else None)
-        facts = {subject.name: dict(subject.facts()) for subject in subjects}
-    finally:
-        for subject in subjects:
-            subject.close()
-    ours, theirs = answers[0], answers[1] if len(answers) > 1 else None
-    found_text = measure.compared_text(windows[0], windows[1] if len(windows) > 1 else None) if ids else None
-    return report.plain(
-        {
-            "format": FORMAT,
-            "artifact": str(request.artifact.folder),
-            "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
-            "reference": str(request.reference) if request.reference else None,
-            "device": request.device.name,
-            "setting": str(setting),
-            "command": request.command,
-            "seconds": time.monotonic() - start,
-            "tasks": measure.compared(ours, theirs) if configs else {},
-            "text": {"file": str(request.text), **found_text} if found_text else None,
-            "lm_eval": dict(zip([s.name for s in subjects], own, strict=True)) if configs else None,
-            "facts": facts,
-            "versions": {"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
-        }
-    )
 
 
 @app.command(no_args_is_help=True)
@@ -164,12 +78,13 @@ def command(
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     request = Request(
         found, isolated(chosen), None if no_reference else reference or _beside(artifact), names, data, limit, shots, text, tokens,
-        activations, threads or os.cpu_count() or 1, folder,
+        activations, threads or os.cpu_count() or 1, output,
     )  # fmt: skip
-    console = Console(stderr=as_json)
     _quiet(offline=data is not None)
+    from dlqat.runtime_tests import eval_run
+
     try:
-        result = evaluate(request, console)
+        result = eval_run.run(request, partial(eval_progress.shown, Console(stderr=True)))
     except DeviceFailure as failure:
         print(f"failed: {failure}; answers so far are kept, the same command goes on with them", file=sys.stderr)
         sys.exit(1)
@@ -178,67 +93,9 @@ def command(
     if as_json:
         print(json.dumps(result, indent=1))
     else:
-        console.print(_table(result))
+        console = Console()
+        console.print(table(result))
         console.print(f"results: {escape(str(target))}")
-
-
-def _setting(request: Request) -> Setting:
-    found = request.device.settings(request.artifact.program, request.threads)
-    fitting = [s for s in found if request.activations in (None, s.activations)]
-    if not fitting:
-        known = ", ".join(sorted({s.activations for s in found}))
-        raise Refusal(f"device {request.device.name} has no --activations {request.activations} here; it has {known}")
-    return fitting[0]
-
-
-def _artifact(request: Request, setting: Setting) -> Any:
-    from dlqat.runtime_tests.journal import Journal
-    from dlqat.runtime_tests.subject import Subject
-
-    identity = {
-        "program": fingerprint(request.artifact),
-        "device": request.device.name,
-        "setting": [setting.activations, setting.optimize],
-        "versions": versions.installed(),
-    }
-
-    def opened() -> Session:
-        return request.device.open(request.artifact.program, setting)
-
-    journal = Journal(request.folder / CACHE, identity)
-    return Subject(request.device.name, opened, journal, request.artifact.context or 2048)
-
-
-def _reference(request: Request) -> Any:
-    import torch
-
-    from dlqat.runtime_tests.journal import Journal
-    from dlqat.runtime_tests.reference import Reference
-    from dlqat.runtime_tests.subject import Subject
-    from dlqat.runtime_tests.torch_session import TorchSession
-
-    assert request.reference is not None
-    files = {p.name: atomic.sha256(p) for p in sorted(request.reference.glob("*.safetensors"))}
-    identity = {"reference": files, "config": atomic.sha256(request.reference / "config.json")}
-    folder = request.reference
-
-    def opened() -> Session:
-        torch.set_num_threads(request.threads)
-        return TorchSession(Reference(folder).network)
-
-    journal = Journal(request.folder / CACHE, identity | {"versions": versions.installed()})
-    return Subject("reference", opened, journal, request.artifact.context or 2048)
-
-
-def _token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:
-    if text is None:
-        return []
-    if not text.is_file():
-        raise Refusal(f"{text} is not a file; give a text file to --text")
-    ids = list(tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"])[:most]
-    if len(ids) < 2:
-        raise Refusal(f"{text} has {len(ids)} tokens; perplexity needs two")
-    return ids
 
 
 def _beside(artifact: Path) -> Path:
@@ -256,41 +113,6 @@ def _quiet(*, offline: bool) -> None:
     if offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     hush("lm_eval", "lm-eval", "datasets", "transformers")
-
-
-@contextmanager
-def _progress(console: Console, name: str) -> Generator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"dlqat-eval on {result['device']} ({result['setting']})", title_style="")
-    for column in ("", "artifact", "reference", "difference"):
-        table.add_column(column)
-    if text := result["text"]:
-        gap = text.get("difference_nats")
-        shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1)]
-        shown.append("" if not gap else f"{gap['value']:+.1e} nats [{gap['low']:+.1e}, {gap['high']:+.1e}]")
-        table.add_row(f"perplexity, {text['tokens']} tokens", *shown)
-    for task, metrics in result["tasks"].items():
-        for metric, row in metrics.items():
-            shown = [_span(row["artifact"], 100), _span(row.get("reference"), 100), _span(row.get("difference"), 100)]
-            table.add_row(f"{task} {metric}, {row['questions']} questions", *shown)
-    return table
-
-
-def _span(interval: dict[str, float] | None, factor: float) -> str:
-    if interval is None:
-        return ""
-    value, low, high = (interval[k] for k in ("value", "low", "high"))
-    return escape(f"{factor * value:.1f} [{_edge(low, factor)}, {_edge(high, factor)}]")
-
-
-def _edge(value: float | None, factor: float) -> str:
-    return "?" if value is None else f"{factor * value:.1f}"
 
 
 main = refusal.command(app)

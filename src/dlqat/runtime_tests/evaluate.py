@@ -64,7 +64,7 @@ def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accurac
     return [(-score.logprob, len(part) - 1) for score, part in zip(scores, parts, strict=True)]
 
 
-def compared(ours: Samples, theirs: Samples | None) -> dict[str, Any]:
+def compared(ours: Samples, theirs: Samples | None = None) -> dict[str, Any]:
     """Per task and metric: the artifact, the reference, and the paired difference (ours - theirs)."""
     return {
         task: {
@@ -92,7 +92,9 @@ def _interval(values: Sequence[float], *, binary: bool) -> intervals.Interval:
     return intervals.share(int(sum(values)), len(values)) if binary else intervals.mean(values)
 
 
-def compared_text(ours: Sequence[tuple[float, int]], theirs: Sequence[tuple[float, int]] | None) -> dict[str, Any]:
+def compared_text(
+    ours: Sequence[tuple[float, int]], theirs: Sequence[tuple[float, int]] | None = None
+) -> dict[str, Any]:
     """Perplexity of both, and the difference of the mean NLL in nats per token, window by window."""
     tokens = [n for _, n in ours]
     found: dict[str, Any] = {"windows": len(ours), "tokens": sum(tokens), "artifact": _perplexity(ours)}

@@ -80,7 +80,12 @@ class SubjectLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy text up to a stop string. ValueError if the task wants sampling."""
-        return [self._generate(*request.args) for request in requests]
+        texts: list[str] = []
+        self.subject.tell(0, len(requests))
+        for done, request in enumerate(requests, 1):
+            texts.append(self._generate(*request.args))
+            self.subject.tell(done, len(requests))
+        return texts
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
         if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:

@@ -12,37 +12,7 @@ from html import escape
 from typing import Any
 
 from dlqat.runtime_tests import charts
-
-CSS = """
-:root{--bg:#fbfbfa;--card:#fff;--ink:#1c1e21;--soft:#5c636b;--line:#e1e4e8;--good:#1a7f37;--bad:#c4232f;--open:#6b7280;
---s0:#2f6fde;--s1:#e08a1e;--s2:#1f9d8a;--s3:#a24fd0;--s4:#8a939e}
-@media(prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1c2024;--ink:#e6e8ea;--soft:#9aa3ac;--line:#2e343a;
---good:#3fb950;--bad:#ff6b6b;--open:#9aa3ac;--s0:#6ea3ff;--s1:#f0a848;--s2:#4cc9b4;--s3:#c58af0;--s4:#78828d}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1rem}h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.15rem;margin:0 0 .6rem}
-h3{font-size:1rem;margin:1rem 0 .3rem}section{background:var(--card);border:1px solid var(--line);border-radius:10px;
-padding:1rem;margin:1rem 0}p{margin:.3rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}
-code,pre{font:.85rem/1.45 ui-monospace,monospace;overflow-wrap:anywhere;white-space:pre-wrap}
-pre{background:var(--bg);border:1px solid var(--line);border-radius:6px;padding:.6rem;margin:.4rem 0}
-.mark{display:inline-block;border-radius:99px;padding:0 .6rem;font-size:.85rem;font-weight:600;white-space:nowrap;
-border:1.5px solid currentColor}.passed{color:var(--good)}.failed{color:var(--bad)}.not{color:var(--open)}
-h1 .mark{font-size:1.1rem;vertical-align:middle}table{border-collapse:collapse;width:100%;font-size:.92rem}
-th{text-align:left;color:var(--soft);font-weight:500}td,th{padding:.35rem .6rem .35rem 0;border-bottom:1px solid
-var(--line);vertical-align:top;overflow-wrap:break-word}td:first-child{white-space:nowrap}tr:last-child td{border-bottom:0}td.number{white-space:nowrap;
-font-variant-numeric:tabular-nums}svg{width:100%;height:auto;display:block}svg.small{width:10rem;display:inline-block;
-vertical-align:middle}svg text{fill:var(--soft);font-size:11px}.grid{stroke:var(--line)}line.bar{stroke-width:4;
-stroke-linecap:round}.s0{fill:var(--s0);stroke:var(--s0)}.s1{fill:var(--s1);stroke:var(--s1)}.s2{fill:var(--s2);
-stroke:var(--s2)}.s3{fill:var(--s3);stroke:var(--s3)}.s4{fill:var(--s4);stroke:var(--s4)}rect,circle{stroke:none}
-.legend{font-size:.85rem;color:var(--soft)}.legend span{margin-right:1rem;white-space:nowrap}.legend i{display:inline-block;
-width:.8em;height:.8em;border-radius:2px;margin-right:.35em}i.s0{background:var(--s0)}i.s1{background:var(--s1)}
-i.s2{background:var(--s2)}i.s3{background:var(--s3)}i.s4{background:var(--s4)}figure{margin:0 0 1rem}
-details summary{cursor:pointer;color:var(--soft)}
-@media(max-width:40rem){td:first-child{white-space:normal}.ladder td:nth-child(-n+3){display:inline}
-.ladder td::before{display:none}thead{display:none}table,tbody,tr,td{display:block}tr{border-bottom:1px solid var(--line);
-padding:.5rem 0}tr:last-child{border-bottom:0}td{border:0;padding:.1rem 0}td[data-k]:not([data-k=""])::before{content:
-attr(data-k) " ";color:var(--soft);font-size:.8rem;margin-right:.4rem}main{padding:.6rem}section{padding:.8rem}}
-@media print{section{break-inside:avoid}}
-"""
+from dlqat.runtime_tests.html_style import CSS
 
 
 def page(content: Mapping[str, Any]) -> str:
@@ -70,7 +40,7 @@ def ladder(content: Mapping[str, Any]) -> Iterator[str]:
     counts = {s: sum(c["status"] == s for c in checks) for s in ("passed", "failed", "not verified")}
     yield f"<section><h2>Ladder</h2><p class=soft>{', '.join(f'{n} {s}' for s, n in counts.items() if n)}</p>"
     rows = ((c["rung"], c["name"], _mark(c["status"]), escape(c["summary"])) for c in checks)
-    yield from _table(("rung", "check", "", ""), rows, raw=(2, 3), kind="ladder")
+    yield from _table(("rung", "check", "status", "result"), rows, raw=(2, 3), kind="ladder")
     yield "</section>"
 
 
@@ -79,7 +49,7 @@ def differences(content: Mapping[str, Any]) -> Iterator[str]:
     found = [c for c in content["checks"] if c["rung"] == "L2" and "kl_histogram" in c["figures"]]
     if not found:
         return
-    yield "<section><h2>Distance per token</h2><p class=soft>KL divergence between the reference's next-token "
+    yield "<section><h2>Distance per token</h2><p class=soft>KL divergence in nats between the reference's next-token "
     yield "distribution and the artifact's, one count per position. Left is equal.</p>"
     for check in found:
         figures = check["figures"]
@@ -161,7 +131,7 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[str]:
                 f"perplexity, {text['tokens']} tokens",
                 _span(text["artifact"], 1, ""),
                 _span(text.get("reference"), 1, ""),
-                f"{gap['value']:+.1e} nats" if gap else "",
+                _nats(gap) if gap else "",
             )
         )
     for task, metrics in found["tasks"].items():
@@ -174,23 +144,24 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[str]:
                 )
             gap = row.get("difference")
             changed = f" ({gap['better']} better, {gap['worse']} worse)" if gap else ""
-            rows.append((*cells, f"{_span(gap)}{changed}" if gap else ""))
+            rows.append((*cells, f"{_span(gap, unit=' points')}{changed}" if gap else ""))
     yield from _table(("", "artifact", "reference", "difference"), rows, raw=(1, 2, 3))
     yield f"<pre>{escape(found['command'])}</pre></section>"
 
 
 def machine(content: Mapping[str, Any]) -> Iterator[str]:
     """What ran where: facts that are the same in all settings once, then what each setting adds."""
-    facts = {k: {n: v for n, v in f.items() if n != "timings"} for k, f in _facts(content).items()}
+    elsewhere = ("timings", "not_verified")  # shown as speed, and in the ladder
+    facts = {k: {n: v for n, v in f.items() if n not in elsewhere} for k, f in _facts(content).items()}
     common = {k: v for k, v in next(iter(facts.values()), {}).items() if all(f.get(k) == v for f in facts.values())}
     loose = {k: v for k, v in content["facts"].items() if not isinstance(v, Mapping)}
     yield "<section><h2>Where it ran</h2>"
-    yield from _table(("fact", "value"), ((k, _show(v)) for k, v in {**loose, **common, **content["versions"]}.items()))
+    yield from _fact_table({**loose, **common, "packages": content["versions"]})
     for setting, own in facts.items():
         rest = {k: v for k, v in own.items() if k not in common}
         if rest:
             yield f"<h3>{escape(setting)}</h3>"
-            yield from _table(("fact", "value"), ((k, _show(v)) for k, v in rest.items()))
+            yield from _fact_table(rest)
     yield "</section>"
 
 
@@ -227,12 +198,22 @@ def _table(
     yield "</tbody></table>"
 
 
+def _fact_table(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from _table(("fact", "value"), ((k.replace("_", " "), _show(v)) for k, v in facts.items()), kind="facts")
+
+
 def _span(one: Mapping[str, Any] | None, factor: float = 100, unit: str = " %") -> str:
     if one is None:
         return ""
     value, low, high = (one.get(k) for k in ("value", "low", "high"))
     edges = f" [{factor * low:.1f}, {factor * high:.1f}]" if low is not None and high is not None else ""
     return f"{factor * _number(value):.1f}{edges}{unit}"
+
+
+def _nats(gap: Mapping[str, Any]) -> str:
+    value, low, high = (gap.get(k) for k in ("value", "low", "high"))
+    edges = f" [{low:+.1e}, {high:+.1e}]" if low is not None and high is not None else ""
+    return f"{_number(value):+.1e}{edges} nats"
 
 
 def _rate(tokens: int, seconds: float) -> str:

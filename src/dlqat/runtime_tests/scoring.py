@@ -2,9 +2,10 @@
 """Log-likelihoods and greedy text of anything that is a Session: the arithmetic under dlqat-eval.
 
 Questions of a benchmark share their beginnings: the choices of one question share its context, and the
-contexts of a few-shot task share their examples. A Session has one cache and no batch, so the work is saved
-there: the questions are sorted by context, a context is read once, and between two choices the cache is cut
-back to it (Rewindable; a Session that cannot reads everything again, and gives the same numbers).
+contexts of a few-shot task share their examples. So the questions are sorted by context, a context is read once,
+and between two choices the cache is cut back to it (Rewindable; a Session that cannot reads everything again, and
+gives the same numbers). Short questions that share little go through together where a Session has batches: what
+they cost is calls, not tokens.
 
 The distribution over the first token of a continuation is the context's last row, so a choice of k tokens
 costs k - 1 more. NLL in float64.
@@ -14,11 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlqat.devices.batch import Batching, Group
 from dlqat.devices.device import DeviceFailure, Rewindable, Session
+
+SHORT = 256
+"""Tokens of a context with its continuations up to which it may share a call."""
+BATCH = 512
+"""Tokens in a call: enough to be worth it, few enough that their logits (100 MB at 49,152 tokens) stay small."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,11 +101,52 @@ class Feed:
 
 
 def scores(session: Session, questions: Sequence[Question]) -> Iterator[tuple[Question, Score]]:
-    """Every question with its score, sorted by context. DeviceFailure if rows are missing or not numbers."""
-    feed = Feed(session)
+    """Every question with its score, in an order of its own. DeviceFailure if rows are missing or not numbers."""
+    asked: dict[tuple[int, ...], list[Question]] = {}
     for question in sorted(set(questions)):
-        rows = feed.rows(question.context, question.continuation[:-1])
-        yield question, judge(rows, question.continuation)
+        asked.setdefault(question.context, []).append(question)
+    short = [c for c, qs in asked.items() if _tokens(c, qs) <= SHORT]
+    if isinstance(session, Batching) and session.batches and len(short) > 1 and not _shared(short):
+        yield from _batched(session, [(c, asked.pop(c)) for c in sorted(short, key=len)])
+    feed = Feed(session)
+    for context, group in asked.items():
+        for question in group:
+            yield question, judge(feed.rows(context, question.continuation[:-1]), question.continuation)
+
+
+def _tokens(context: Sequence[int], questions: Sequence[Question]) -> int:
+    return len(context) + sum(len(q.continuation) for q in questions)
+
+
+def _shared(contexts: Sequence[tuple[int, ...]]) -> bool:
+    """Whether contexts (sorted) mostly repeat the one before them, as few-shot examples do: then one cache is better."""
+    repeated = sum(_common(a, b) for a, b in pairwise(contexts))
+    return 2 * repeated > sum(map(len, contexts))
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _batched(
+    session: Batching, asked: Sequence[tuple[tuple[int, ...], list[Question]]]
+) -> Iterator[tuple[Question, Score]]:
+    """Contexts of about one length together, as many as fit into BATCH tokens."""
+    at = 0
+    while at < len(asked):
+        end, tokens = at, 0
+        while end < len(asked) and (end == at or tokens + _tokens(*asked[end]) <= BATCH):
+            tokens += _tokens(*asked[end])
+            end += 1
+        part = asked[at:end]
+        groups = [Group(c, tuple(q.continuation for q in qs)) for c, qs in part]  # a last token too much: never empty
+        for (_, found), rows in zip(part, session.batch(groups), strict=True):
+            for question, more in zip(found, rows.more, strict=True):
+                every = [rows.last, *more[:-1]]
+                if not all(bool(np.isfinite(row).all()) for row in every):
+                    raise DeviceFailure(f"NaN or infinite logits among {len(question.continuation)} tokens")
+                yield question, judge(every, question.continuation)
+        at = end
 
 
 def judge(rows: Sequence[NDArray[np.float32]], continuation: Sequence[int]) -> Score:

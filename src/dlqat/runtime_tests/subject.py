@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,16 +12,19 @@ from dlqat.devices.device import Session
 from dlqat.runtime_tests.journal import Journal, digest
 from dlqat.runtime_tests.scoring import Question, Score, greedy_text, scores
 
+Tell = Callable[[int, int], None]
+"""Told (done, total): once before the first question is asked, and after each."""
+
 
 @dataclass(eq=False)
 class Subject:
-    """A model that answers. `limit`: tokens that its context has room for. `tell(done, total)` shows progress."""
+    """A model that answers. `limit`: tokens that its context has room for."""
 
     name: str
     open: Callable[[], Session]
     journal: Journal
     limit: int
-    tell: Callable[[int, int], None] = field(default=lambda done, total: None)
+    tell: Tell = field(default=lambda done, total: None)
 
     @cached_property
     def session(self) -> Session:
@@ -30,10 +33,13 @@ class Subject:
     def scores(self, questions: Sequence[Question]) -> list[Score]:
         """The score of every question, in their order; only the unknown ones are asked."""
         asked = [q.within(self.limit) for q in questions]
-        unknown = [q for q in set(asked) if self.journal.get(_key(q)) is None]
-        for done, (question, score) in enumerate(scores(self.session, unknown) if unknown else (), 1):
+        every = set(asked)
+        unknown = [q for q in every if self.journal.get(_key(q)) is None]
+        known = len(every) - len(unknown)
+        self.tell(known, len(every))
+        for done, (question, score) in enumerate(scores(self.session, unknown) if unknown else (), known + 1):
             self.journal.put(_key(question), [score.logprob, score.greedy])
-            self.tell(done, len(unknown))
+            self.tell(done, len(every))
         return [Score(*self._known(q)) for q in asked]
 
     def text(
@@ -58,6 +64,10 @@ class Subject:
             self.journal.put("facts", dict(self.session.facts()))
         facts: Mapping[str, Any] = self.journal.get("facts") or {}
         return facts
+
+    def cost(self) -> Mapping[str, Any]:
+        """Seconds inside the runtime in this run and the tokens they bought; nothing if nothing had to run."""
+        return asdict(self.session.timings) if "session" in self.__dict__ else {}
 
     def close(self) -> None:
         """Close what was opened."""

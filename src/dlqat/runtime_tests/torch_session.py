@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlqat.devices import machine
+from dlqat.devices import batch, machine
+from dlqat.devices.batch import Group, Rows, Step
 from dlqat.devices.device import Timings
 
 
@@ -45,6 +46,35 @@ class TorchSession:
         with torch.inference_mode():
             rows = self._network(ids, past_key_values=self._cache, use_cache=True).logits[0]
         self.timings.count(len(token_ids), time.perf_counter() - start)
+        return rows.float().cpu().numpy()
+
+    @property
+    def batches(self) -> bool:
+        """Always."""
+        return True
+
+    def batch(self, groups: Sequence[Group]) -> list[Rows]:
+        """Several short questions at once."""
+        self.reset()
+        first = batch.contexts(groups)
+        logits = self._step(first)
+        second, owner = batch.continuations(groups, first)
+        self._cache.batch_select_indices(torch.from_numpy(owner).to(self._network.device))
+        found = batch.apart(groups, logits, self._step(second))
+        self.reset()
+        return found
+
+    def _step(self, step: Step) -> NDArray[np.float32]:
+        """Logits [rows, length, vocab]; the cache grows."""
+        ids, mask, positions = (
+            torch.from_numpy(x).to(self._network.device) for x in (step.ids, step.mask, step.positions)
+        )
+        start = time.perf_counter()
+        with torch.inference_mode():
+            rows = self._network(
+                ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True
+            ).logits
+        self.timings.count(ids.numel(), time.perf_counter() - start)
         return rows.float().cpu().numpy()
 
     def facts(self) -> Mapping[str, Any]:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of dlqat-eval: both subjects answer the same questions, and the figures become the content of a result."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from dlqat import __version__
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests import eval_request, evaluate, report, versions
+from dlqat.runtime_tests.eval_request import Request
+from dlqat.runtime_tests.fingerprint import fingerprint
+from dlqat.runtime_tests.subject import Subject, Tell
+
+FORMAT = 1
+Progress = Callable[[str, str], AbstractContextManager[Tell]]
+"""(who answers, what is counted) -> who is told how many are done."""
+
+
+def run(request: Request, progress: Progress) -> dict[str, Any]:
+    """The content of eval-DEVICE.json. DeviceFailure if the device fails; answers given so far are kept."""
+    from transformers import AutoTokenizer
+
+    from dlqat.runtime_tests import tasks
+
+    start = time.monotonic()
+    chosen = eval_request.setting(request)
+    configs = tasks.configs(request.tasks, request.data) if request.tasks else None
+    tokenizer: Any = AutoTokenizer.from_pretrained(request.reference or request.artifact.folder)
+    ids = token_ids(tokenizer, request.text, request.tokens)
+    subjects = [eval_request.artifact(request, chosen)]
+    subjects += [eval_request.reference(request, request.reference)] if request.reference else []
+    windows: list[Any] = []
+    answers: list[Any] = []
+    seconds: dict[str, float] = {}
+    try:
+        for subject in subjects:
+            before = time.monotonic()
+            if ids:
+                with progress(subject.name, "windows of text") as subject.tell:
+                    windows.append(evaluate.perplexity(subject, ids))
+            if configs:
+                with progress(subject.name, "answers") as subject.tell:
+                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots))
+            seconds[subject.name] = time.monotonic() - before
+        about = _about(request, subjects)
+        cost = {s.name: {"seconds": seconds[s.name], **s.cost()} for s in subjects}
+    finally:
+        for subject in subjects:
+            subject.close()
+    figures = {
+        "setting": str(chosen),
+        "seconds": time.monotonic() - start,
+        "cost": cost,
+        "tasks": evaluate.compared(*(samples for samples, _ in answers)) if configs else {},
+        "text": {"file": str(request.text), **evaluate.compared_text(*windows)} if ids else None,
+        "lm_eval": {s.name: own for s, (_, own) in zip(subjects, answers, strict=True)} if configs else None,
+    }
+    return report.plain({**about, **figures})
+
+
+def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
+    """What was measured, where, and how to measure it again."""
+    return {
+        "format": FORMAT,
+        "artifact": str(request.artifact.folder),
+        "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
+        "reference": str(request.reference) if request.reference else None,
+        "device": request.device.name,
+        "command": request.command,
+        "facts": {subject.name: dict(subject.facts()) for subject in subjects},
+        "versions": {"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
+    }
+
+
+def token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:
+    """The first `most` tokens of a text; none without a text. Refusal if there is nothing to predict."""
+    if text is None:
+        return []
+    if not text.is_file():
+        raise Refusal(f"{text} is not a file; give a text file to --text")
+    ids = list(tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"])[:most]
+    if len(ids) < 2:
+        raise Refusal(f"{text} has {len(ids)} tokens; perplexity needs two")
+    return ids

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner without Python (devices/runner), built for this machine from the installed wheel of ExecuTorch.
+
+The very source that runs on the emulated ARM64 and that a phone would get: the numbers of the Python session, its
+refusals, and a clear end for what is no program.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import artifacts
+from dlqat.devices import artifact as folders
+from dlqat.devices import child, executorch_runtime
+from dlqat.devices.all import DEVICES
+from dlqat.devices.child import ChildSession, Limits, Worker
+from dlqat.devices.device import DeviceFailure, Rewindable, Setting
+from dlqat.devices.wire import Message
+from dlqat.runtime_tests.readers import read
+
+SETTING = Setting("int8")
+HOST = DEVICES["host-executorch"]
+SOURCE = Path(executorch_runtime.__file__).parent / "runner" / "build.sh"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders.find(artifacts.export(tmp_path_factory.mktemp("runner"), "xnnpack", "llama-tied")).program
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None or shutil.which("bash") is None:
+        pytest.skip("no g++ to build the runner with")
+    folder = tmp_path_factory.mktemp("built")
+    wheel, libraries = executorch_runtime.wheel(), Path(torch.__file__).parent / "lib"
+    subprocess.run(["bash", str(SOURCE), str(wheel), str(libraries), str(folder)], check=True, timeout=300)
+    return folder / "dlqat_runner"
+
+
+@pytest.fixture
+def worker(built: Path) -> Generator[Worker]:
+    found = Worker("runner", [str(built)])
+    yield found
+    found.close()
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal but for the order of additions in attention's sgemm (2e-7 measured), and the int8 roundings it may flip."""
+    gap = np.abs(a - b)
+    return bool(a.shape == b.shape and np.median(gap) < 1e-6 and gap.max() < 0.1)
+
+
+def test_the_same_numbers(worker: Worker, exported: Path) -> None:
+    """Those of the Python session of the same library: prefill, decode, rewind, reset."""
+    here, there = HOST.open(exported, SETTING), ChildSession(worker, exported, SETTING, Limits())
+    assert isinstance(here, Rewindable)
+    for step in ([5, 6, 7, 8], [9]):
+        assert alike(here.logits(step), there.logits(step))
+    for session in (here, there):
+        session.truncate(2)
+    assert alike(here.logits([11]), there.logits([11]))
+    for session in (here, there):
+        session.reset()
+    long = [int(i) for i in np.random.default_rng(0).integers(3, 150, 100)]
+    assert alike(here.logits(long), there.logits(long))
+    assert there.timings.prefill_tokens == 104
+    same = ("machine", "system", "runtime", "method", "eos", "threads", "cpu_features")
+    assert {k: there.facts()[k] for k in same} == {k: here.facts()[k] for k in same}
+
+
+def test_what_apps_generate_with(worker: Worker, exported: Path) -> None:
+    """`forward` gives the last row only."""
+    setting = Setting("int8", generate=True)
+    here, there = HOST.open(exported, setting), ChildSession(worker, exported, setting, Limits())
+    assert alike(here.logits([5, 6, 7]), there.logits([5, 6, 7]))
+    assert there.facts()["method"] == "forward"
+
+
+def test_small_programs(worker: Worker, exported: Path) -> None:
+    weight = next(w for w in read(exported).weights if w.kind == "matmul")
+    width = weight.load().codes.shape[1]
+    batches = [
+        {weight.input: np.random.default_rng(i).normal(size=(n, width)).astype(np.float32)} for i, n in ((0, 3), (1, 1))
+    ]
+    mine = HOST.evaluate(weight.program(), batches, SETTING)
+    its = child.evaluate(worker, weight.program(), batches, SETTING, Limits())
+    assert all(np.array_equal(a, b) for a, b in zip(mine, its, strict=True))
+    with pytest.raises(DeviceFailure, match="executorch does not load it"):
+        child.evaluate(worker, b"no program" * 1000, batches, SETTING, Limits())
+    assert worker.alive
+
+
+def test_refusals(worker: Worker, exported: Path, tmp_path: Path) -> None:
+    """A wrong request is one line, and the runner goes on."""
+    with pytest.raises(DeviceFailure, match="no program is open"):
+        worker.call(Message({"op": "logits"}, {"token_ids": np.zeros(1, np.int64)}), 60)
+    session: Any = ChildSession(worker, exported, SETTING, Limits())
+    for header, says in (({"op": "dance"}, "does not know dance"), ({"op": "truncate"}, "a message without length")):
+        with pytest.raises(DeviceFailure, match=says):
+            worker.call(Message(header), 60)
+    with pytest.raises(DeviceFailure, match="token 1000000 is not in the vocabulary of 160"):
+        session.logits([10**6])
+    with pytest.raises(DeviceFailure, match="129 tokens are more than its context of 128"):
+        session.logits([1] * 129)
+    assert session.logits([1]).shape == (1, 160)
+    copy = tmp_path / 'a "b" \\ ü.pte'  # names travel as JSON
+    shutil.copyfile(exported, copy)
+    session = ChildSession(worker, copy, SETTING, Limits())
+    assert session.logits([1, 2]).shape == (2, 160)
+    (tmp_path / "cut.pte").write_bytes(exported.read_bytes()[:3000])
+    with pytest.raises(DeviceFailure, match="executorch does not load"):
+        ChildSession(worker, tmp_path / "cut.pte", SETTING, Limits())
+
+
+def test_no_message(built: Path) -> None:
+    """Bytes that are no message end it at once, with a sentence on stderr."""
+    done = subprocess.run([str(built)], input=b"GET / HTTP/1.1\r\n\r\n", capture_output=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert done.stdout == b""
+    assert b"not a message of dlqat" in done.stderr
