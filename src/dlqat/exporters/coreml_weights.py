@@ -10,7 +10,7 @@
     float         float16 where it is exact, else float32: `exact`
 
 scale is float16 [out, groups], which is what dlqat.grid.snap made of it. A scale that float16 does not have, or a
-product that overflows it, is refused.
+product that overflows it, is refused. Pruned weights have an order of their own: coreml_sparse.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dlqat.folded import Quantized
 TYPES: dict[str, Any] = {
     "int8": np.int8,
     "uint8": np.uint8,
-    **{name: getattr(type_int, f"np_{name}_dtype") for name in ("int4", "uint4", "uint3", "uint2")},
+    **{name: getattr(type_int, f"np_{name}_dtype") for name in ("int4", "uint4", "uint3", "uint2", "uint1")},
 }
 LARGEST = 65504.0
 COMPACT = "iOS26"
@@ -60,8 +60,15 @@ def describe(weight: Leaf) -> str:
         return "float16" if exact(weight) else "float32 (not exact in float16), computed in float32"
     bits, zeros = weight.grid.bits, " with offset" if weight.zero_points is not None else ""
     if bits >= 4:
-        return f"{_kind(weight)} blockwise_shift_scale{zeros}"
+        return f"{kind_of(weight)} blockwise_shift_scale{zeros}"
     return f"uint{bits} lut_to_dense{zeros}"
+
+
+def bits(weight: Quantized, target: str) -> int:
+    """Bits that `emit` stores for the whole weight."""
+    width, groups = weight.grid.bits, weight.scales.numel()
+    offset, table = 0 if weight.zero_points is None else width, 8 if target == COMPACT else 8 << width
+    return weight.codes.numel() * width + groups * (16 + (offset if width >= 4 else table))
 
 
 def emit(name: str, weight: Quantized, target: str) -> Any:
@@ -90,7 +97,7 @@ def constant(name: str, values: NDArray[Any]) -> Any:
 
 
 def _shift_scale(name: str, weight: Quantized, scales: NDArray[np.float16]) -> Any:
-    kind, codes = _kind(weight), weight.codes.numpy()
+    kind, codes = kind_of(weight), weight.codes.numpy()
     if weight.zero_points is None:
         return mb.constexpr_blockwise_shift_scale(data=codes.astype(TYPES[kind]), scale=scales, name=name)
     shift, zeros = np.int8(8 if kind == "uint4" else 0), weight.zero_points.numpy()
@@ -98,7 +105,8 @@ def _shift_scale(name: str, weight: Quantized, scales: NDArray[np.float16]) -> A
     return mb.constexpr_blockwise_shift_scale(data=data, scale=scales, offset=offset, name=name)
 
 
-def _kind(weight: Quantized) -> str:
+def kind_of(weight: Quantized) -> str:
+    """The type of its codes where it has 4 bits or more, or is sparse."""
     if weight.grid.bits == 8:
         return "int8"
     return "int4" if weight.zero_points is None else "uint4"
