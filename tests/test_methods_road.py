@@ -42,6 +42,7 @@ CASES: dict[str, list[str]] = {
     "casp": ["--method", "casp", "--bits", "3"],
     "nm": ["--method", "nm", "--set", "low_rank=0.25"],
     "ternary": ["--method", "nm", "--set", "score=ternary", "--set", "n=4", "--set", "m=8", "--bits", "2"],
+    "spread": ["--method", "nm", "--set", "n=4", "--set", "m=8", "--set", "spread=1"],
     "swsc+dlqat": ["--method", "swsc", "--set", "rounding=gptq", "--then", "dlqat"],
     "casp+dlqat": ["--method", "casp", "--then", "dlqat"],
     "nm+dlqat": ["--method", "nm", "--set", "low_rank=0.25", "--then", "dlqat"],
