@@ -81,13 +81,14 @@ ROADS: dict[str, Road] = {
     "nm-4:8-4b": Road("nm", 4, ("n=4", "m=8")),
     "nm-2:4-lowrank-4b": Road("nm", 4, ("low_rank=0.1",)),
     "casp-2b": Road("casp", 2),
+    "nm-ternary-4:8-spread": Road("nm", 2, ("score=ternary", "n=4", "m=8", "spread=1")),
     "nm-2:4-3b": Road("nm", 3),
     "nm-wanda-2:4-4b": Road("nm", 4, ("score=wanda",)),
     **{f"rtn-{bits}b": Road("rtn", bits) for bits in (4, 3, 2)},
 }
 """What a reader learns most from comes first."""
 THEN = "+dlqat"
-ALONE = ("casp-2b", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
+ALONE = ("casp-2b", "nm-ternary-4:8-spread", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
 """Prefixes of rows that nothing is trained from here."""
 
 
@@ -237,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
     parser.add_argument("--keep", type=Path, help="folder for the model_dirs, which trained rows start from")
+    parser.add_argument("--exact", help="the one row to measure")
     parser.add_argument("--table", action="store_true", help="print the table and draw the plot; measure nothing")
     arguments = parser.parse_args()
     results = Results("methods")
@@ -248,7 +250,8 @@ def main() -> None:
         keep = arguments.keep or Path(temporary)
         keep.mkdir(parents=True, exist_ok=True)
         for key in keys():
-            if key in results.rows or not key.startswith(arguments.only):
+            wanted = key == arguments.exact if arguments.exact else key.startswith(arguments.only)
+            if key in results.rows or not wanted:
                 continue
             start = key.removesuffix(THEN)
             results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
