@@ -68,7 +68,7 @@ class Mil:
         del name
         if isinstance(weight, Quantized) and sparse.pays(weight, self.target):
             return sparse.describe(weight)
-        return weights.describe(weight)
+        return weights.describe(weight, self.target)
 
     def embed(self, name: str, table: Leaf) -> Any:
         assert self._in is not None
