@@ -3,6 +3,7 @@
 
     python benchmarks/methods.py --keep DIR              all rows that are not in results/methods.json yet, and the plot
     python benchmarks/methods.py --keep DIR --only nm    rows whose key begins so
+    python benchmarks/methods.py --keep DIR --tasks      ARC-Easy and PIQA of the rows that have none yet
     python benchmarks/methods.py --table                 the table of docs/methods.md
 
 A row is a user's road: dlqat-train --method, fold, export; KEY+dlqat trains on from what KEY left in DIR. Same model,
@@ -20,6 +21,7 @@ the codes that are left.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shutil
 import tempfile
@@ -36,7 +38,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dlqat import checkpoint, plan, source
+from dlqat import adapter, atomic, checkpoint, plan, source
 from dlqat.exporters import cli, fold
 from dlqat.exporters.target import Options as Export
 from dlqat.recipe import Recipe, portable
@@ -99,66 +101,68 @@ def keys() -> Iterator[str]:
             yield f"{key}{THEN}"
 
 
-def compressed(key: str, keep: Path) -> Path:
-    """keep/KEY: the model_dir of an untrained row, made if it is not there."""
-    road, folder = ROADS[key], keep / key
+def compressed(key: str, keep: Path) -> tuple[Path, dict[str, float]]:
+    """keep/KEY, the model_dir of an untrained row, made if it is not there; what it cost then."""
+    road, folder, cost = ROADS[key], keep / key, keep / f"{key}.cost.json"
     valid = keep / "valid.txt"  # without its last 40 kB, which hold what quality.py keeps out of training
     valid.write_text(text("wikitext-2/valid.txt").read_text(encoding="utf-8")[:-40_000], encoding="utf-8")
     if not (folder / "adapters.safetensors").exists():
         shutil.rmtree(folder, ignore_errors=True)
-    request = Request(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made())
-    return run(request, Console(stderr=True))
+        began = time.process_time()
+        run(Request(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made()), Console(stderr=True))
+        atomic.text(cost, json.dumps({"seconds": round(time.process_time() - began, 1), "peak_gb": _peak()}))
+    return folder, json.loads(cost.read_text(encoding="utf-8"))
 
 
 def start_row(key: str, keep: Path) -> dict[str, Any]:
     """Compress, fold, export; evaluate folded/ as transformers loads it."""
-    road, began = ROADS[key], time.process_time()
-    folder = compressed(key, keep)
-    seconds, peak = time.process_time() - began, _peak()
+    road, (folder, cost) = ROADS[key], compressed(key, keep)
     folded = fold.fold(folder)
-    row: dict[str, Any] = {"method": road.method, "settings": list(road.settings), "bits": road.bits}
-    row |= {
-        **_bits(folder, road.made()),
-        "bits_file": _file_bits(folded),
-        "seconds": round(seconds, 1),
-        "peak_gb": peak,
-    }
-    if road.method == "rtn":  # its perplexity stands in quality.json
-        return row
-    loaded = source.load(source.resolve(smollm2()))
-    return {**row, **_evaluated(AutoModelForCausalLM.from_pretrained(folded).eval(), loaded)}
+    row: dict[str, Any] = {"method": road.method, "settings": list(road.settings), "bits": road.bits, **cost}
+    row |= {**_bits(folder, road.made()), "bits_file": _file_bits(folded)}
+    # The perplexity of rtn stands in quality.json.
+    return row if road.method == "rtn" else {**row, "test": _perplexity(*restored(key, keep))}
 
 
 def trained_row(key: str, keep: Path, results: Results) -> dict[str, Any]:
     """Train on with DL-QAT from keep/KEY; the layers' shapes, and so the file's bits, are those of KEY."""
-    start, origin = compressed(key, keep), source.resolve(smollm2())
-    loaded = source.load(origin)
-    model, tensors = loaded.model, load_file(start / "adapters.safetensors")
-    prepare(model, ROADS[key].recipe, but=origin.decoder.linears())
-    compress.restore(model, plan.read(start), tensors)
-    load(model, tensors)
+    model, loaded = prepared(key, keep)
     examples = data.load([str(keep / "valid.txt")], loaded, data.Plan(256, 0), Path())
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(examples, TRAINED.batch_size, TRAINED.seed)
-        train(model, batches, TRAINED, Path(folder), accelerator(TRAINED), lambda row: None)
-    seconds, peak = time.process_time() - began, _peak()
-    before = results.rows[key]
+        trained = train(model, batches, TRAINED, Path(folder), accelerator(TRAINED), lambda row: None)
+    seconds, before = time.process_time() - began, results.rows[key]
+    adapter.write(trained, keep / f"{key}{THEN}.safetensors")
     kept = {k: before[k] for k in ("method", "settings", "bits", "bits_paper", "bits_linears", "bits_file")}
-    return {
-        **kept,
-        "then": "dlqat",
-        "start": before["test"],
-        "seconds": round(before["seconds"] + seconds, 1),
-        "train_seconds": round(seconds, 1),
-        "peak_gb": peak,
-        **_evaluated(model.eval(), loaded),
-    }
+    times = {"seconds": round(before["seconds"] + seconds, 1), "train_seconds": round(seconds, 1), "peak_gb": _peak()}
+    return {**kept, "then": "dlqat", "start": before["test"], **times, "test": _perplexity(model.eval(), loaded)}
 
 
-def _evaluated(model: PreTrainedModel, loaded: Loaded) -> dict[str, float]:
-    test = accuracy.perplexity(accuracy.of_model(model), tokens(loaded, "test")).perplexity
-    return {"test": test, **tasks(model, loaded.tokenizer)}
+def prepared(key: str, keep: Path) -> tuple[PreTrainedModel, Loaded]:
+    """The model of keep/KEY, ready to be trained."""
+    start, _ = compressed(key, keep)
+    origin = source.resolve(smollm2())
+    loaded, tensors = source.load(origin), load_file(start / "adapters.safetensors")
+    prepare(loaded.model, ROADS[key].recipe, but=origin.decoder.linears())
+    compress.restore(loaded.model, plan.read(start), tensors)
+    load(loaded.model, tensors)
+    return loaded.model, loaded
+
+
+def restored(key: str, keep: Path) -> tuple[PreTrainedModel, Loaded]:
+    """The model of a row that is already known."""
+    start = key.removesuffix(THEN)
+    if start == key:
+        loaded = source.load(source.resolve(smollm2()))
+        return AutoModelForCausalLM.from_pretrained(keep / key / fold.FOLDED).eval(), loaded
+    model, loaded = prepared(start, keep)
+    load(model, {**load_file(keep / start / "adapters.safetensors"), **load_file(keep / f"{key}.safetensors")})
+    return model.eval(), loaded
+
+
+def _perplexity(model: PreTrainedModel, loaded: Loaded) -> float:
+    return accuracy.perplexity(accuracy.of_model(model), tokens(loaded, "test")).perplexity
 
 
 def _bits(model_dir: Path, method: Method) -> dict[str, float]:
@@ -239,6 +243,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
     parser.add_argument("--keep", type=Path, help="folder for the model_dirs, which trained rows start from")
     parser.add_argument("--exact", help="the one row to measure")
+    parser.add_argument("--tasks", action="store_true", help="measure ARC-Easy and PIQA of known rows instead")
     parser.add_argument("--table", action="store_true", help="print the table and draw the plot; measure nothing")
     arguments = parser.parse_args()
     results = Results("methods")
@@ -251,7 +256,11 @@ def main() -> None:
         keep.mkdir(parents=True, exist_ok=True)
         for key in keys():
             wanted = key == arguments.exact if arguments.exact else key.startswith(arguments.only)
-            if key in results.rows or not wanted:
+            row = results.rows.get(key)
+            if arguments.tasks and wanted and row and "test" in row and "piqa" not in row:
+                model, loaded = restored(key, keep)
+                results.add(key, {**row, **tasks(model, loaded.tokenizer)})
+            if arguments.tasks or row or not wanted:
                 continue
             start = key.removesuffix(THEN)
             results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
