@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The field's compression methods on one road: WikiText-2 perplexity over the bits that a file really takes.
 
-    python benchmarks/methods.py                  all rows that are not in results/methods.json yet, and the plot
-    python benchmarks/methods.py --only nm        rows whose key begins so
+    python benchmarks/methods.py --keep DIR              all rows that are not in results/methods.json yet, and the plot
+    python benchmarks/methods.py --keep DIR --only nm    rows whose key begins so
+    python benchmarks/methods.py --keep DIR --tasks      ARC-Easy and PIQA of the rows that have none yet
+    python benchmarks/methods.py --table                 the table of docs/methods.md
 
-A row is a user's road, in a process of its own: dlqat-train --method, fold, export to ONNX; perplexity of folded/ as
-transformers loads it (float activations), on the same 16 x 512 tokens of WikiText-2 test as benchmarks/quality.py.
-Text for calibration and training is WikiText-2 valid without the end that quality.py holds out: 4096 tokens to
-calibrate, 40 steps of 4 x 256 tokens where DL-QAT follows. Groups of 32, int8 embedding and head.
+A row is a user's road: dlqat-train --method, fold, export; KEY+dlqat trains on from what KEY left in DIR. Same model,
+same 16 x 512 tokens of WikiText-2 test, same text for training and same evaluation as benchmarks/quality.py and
+recovery.py, whose rows (float, rtn, gptq, autoround, PEQA, DL-QAT) the table and the plot take over: they are not
+measured twice. Methods calibrate on 16384 tokens (quality.py's gptq and AutoRound on 40960), DL-QAT trains 40 steps of
+4 x 256. Groups of 32, int8 embedding and head, float activations. Seconds are those of the process on one core.
 
 `bits_paper` is what the method's paper would count for the linears of the blocks, `bits_linears` what is stored for
-them (codes, 16-bit scales, labels), `bits_file` every byte of the exported ONNX artifact over all parameters. ONNX
-keeps 3-bit codes in 4 bits and stores scales in float32, so its files are larger than `bits_linears` says.
+them (codes, 16-bit scales, labels), `bits_file` every byte of the artifact over all parameters, the int8 embedding
+included: onnx (qdq), and coreml for iOS26, which stores 2- and 3-bit codes as such, and pruned weights as a mask and
+the codes that are left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,22 +32,30 @@ from pathlib import Path
 from typing import Any
 
 from _common import HERE, Results, smollm2, text
-from quality import LENGTH, WINDOWS
+from quality import tokens
+from recovery import accuracy as tasks
 from rich.console import Console
-from transformers import AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dlqat import checkpoint, plan, source
-from dlqat.exporters import fold, onnx_target
-from dlqat.exporters.cli import write
+from dlqat import adapter, atomic, checkpoint, plan, source
+from dlqat.exporters import cli, fold
 from dlqat.exporters.target import Options as Export
-from dlqat.recipe import BLOCKS, Recipe, Rule, portable
+from dlqat.recipe import Recipe, portable
 from dlqat.runtime_tests import accuracy
-from dlqat.runtime_tests.reference import Reference
-from dlqat.trainer.methods.known import parse
+from dlqat.source import Loaded
+from dlqat.trainer import compress, data
+from dlqat.trainer.batches import Batches
+from dlqat.trainer.methods import known
+from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
+from dlqat.trainer.prepare import load, prepare
 from dlqat.trainer.run import Request, run
+from dlqat.trainer.train import accelerator, train
 
-CALIBRATION = 4096
+TRAINED = Options(save_every=0)
+UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
+TARGETS = {"onnx": Export("qdq", 2048), "coreml": Export("stateful", 2048, deployment_target="iOS26")}
 
 
 @dataclass(frozen=True)
@@ -55,135 +65,207 @@ class Road:
     method: str
     bits: int
     settings: tuple[str, ...] = ()
-    then: bool = False
-    group_size: int = 32
+
+    @property
+    def recipe(self) -> Recipe:
+        return portable(self.bits, 32, 0)
+
+    def made(self) -> Method:
+        return known.parse(self.method, self.settings)
 
 
-def roads() -> Iterator[tuple[str, Road]]:
-    """Key -> row: untrained ones first, they take minutes."""
-    untrained = {
-        "casp-3b": Road("casp", 3),
-        "nm-2:4-4b": Road("nm", 4),
-        "swsc-4b": Road("swsc", 4),
-        "gptq-3b": Road("gptq", 3),
-        "nm-ternary-4:8": Road("nm", 2, ("score=ternary", "n=4", "m=8")),
-        "gptq-2b": Road("gptq", 2),
-        "gptq-4b": Road("gptq", 4),
-        "nm-2:4-lowrank-4b": Road("nm", 4, ("low_rank=0.1",)),
-        "nm-wanda-2:4-4b": Road("nm", 4, ("score=wanda",)),
-        "rtn-3b": Road("rtn", 3),
-        "rtn-4b": Road("rtn", 4),
-        "casp-4b": Road("casp", 4),
-        "casp-2.5b": Road("casp", 3, ("average=2.5",)),
-        "swsc-gptq-4b": Road("swsc", 4, ("rounding=gptq",)),
-        "swsc-small-4b": Road("swsc", 4, ("clusters=0.0625", "rank=0.03125")),
-        "casp-keep50-3b": Road("casp", 3, ("keep=0.5",)),
-        "nm-4:8-4b": Road("nm", 4, ("n=4", "m=8")),
-        "nm-2:4-3b": Road("nm", 3),
-        "rtn-2b": Road("rtn", 2),
-    }
-    yield from untrained.items()
-    for key in ("casp-3b", "nm-2:4-4b", "swsc-4b", "gptq-3b", "nm-ternary-4:8", "gptq-2b", "gptq-4b"):
-        yield f"{key}+dlqat", replace(untrained[key], then=True)
+ROADS: dict[str, Road] = {
+    "nm-2:4-4b": Road("nm", 4),
+    "casp-3b": Road("casp", 3),
+    "nm-ternary-4:8": Road("nm", 2, ("score=ternary", "n=4", "m=8")),
+    "swsc-4b": Road("swsc", 4),
+    "casp-4b": Road("casp", 4),
+    "nm-4:8-4b": Road("nm", 4, ("n=4", "m=8")),
+    "nm-2:4-lowrank-4b": Road("nm", 4, ("low_rank=0.1",)),
+    "casp-2b": Road("casp", 2),
+    "nm-ternary-4:8-spread": Road("nm", 2, ("score=ternary", "n=4", "m=8", "spread=1")),
+    "nm-2:4-3b": Road("nm", 3),
+    "nm-wanda-2:4-4b": Road("nm", 4, ("score=wanda",)),
+    **{f"rtn-{bits}b": Road("rtn", bits) for bits in (4, 3, 2)},
+}
+"""What a reader learns most from comes first."""
+THEN = "+dlqat"
+ALONE = ("casp-2b", "nm-ternary-4:8-spread", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
+"""Prefixes of rows that nothing is trained from here."""
 
 
-def measure(road: Road, folder: Path) -> dict[str, Any]:
-    """The whole road of one row, in `folder`."""
-    layers = {} if road.then else {"rank": 0, "magnitude": False}
-    recipe = Recipe((*portable(road.bits, road.group_size, 0).rules, Rule(BLOCKS, layers)))
-    steps = Options().steps if road.then else 0
-    options = replace(Options(), steps=steps, calibration_tokens=CALIBRATION, save_every=0)
-    method = parse(road.method, road.settings)
-    began = time.perf_counter()
-    data = (str(_text(folder)),)
-    run(Request(smollm2(), folder / "model", data, recipe, options, method=method), Console(stderr=True))
-    seconds = time.perf_counter() - began
-    folded = fold.fold(folder / "model")
-    model = checkpoint.read(folded)
-    artifact = write(onnx_target, model, folded, folder / "onnx", Export("qdq", 2048))
-    test = accuracy.perplexity(Reference(folded).logits, _test(folder / "model")).perplexity
-    return {
-        "method": road.method,
-        "settings": list(road.settings),
-        "then": "dlqat" if road.then else "",
-        "test": test,
-        **_bits(folder / "model", method),
-        "bits_file": artifact["bits_per_weight"],
-        "file_mb": round(artifact["bytes"]["total"] / 1e6, 1),
-        "seconds": round(seconds, 1),
-        "load": round(os.getloadavg()[0], 1),  # of a shared machine: what `seconds` is worth
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-        "windows": [WINDOWS, LENGTH],
-    }
+def keys() -> Iterator[str]:
+    for key in ROADS:
+        yield key
+        if not key.startswith(ALONE):
+            yield f"{key}{THEN}"
 
 
-def _bits(model_dir: Path, method: Any) -> dict[str, float]:
-    nodes = plan.from_json(json.loads((model_dir / "plan.json").read_text(encoding="utf-8")), "plan.json")
-    shapes = source.resolve(smollm2()).decoder.linears()
+def compressed(key: str, keep: Path) -> tuple[Path, dict[str, float]]:
+    """keep/KEY, the model_dir of an untrained row, made if it is not there; what it cost then."""
+    road, folder, cost = ROADS[key], keep / key, keep / f"{key}.cost.json"
+    valid = keep / "valid.txt"  # without its last 40 kB, which hold what quality.py keeps out of training
+    valid.write_text(text("wikitext-2/valid.txt").read_text(encoding="utf-8")[:-40_000], encoding="utf-8")
+    if not (folder / "adapters.safetensors").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.process_time()
+        run(Request(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made()), Console(stderr=True))
+        atomic.text(cost, json.dumps({"seconds": round(time.process_time() - began, 1), "peak_gb": _peak()}))
+    return folder, json.loads(cost.read_text(encoding="utf-8"))
+
+
+def start_row(key: str, keep: Path) -> dict[str, Any]:
+    """Compress, fold, export; evaluate folded/ as transformers loads it."""
+    road, (folder, cost) = ROADS[key], compressed(key, keep)
+    folded = fold.fold(folder)
+    row: dict[str, Any] = {"method": road.method, "settings": list(road.settings), "bits": road.bits, **cost}
+    row |= {**_bits(folder, road.made()), "bits_file": _file_bits(folded)}
+    # The perplexity of rtn stands in quality.json.
+    return row if road.method == "rtn" else {**row, "test": _perplexity(*restored(key, keep))}
+
+
+def trained_row(key: str, keep: Path, results: Results) -> dict[str, Any]:
+    """Train on with DL-QAT from keep/KEY; the layers' shapes, and so the file's bits, are those of KEY."""
+    model, loaded = prepared(key, keep)
+    examples = data.load([str(keep / "valid.txt")], loaded, data.Plan(256, 0), Path())
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        batches = Batches(examples, TRAINED.batch_size, TRAINED.seed)
+        trained = train(model, batches, TRAINED, Path(folder), accelerator(TRAINED), lambda row: None)
+    seconds, before = time.process_time() - began, results.rows[key]
+    adapter.write(trained, keep / f"{key}{THEN}.safetensors")
+    kept = {k: before[k] for k in ("method", "settings", "bits", "bits_paper", "bits_linears", "bits_file")}
+    times = {"seconds": round(before["seconds"] + seconds, 1), "train_seconds": round(seconds, 1), "peak_gb": _peak()}
+    return {**kept, "then": "dlqat", "start": before["test"], **times, "test": _perplexity(model.eval(), loaded)}
+
+
+def prepared(key: str, keep: Path) -> tuple[PreTrainedModel, Loaded]:
+    """The model of keep/KEY, ready to be trained."""
+    start, _ = compressed(key, keep)
+    origin = source.resolve(smollm2())
+    loaded, tensors = source.load(origin), load_file(start / "adapters.safetensors")
+    prepare(loaded.model, ROADS[key].recipe, but=origin.decoder.linears())
+    compress.restore(loaded.model, plan.read(start), tensors)
+    load(loaded.model, tensors)
+    return loaded.model, loaded
+
+
+def restored(key: str, keep: Path) -> tuple[PreTrainedModel, Loaded]:
+    """The model of a row that is already known."""
+    start = key.removesuffix(THEN)
+    if start == key:
+        loaded = source.load(source.resolve(smollm2()))
+        return AutoModelForCausalLM.from_pretrained(keep / key / fold.FOLDED).eval(), loaded
+    model, loaded = prepared(start, keep)
+    load(model, {**load_file(keep / start / "adapters.safetensors"), **load_file(keep / f"{key}.safetensors")})
+    return model.eval(), loaded
+
+
+def _perplexity(model: PreTrainedModel, loaded: Loaded) -> float:
+    return accuracy.perplexity(accuracy.of_model(model), tokens(loaded, "test")).perplexity
+
+
+def _bits(model_dir: Path, method: Method) -> dict[str, float]:
+    nodes, shapes = plan.read(model_dir), source.resolve(smollm2()).decoder.linears()
     size = sum(shapes[n][0] * shapes[n][1] for n in nodes)
     paper = sum(method.paper_bits(node, shapes[n]) * shapes[n][0] * shapes[n][1] for n, node in nodes.items())
     stored = sum(plan.bits(node, shapes[n]) for n, node in nodes.items())
     return {"bits_paper": round(paper / size, 3), "bits_linears": round(stored / size, 3)}
 
 
-def _text(folder: Path) -> Path:
-    """WikiText-2 valid without its last 40 kB, which hold the part that quality.py keeps out of training."""
-    path = folder / "valid.txt"
-    path.write_text(text("wikitext-2/valid.txt").read_text(encoding="utf-8")[:-40_000], encoding="utf-8")
-    return path
+def _file_bits(folded: Path) -> dict[str, float]:
+    """Bits per parameter of each artifact, every byte of it counted."""
+    model, found = checkpoint.read(folded), dict[str, float]()
+    for name, options in TARGETS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = cli.write(cli.load(name), model, folded, Path(folder) / name, options)["bits_per_weight"]
+    return found
 
 
-def _test(tokenizer: Path) -> list[int]:
-    """The first 16 x 512 tokens of WikiText-2 test."""
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    return words(text("wikitext-2/test.txt").read_text(encoding="utf-8")).input_ids[: WINDOWS * LENGTH]
+def _peak() -> float:
+    """GB that the process has taken at most until now."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+
+
+def everything(results: Results) -> dict[str, dict[str, Any]]:
+    """These rows, and those of quality.json and recovery.json with the bits of rtn's files."""
+    quality, recovery = Results("quality").rows, Results("recovery").rows
+    found = {k: row for k, row in results.rows.items() if "test" in row}
+    for key, row in quality.items():
+        sizes = results.rows.get(f"rtn-{row.get('bits')}b", {})
+        seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
+        kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
+        found[key] = {**kept, "seconds": seconds, "test": row["test"], **recovery.get(key, {})}
+    return found
+
+
+def table(results: Results) -> Iterator[str]:
+    """Lines of a Markdown table, the best perplexity first."""
+    columns = ("row", "paper bits", "stored", "onnx file", "coreml file", "perplexity", "ARC-Easy", "PIQA", "s", "GB")
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for key, row in sorted(everything(results).items(), key=lambda item: item[1]["test"]):
+        files = row.get("bits_file", {})
+        cells = [row.get("bits_paper"), row.get("bits_linears"), files.get("onnx"), files.get("coreml")]
+        said = [key, *("" if c is None else f"{c:.2f}" for c in cells), f"{row['test']:.4g}"]
+        said += [f"{row[task]:.1f}" if task in row else "" for task in ("arc_easy", "piqa")]
+        said += [f"{row['seconds']:.0f}", str(row.get("peak_gb", ""))]
+        yield "| " + " | ".join(said) + " |"
 
 
 def plot(results: Results) -> None:
-    """results/methods.png: perplexity over stored bits of the linears."""
+    """results/methods.png: perplexity over the bits per parameter of the smaller of the two files."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for key, row in results.rows.items():
-        if row["test"] > 1e4:
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for key, row in everything(results).items():
+        if row["test"] > 1e4 or "bits_file" not in row or "-ce-" in key or not key.endswith(("b", "8", THEN, "seed0")):
             continue
-        trained = bool(row["then"])
-        axes.plot(row["bits_linears"], row["test"], marker="o" if trained else "x", color="C0" if trained else "C1")
-        axes.annotate(key, (row["bits_linears"], row["test"]), xytext=(3, 3), textcoords="offset points", fontsize=7)
-    axes.axhline(29.602, color="grey", linewidth=0.8)
-    axes.text(axes.get_xlim()[1], 29.602, "float", ha="right", va="bottom", fontsize=7, color="grey")
-    axes.set(yscale="log", xlabel="stored bits a weight, linears of the blocks", ylabel="WikiText-2 test perplexity")
-    axes.set_title("SmolLM2-135M-Instruct; x: not trained, o: 40 steps of DL-QAT after it", fontsize=9)
+        at, trained = (min(row["bits_file"].values()), row["test"]), "dlqat" in key or "-kd-" in key
+        axes.plot(*at, marker="o" if trained else "x", color="C0" if trained else "C1")
+        axes.annotate(key.removesuffix("-seed0"), at, xytext=(4, 2), textcoords="offset points", fontsize=7)
+    floor = Results("quality").rows["float"]["test"]
+    axes.axhline(floor, color="grey", linewidth=0.8)
+    axes.text(axes.get_xlim()[1], floor, "float, 32 bits", ha="right", va="bottom", fontsize=7, color="grey")
+    axes.set(yscale="log", xlabel="bits per parameter of the file (the smaller of onnx and coreml iOS26)")
+    axes.set_ylabel("WikiText-2 test perplexity")
+    axes.set_title("SmolLM2-135M-Instruct; x: not trained, o: 40 steps of 1024 tokens", fontsize=9)
     figure.tight_layout()
     figure.savefig(HERE / "results" / "methods.png", dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="prefixes of the rows to measure, with commas")
-    parser.add_argument("--row", help="measure one row and print it as JSON (how rows get a process of their own)")
-    parser.add_argument("--keep", type=Path, help="empty or new folder for model_dir and artifact of --row")
+    parser.add_argument("--only", default="", help="prefix of the rows to measure")
+    parser.add_argument("--keep", type=Path, help="folder for the model_dirs, which trained rows start from")
+    parser.add_argument("--exact", help="the one row to measure")
+    parser.add_argument("--tasks", action="store_true", help="measure ARC-Easy and PIQA of known rows instead")
+    parser.add_argument("--table", action="store_true", help="print the table and draw the plot; measure nothing")
     arguments = parser.parse_args()
-    if arguments.row and arguments.keep:
-        arguments.keep.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(measure(dict(roads())[arguments.row], arguments.keep)))
-        return
-    if arguments.row:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(dict(roads())[arguments.row], Path(folder))))
-        return
     results = Results("methods")
-    for key, _ in roads():
-        if key in results.rows or not key.startswith(tuple(arguments.only.split(","))):
-            continue
-        command = [sys.executable, __file__, "--row", key]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results.add(key, json.loads(done.stdout.splitlines()[-1]))
-        print(key, results.rows[key], flush=True)
+    if arguments.table:
+        print("\n".join(table(results)))
         plot(results)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        keep = arguments.keep or Path(temporary)
+        keep.mkdir(parents=True, exist_ok=True)
+        for key in keys():
+            wanted = key == arguments.exact if arguments.exact else key.startswith(arguments.only)
+            row = results.rows.get(key)
+            if arguments.tasks and wanted and row and "test" in row and "piqa" not in row:
+                model, loaded = restored(key, keep)
+                results.add(key, {**row, **tasks(model, loaded.tokenizer)})
+            if arguments.tasks or row or not wanted:
+                continue
+            start = key.removesuffix(THEN)
+            results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
+            print(key, results.rows[key], flush=True)
+            plot(results)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from dlqat import plan
 from dlqat.adapter import Adapter, fold
 from dlqat.folded import Quantized, dense
 from dlqat.grid import Grid, dequantize, quantize
-from dlqat.plan import Factors, Parts, Shared
+from dlqat.plan import Factors, Parts, Pruned, Shared
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.trainer.gptq import DAMPING, Pattern, compensate, sweep
 from dlqat.trainer.methods import known
-from dlqat.trainer.methods.allocation import allocate, ideal
+from dlqat.trainer.methods.allocation import allocate, counts, ideal
 from dlqat.trainer.methods.kmeans import inertia, kmeans
 from dlqat.trainer.methods.nm import holds, saliency_svd, wanda
 from dlqat.trainer.methods.rounding import factors, to_grid
@@ -328,12 +328,40 @@ def test_progressive_pruning_beats_pruning_at_once() -> None:
     assert totals[0] < 0.9 * totals[1]
 
 
+@pytest.mark.parametrize(("blocks", "average", "spread"), [(30, 4, 1), (32, 4, 3), (5, 2, 1), (1, 4, 2)])
+def test_the_coarse_stage_keeps_the_average_and_follows_influence(blocks: int, average: int, spread: int) -> None:
+    influence = torch.rand(blocks, generator=torch.Generator().manual_seed(0)).tolist()
+    found = counts(influence, average, spread)
+    assert sum(found) <= average * blocks and (blocks == 1 or sum(found) == average * blocks)
+    assert [found[i] for i in sorted(range(blocks), key=influence.__getitem__)] == sorted(found)
+    if blocks > 1:
+        assert (min(found), max(found)) == (average - spread, average + spread)
+    # The paper's own form, floor(N_low + (N_high - N_low) rank + 1/2), is the same but where it meets a half.
+    ranks = [sorted(influence).index(x) / max(1, blocks - 1) for x in influence]
+    theirs = [int(average - spread + 2 * spread * r + 0.5) for r in ranks]
+    assert all(a == b for a, b, r in zip(found, theirs, ranks, strict=True) if (2 * spread * r) % 1 != 0.5)
+
+
+def test_a_spread_reaches_the_masks() -> None:
+    weight, moments = layer(32, 64)
+    shapes = {f"x.{i}.q_proj": (32, 64) for i in range(3)}
+    for score in ("obs", "wanda", "ternary"):
+        bits = 2 if score == "ternary" else 4
+        method = known.parse("nm", [f"score={score}", "n=4", "m=8", "spread=1"])
+        nodes = method.plan(dict.fromkeys(shapes, LayerSpec(bits, 32)), shapes, [0.3, 0.1, 0.2])
+        assert plan.from_json(plan.to_json(nodes), "x") == nodes
+        for name, count in zip(shapes, (5, 3, 4), strict=True):
+            mask = method.make(name, nodes[name], weight, moments)[f"{name}.mask"]
+            assert holds(mask, count, 8) and not holds(mask, count - 1, 8)
+        assert sum(method.paper_bits(nodes[n], shapes[n]) for n in shapes) == pytest.approx(3 * bits / 2)
+
+
 # Plans and options
 
 
 def test_plans_travel_as_json_and_count_their_bits() -> None:
     spec = LayerSpec(4, 32)
-    node = Parts((Shared(16, spec), Factors(32, spec, spec), spec))
+    node = Parts((Shared(16, spec), Factors(32, spec, spec), Pruned(2, 4, spec)))
     assert plan.from_json(plan.to_json({"q": node}), "x") == {"q": node}
     codes = 4 * (16 * 64 + 32 * 48 + 32 * 64 + 48 * 64)
     scales = 16 * (16 * 2 + 48 * 1 + 32 * 2 + 48 * 2)
@@ -358,6 +386,7 @@ def test_plans_travel_as_json_and_count_their_bits() -> None:
         ("swsc", ["rounding=up"], "mse, gptq"),
         ("nm", ["n=4"], "n < m"),
         ("nm", ["score=magic"], "obs, wanda"),
+        ("nm", ["spread=2"], "n - spread is 1"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(name: str, settings: list[str], says: str) -> None:

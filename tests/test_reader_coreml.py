@@ -31,7 +31,7 @@ def model() -> FoldedModel:
     """One layer; 3-bit with zero-points, 4-bit with and without, an int8 embedding and head."""
     rules = (
         Rule(".*_proj", {"group_size": 32}),
-        Rule(".*up_proj", {"bits": 3, "symmetric": False}),
+        Rule(".*up_proj", {"bits": 3, "symmetric": False, "group_size": 64}),
         Rule(".*k_proj", {"symmetric": False}),
         Rule("model.embed_tokens|lm_head", {"bits": 8, "group_size": 0}),
     )

@@ -2,6 +2,7 @@
 """What a layer is going to be, before it has integers: the union of dlqat.folded with specs where it has codes.
 
     Node = LayerSpec                        one weight on one grid
+         | Pruned(kept, among, spec)        the same, at most `kept` of every `among` neighbouring inputs not zero
          | Factors(rank, left, right)       becomes LowRank
          | Shared(clusters, centroids)      becomes Clustered
          | Parts(parts)                     becomes Sum
@@ -34,6 +35,15 @@ SCALE_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """One weight on one grid, with zeros: N:M."""
+
+    kept: int
+    among: int
+    spec: LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
 class Factors:
     """left [out, rank] @ right [rank, in]."""
 
@@ -57,7 +67,7 @@ class Parts:
     parts: tuple[Node, ...]
 
 
-Node = LayerSpec | Factors | Shared | Parts
+Node = LayerSpec | Pruned | Factors | Shared | Parts
 Plan = Mapping[str, Node]
 """Module name -> node."""
 Shape = tuple[int, int]
@@ -77,8 +87,8 @@ class Leaf:
 def leaves(node: Node, path: str, shape: Shape, own: bool = False) -> Iterator[Leaf]:
     """Every leaf of a node that stands at `path` and means a weight of `shape`."""
     match node:
-        case LayerSpec():
-            yield Leaf(path, node, shape, own)
+        case LayerSpec() | Pruned():
+            yield Leaf(path, node.spec if isinstance(node, Pruned) else node, shape, own)
         case Factors(rank, left, right):
             yield from leaves(left, f"{path}.left", (shape[0], rank), own=True)
             yield from leaves(right, f"{path}.right", (rank, shape[1]), own=True)
@@ -92,7 +102,7 @@ def leaves(node: Node, path: str, shape: Shape, own: bool = False) -> Iterator[L
 def labels(node: Node, path: str) -> Iterator[tuple[str, int]]:
     """(path of the labels, number of clusters) of every clustered part."""
     match node:
-        case LayerSpec():
+        case LayerSpec() | Pruned():
             return
         case Factors(_, left, right):
             yield from labels(left, f"{path}.left")
@@ -108,7 +118,7 @@ def labels(node: Node, path: str) -> Iterator[tuple[str, int]]:
 def fold(node: Node, path: str, leaf: Callable[[str], Quantized], labels: Callable[[str], Tensor]) -> Folded:
     """The folded layer of a node, from its leaves and labels by path."""
     match node:
-        case LayerSpec():
+        case LayerSpec() | Pruned():
             return leaf(path)
         case Factors(_, left, right):
             return LowRank(fold(left, f"{path}.left", leaf, labels), fold(right, f"{path}.right", leaf, labels))
@@ -161,6 +171,8 @@ def _to_json(node: Node) -> dict[str, Any]:
     match node:
         case LayerSpec():
             return {"kind": "quantized", **asdict(node)}
+        case Pruned(kept, among, spec):
+            return {"kind": "pruned", "kept": kept, "among": among, "spec": asdict(spec)}
         case Factors(rank, left, right):
             return {"kind": "low_rank", "rank": rank, "left": _to_json(left), "right": _to_json(right)}
         case Shared(clusters, centroids):
@@ -181,6 +193,8 @@ def _from_json(node: Mapping[str, Any]) -> Node:
     match node["kind"]:
         case "quantized":
             return LayerSpec(**{k: v for k, v in node.items() if k != "kind"})
+        case "pruned":
+            return Pruned(node["kept"], node["among"], LayerSpec(**node["spec"]))
         case "low_rank":
             return Factors(node["rank"], _from_json(node["left"]), _from_json(node["right"]))
         case "clustered":

@@ -137,9 +137,10 @@ class Interpreter:
                 assert isinstance(constant, Constant)
                 self._constants[operation.outputs[0]] = self._literal(constant)
             elif operation.kind.startswith("constexpr_"):
-                made = OPERATIONS[operation.kind](self._call(operation, {}))
-                assert isinstance(made, Tensor)
-                self._constants[operation.outputs[0]] = self._rounded(made, operation.types[0])
+                found = OPERATIONS[operation.kind](self._call(operation, {}))
+                results = found if isinstance(found, tuple) else (found,)
+                for name, kind, value in zip(operation.outputs, operation.types, results, strict=True):
+                    self._constants[name] = self._rounded(value, kind)
 
     def _find_last_uses(self) -> dict[int, list[str]]:
         """Step -> the values that no later step and no output needs."""

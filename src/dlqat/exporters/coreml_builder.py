@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 
 from dlqat.architecture import Decoder
+from dlqat.exporters import coreml_sparse as sparse
 from dlqat.exporters import coreml_weights as weights
 from dlqat.exporters.builder import Attention, Leaf, Linear
 from dlqat.exporters.coreml_positions import Positions
 from dlqat.exporters.coreml_tools import mb
 from dlqat.exporters.decoder import HEAD
+from dlqat.folded import Quantized
 
 SMALLEST_PEAK = 2.0**-8
 """max|x| is held above this, so that sqrt(eps) / m and 1 / m stay far inside float16."""
@@ -64,7 +66,9 @@ class Mil:
 
     def describe(self, name: str, weight: Leaf) -> str:
         del name
-        return weights.describe(weight)
+        if isinstance(weight, Quantized) and sparse.pays(weight, self.target):
+            return sparse.describe(weight)
+        return weights.describe(weight, self.target)
 
     def embed(self, name: str, table: Leaf) -> Any:
         assert self._in is not None
@@ -154,6 +158,8 @@ class Mil:
         at = f"{mil_name(name)}__weight"
         if isinstance(weight, Tensor):
             return weights.constant(at, _stored(weight))
+        if sparse.pays(weight, self.target):
+            return sparse.emit(at, weight)
         return weights.emit(at, weight, self.target)
 
 

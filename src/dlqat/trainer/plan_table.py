@@ -64,5 +64,7 @@ def describe(node: plan.Node) -> str:
             return f"{clusters} shared rows ({describe(centroids)})"
         case plan.Parts(parts):
             return " + ".join(describe(part) for part in parts)
+        case plan.Pruned(kept, among, spec):
+            return f"{kept}:{among} {spec.grid}"
         case _:
             return str(node.grid)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlqat.plan import Factors, Node, Parts, Shared
+from dlqat.plan import Factors, Node, Parts, Pruned, Shared
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.trainer.layer import QATLinear, Switched
@@ -84,8 +84,8 @@ def _module(
 ) -> nn.Module:
     """base: the layer to switch to, for the outermost module only."""
     match node:
-        case LayerSpec():
-            return _leaf(node, path, linear, base, tensors)
+        case LayerSpec() | Pruned():
+            return _leaf(node.spec if isinstance(node, Pruned) else node, path, linear, base, tensors)
         case Factors(_, left, right):
             parts = (_module(n, f"{path}.{s}", linear, None, tensors) for n, s in ((left, "left"), (right, "right")))
             return LowRankLinear(base, *parts)

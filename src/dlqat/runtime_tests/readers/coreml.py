@@ -4,6 +4,7 @@
     linear, gather <- constexpr_blockwise_shift_scale <- int8, int4, uint4 with offset
                    <- constexpr_blockwise_shift_scale <- constexpr_lut_to_dense <- uint3, uint2     iOS26
                    <- constexpr_lut_to_dense <- uint3, uint2; constexpr_blockwise_shift_scale <- table     iOS18
+    linear, gather <- constexpr_sparse_to_dense      a pruned weight: coreml_sparse.py
     linear, gather <- const                  a weight that stayed float
     mul, add       <- const                  norms; biases that stand by themselves
     gather         <- indices const          labels of rows that share a centroid
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from dlqat.devices.mil_blobs import Damaged
 from dlqat.devices.mil_program import Constant, Function, Operation, Package, Type
 from dlqat.runtime_tests.readers import coreml_layouts as layouts
+from dlqat.runtime_tests.readers import coreml_sparse as sparse
 from dlqat.runtime_tests.readers.coreml_cut import INPUT, cut
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight
 
@@ -110,7 +112,7 @@ class _Walk:
 
     def _weight(self, operation: Operation, path: str, source: Operation) -> None:
         kind: Literal["matmul", "gather"] = "matmul" if operation.kind == "linear" else "gather"
-        parts = layouts.sources(self.function, source)
+        parts = (sparse if source.kind == sparse.KIND else layouts).sources(self.function, source)
         self.weights.append(
             Weight(
                 name=path,
@@ -175,7 +177,7 @@ def _literal(source: Operation) -> Constant:
 
 def _load(function: Function, source: Operation) -> Integers:
     try:
-        return layouts.integers(function, source)
+        return (sparse if source.kind == sparse.KIND else layouts).integers(function, source)
     except Damaged as error:
         raise Unreadable(f"{dotted(source.name)}: {error}") from error
 

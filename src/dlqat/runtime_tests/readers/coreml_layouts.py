@@ -42,21 +42,26 @@ def sources(function: Function, weight: Operation) -> dict[str, Constant]:
     found: dict[str, Constant] = {}
     for what, (operation, argument) in names.items():
         if argument in operation.inputs:
-            found[what] = _constant(function, operation, argument)
+            found[what] = constant(function, operation, argument)
     return found
 
 
 def integers(function: Function, weight: Operation) -> Integers:
     """Codes, scales and zero-points of a weight [out, in]. Unreadable if they are laid out in another way."""
     parts = sources(function, weight)
-    codes = _signed(parts["codes"])
-    if parts["scales"].type.kind not in ("fp16", "fp32") or codes.ndim != 2:
-        raise Unreadable(f"{weight.name}: scales {parts['scales'].type.kind} for codes {codes.shape}")
-    scales = parts["scales"].value.astype(np.float32).reshape(parts["scales"].type.shape[:2])
-    if scales.shape[0] != codes.shape[0] or codes.shape[1] % scales.shape[1]:
-        raise Unreadable(f"{weight.name}: scales {scales.shape} for codes {codes.shape}")
-    block = codes.shape[1] // scales.shape[1]
-    return Integers(codes, scales, _zero_points(weight, parts, scales.shape), block)
+    codes = signed(parts["codes"])
+    found = scales(weight, parts, codes.shape)
+    return Integers(codes, found, _zero_points(weight, parts, found.shape), codes.shape[1] // found.shape[1])
+
+
+def scales(weight: Operation, parts: Mapping[str, Constant], codes: tuple[int, ...]) -> NDArray[np.float32]:
+    """float32 [out, groups] for codes of that shape."""
+    if parts["scales"].type.kind not in ("fp16", "fp32") or len(codes) != 2:
+        raise Unreadable(f"{weight.name}: scales {parts['scales'].type.kind} for codes {codes}")
+    found = parts["scales"].value.astype(np.float32).reshape(parts["scales"].type.shape[:2])
+    if found.shape[0] != codes[0] or codes[1] % found.shape[1]:
+        raise Unreadable(f"{weight.name}: scales {found.shape} for codes {codes}")
+    return found
 
 
 def spans(parts: Mapping[str, Constant]) -> dict[str, Span]:
@@ -81,7 +86,7 @@ def _zero_points(weight: Operation, parts: Mapping[str, Constant], shape: tuple[
             return np.full(shape, -levels // 2, np.int8)
         return (parts["zero_points"].value.astype(np.int16) - levels // 2).astype(np.int8)
     if "zero_points" in parts:
-        return _signed(parts["zero_points"])
+        return signed(parts["zero_points"])
     half = _half(parts["codes"]) if parts["codes"].type.kind.startswith("uint") else 0
     return np.full(shape, -half, np.int8) if half else None
 
@@ -98,7 +103,8 @@ def _of_table(weight: Operation, parts: Mapping[str, Constant], shape: tuple[int
     return (-half - table[:, :, 0, 0].astype(np.int16)).astype(np.int8)
 
 
-def _signed(constant: Constant) -> NDArray[np.int8]:
+def signed(constant: Constant) -> NDArray[np.int8]:
+    """Numbers as signed codes."""
     values: NDArray[Any] = constant.value
     match constant.type.kind:
         case "int8" | "int4":
@@ -115,15 +121,20 @@ def _half(constant: Constant) -> int:
 
 def _inner(function: Function, weight: Operation) -> Operation | None:
     """The compressed constant that another one is made of."""
-    for argument in ("data", "lut"):
-        for bound in weight.inputs.get(argument, ()):
-            source = function.producer.get(bound) if isinstance(bound, str) else None
-            if source is not None and source.kind != "const":
-                return source
+    return producer(function, weight, "data") or producer(function, weight, "lut")
+
+
+def producer(function: Function, operation: Operation, argument: str) -> Operation | None:
+    """What computes an argument; None where it is stored."""
+    for bound in operation.inputs.get(argument, ()):
+        source = function.producer.get(bound) if isinstance(bound, str) else None
+        if source is not None and source.kind != "const":
+            return source
     return None
 
 
-def _constant(function: Function, operation: Operation, argument: str) -> Constant:
+def constant(function: Function, operation: Operation, argument: str) -> Constant:
+    """The stored value of an argument. Unreadable if it is computed."""
     found = operation.inputs[argument][0]
     if isinstance(found, str):
         source = function.producer.get(found)

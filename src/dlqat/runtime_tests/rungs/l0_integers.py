@@ -62,10 +62,18 @@ def reference_equal(proof: Proof) -> Iterator[Check]:
         if not torch.equal(proof.reference.weight(name).float(), folded.dense(layer)):
             wrong.append(f"{name}: transformers has another weight than its integers mean")
     if pruned:
-        proof.facts["zeros"] = (
-            f"{pruned} weights are half zeros or more, stored as codes: no smaller and no faster for it"
-        )
+        proof.facts["zeros"] = _zeros(pruned, sum("mask" in w.stored for w in proof.contents.weights))
     yield judged("L0", "reference", wrong, f"transformers holds the same {len(model.layers)} weights, bit for bit", {})
+
+
+def _zeros(pruned: int, masked: int) -> str:
+    """What the zeros of pruned weights bring in this artifact."""
+    if not masked:
+        return f"{pruned} weights are half zeros or more, stored as codes: no smaller and no faster for it"
+    return (
+        f"{pruned} weights are half zeros or more; {masked} of them stored as a mask and the codes that are left: "
+        "smaller for it; whether faster, only the device itself can tell"
+    )
 
 
 def _half_zero(leaf: Quantized) -> bool:

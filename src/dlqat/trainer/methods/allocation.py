@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits for each block under an average, by its influence.
+"""What each block gets under an average, by its influence: bits, or weights that stay.
 
 Minimise sum p_l s_l 4^(-b_l) under sum p_l b_l = B: b_l = B / P + log2(s_l / s) / 2, with s the geometric mean of
 the influences weighed by size. That is the classical closed form (CASP's is unread; notes of docs/methods.md);
@@ -43,3 +43,15 @@ def allocate(influence: Sequence[float], sizes: Sequence[float], average: float,
         if higher and spent() + sizes[i] * (higher[0] - bits[i]) <= budget:
             bits[i] = higher[0]
     return bits
+
+
+def counts(influence: Sequence[float], average: int, spread: int) -> list[int]:
+    """Weights of every m that stay in each block: average - spread in the block of least influence, average + spread
+    in that of most, along the ranks between them; their mean is `average`.
+
+    PBS2P's coarse stage (arXiv 2502.01705) as far as it is known: N_low + (N_high - N_low) rank, rounded. Its
+    importance, 1 / cos(input, output), orders blocks as 1 - cos does."""
+    order = sorted(range(len(influence)), key=lambda i: influence[i])
+    last = max(1, len(influence) - 1)
+    # round() takes halves to the even number, alike above and below: the mean does not move.
+    return [average + round(spread * (2 * order.index(i) / last - 1)) for i in range(len(influence))]

@@ -71,8 +71,8 @@ class Casp:
     def plan(self, specs: Mapping[str, LayerSpec], shapes: Mapping[str, Shape], influence: Sequence[float]) -> Plan:
         nodes: dict[str, Node] = {n: self._factors(s, shapes[n]) for n, s in specs.items() if self._factored(n)}
         rest = [n for n in specs if n not in nodes]
-        blocks = sorted({_block(n) for n in rest})
-        sizes = [sum(_size(shapes[n]) for n in rest if _block(n) == b) for b in blocks]
+        blocks = sorted({fit.block(n) for n in rest})
+        sizes = [sum(_size(shapes[n]) for n in rest if fit.block(n) == b) for b in blocks]
         spent = sum(_code_bits(node, shapes[n]) for n, node in nodes.items())
         whole = sum(_size(shapes[n]) for n in specs)
         average = self.average or sum(s.bits * _size(shapes[n]) for n, s in specs.items()) / whole
@@ -82,7 +82,7 @@ class Casp:
         except (ValueError, ZeroDivisionError) as error:
             raise Refusal(f"casp: an average of {average:g} bits: {error}; raise --bits or --set average=") from error
         bits = dict(zip(blocks, chosen, strict=True))
-        return {n: nodes[n] if n in nodes else replace(s, bits=bits[_block(n)]) for n, s in specs.items()}
+        return {n: nodes[n] if n in nodes else replace(s, bits=bits[fit.block(n)]) for n, s in specs.items()}
 
     def _factored(self, name: str) -> bool:
         return re.fullmatch(self.layers, name) is not None
@@ -110,9 +110,3 @@ def _code_bits(node: Node, shape: Shape) -> float:
 
 def _size(shape: Shape) -> int:
     return shape[0] * shape[1]
-
-
-def _block(name: str) -> int:
-    found = re.search(r"\.(\d+)\.", name)
-    assert found is not None  # linears of blocks only
-    return int(found[1])

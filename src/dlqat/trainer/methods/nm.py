@@ -5,10 +5,11 @@
     wanda   Wanda (arXiv 2306.11695): score |w| |x_j|, nothing is moved; rounded on the scales of least error
     ternary PBS2P's progressive pruning (arXiv 2502.01705) in a form that integers hold (ternary.py)
 
-`low_rank` adds SLiM's correction (arXiv 2410.09615): the SVD of what pruning and rounding took, each input weighed by
-its root mean square, as two small linears beside the pruned one.
+`spread` keeps fewer weights in blocks of little influence and more in those of much, n on average: PBS2P's coarse
+stage, for any score. `low_rank` adds SLiM's correction (arXiv 2410.09615): the SVD of what pruning and rounding took,
+each input weighed by its root mean square, as two small linears beside the pruned one.
 
-Zeros are stored as codes. They cost the bits of any other code unless the target has a sparse storage (Core ML).
+Zeros are codes. They cost the bits of any other code unless the target has a sparse storage (Core ML).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlqat.plan import Factors, Node, Parts, Plan, Shape
+from dlqat.plan import Factors, Node, Parts, Plan, Pruned, Shape
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.trainer.gptq import BLOCK, Pattern, Swept, sweep
 from dlqat.trainer.methods import shapes as fit
+from dlqat.trainer.methods.allocation import counts
 from dlqat.trainer.methods.rounding import Rounded, factors, from_sweep, split, svd
 from dlqat.trainer.methods.ternary import ternary
 from dlqat.trainer.search import search
@@ -41,6 +43,8 @@ class Nm:
     """obs | wanda | ternary."""
     low_rank: float = 0.0
     """Rank of the correction as a share of the smaller side; 0: none."""
+    spread: int = 0
+    """Blocks keep n - spread to n + spread of every m, by their influence."""
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m <= BLOCK:
@@ -49,6 +53,8 @@ class Nm:
             raise ValueError(f"score = {self.score} is not one of {', '.join(SCORES)}")
         if not 0 <= self.low_rank < 1:
             raise ValueError(f"low_rank = {self.low_rank} is a share between 0 and 1")
+        if not 0 <= self.spread <= min(self.n - 1, self.m - self.n):
+            raise ValueError(f"spread = {self.spread}: n - spread is 1 or more, n + spread m or less")
 
     @property
     def calibrated(self) -> bool:
@@ -56,13 +62,17 @@ class Nm:
 
     @property
     def influenced(self) -> bool:
-        return False
+        return self.spread > 0
 
     def plan(self, specs: Mapping[str, LayerSpec], shapes: Mapping[str, Shape], influence: Sequence[float]) -> Plan:
         for name, spec in specs.items():
             if (reason := self._refuses(spec, shapes[name][1])) is not None:
                 raise Refusal(f"{name}: nm {self.n}:{self.m}: {reason}")
-        return {name: self._node(spec, shapes[name]) for name, spec in specs.items()}
+        count = counts(influence, self.n, self.spread) if self.spread else []
+        return {
+            name: self._node(spec, shapes[name], count[fit.block(name)] if count else self.n)
+            for name, spec in specs.items()
+        }
 
     def _refuses(self, spec: LayerSpec, inputs: int) -> str | None:
         size = spec.group_size or inputs
@@ -72,25 +82,26 @@ class Nm:
             return f"ternary codes are symmetric 2-bit codes; the recipe says {spec.grid}"
         return None
 
-    def _node(self, spec: LayerSpec, shape: Shape) -> Node:
+    def _node(self, spec: LayerSpec, shape: Shape, count: int) -> Node:
+        pruned = Pruned(count, self.m, spec)
         if not self.low_rank:
-            return spec
-        return Parts((spec, fit.low_rank(fit.rank(self.low_rank * min(shape), shape, spec), spec, spec)))
+            return pruned
+        return Parts((pruned, fit.low_rank(fit.rank(self.low_rank * min(shape), shape, spec), spec, spec)))
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         assert moments is not None
         match node:
-            case Parts((LayerSpec() as spec, Factors() as correction)):
-                pruned = self._pruned(spec, weight, moments)
+            case Parts((Pruned() as first, Factors() as correction)):
+                pruned = self._pruned(first, weight, moments)
                 left, right = saliency_svd(weight - pruned.dense(), moments, correction.rank)
                 more, _ = factors(left.float(), right.float(), correction, f"{path}.1", "gptq", moments)
                 return {**pruned.tensors(f"{path}.0"), **more}
             case _:
-                assert isinstance(node, LayerSpec)
+                assert isinstance(node, Pruned)
                 return self._pruned(node, weight, moments).tensors(path)
 
-    def _pruned(self, spec: LayerSpec, weight: Tensor, moments: Tensor) -> Rounded:
-        pattern = Pattern(self.n, self.m)
+    def _pruned(self, node: Pruned, weight: Tensor, moments: Tensor) -> Rounded:
+        pattern, spec = Pattern(node.kept, node.among), node.spec
         match self.score:
             case "obs":
                 swept = sweep(weight, moments, spec.grid, pattern)
@@ -104,8 +115,8 @@ class Nm:
     def paper_bits(self, node: Node, shape: Shape) -> float:
         """As PBS2P counts: the bits of the codes that stay; no masks, no scales."""
         match node:
-            case LayerSpec():
-                return node.bits * self.n / self.m
+            case Pruned(count, among, spec):
+                return spec.bits * count / among
             case Factors(rank, LayerSpec(bits=left), LayerSpec(bits=right)):
                 return rank * (left / shape[1] + right / shape[0])
             case Parts(parts):

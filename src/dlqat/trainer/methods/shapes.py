@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that the grids of dlqat, and the groups of every target, can hold."""
+"""Ranks that the grids of dlqat, and the groups of every target, can hold; the block of a linear."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from dlqat.grid import GROUP_SIZES
@@ -29,3 +30,10 @@ def low_rank(rank: int, left: LayerSpec, right: LayerSpec) -> Factors:
     if group and rank % group:
         group = max(g for g in GROUP_SIZES if g <= group and rank % g == 0)
     return Factors(rank, replace(left, group_size=group), right)
+
+
+def block(name: str) -> int:
+    """The number of the block that a linear is in: of model.layers.7.mlp.up_proj, 7."""
+    found = re.search(r"\.(\d+)\.", name)
+    assert found is not None  # linears of blocks only
+    return int(found[1])

@@ -100,3 +100,5 @@ class Swsc:
                 return 16 * rank * (out + inputs) / (out * inputs)
             case Parts(parts):
                 return sum(self.paper_bits(part, shape) for part in parts)
+            case _:
+                raise AssertionError(node)

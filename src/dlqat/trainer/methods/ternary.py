@@ -12,7 +12,7 @@ format has that. Here mu = 0 and there is one magnitude a group, so codes are {-
 With mu = 0 the paper's score, w^2 / [H^-1]_jj^2, would not change from step to step, and pruning one at a time would be
 pruning at once. The cost above changes with a, and is the quantity that is to be kept small. Groups go in order, and
 what a group loses is spread over the columns to come (GPTQ). The paper's coarse stage, an N of its own for each block,
-is left out: a target wants one pattern.
+is the option `spread` of nm.py.
 """
 
 from __future__ import annotations
