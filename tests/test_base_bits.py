@@ -51,16 +51,16 @@ def test_the_base_is_within_half_its_unit_and_folding_is_exact(grid: Grid) -> No
         torch.testing.assert_close(m(x), x @ kept.T + m.bias)
 
 
-def test_codes_of_the_shrunk_base_are_those_of_the_weight_but_for_near_ties() -> None:
-    """Double rounding: a code may move only where V / s is within half a unit, 1/16 step, of a tie."""
+@pytest.mark.parametrize("grid", [Grid(2, 32), Grid(3, 32, mirrored=True), Grid(4, 32)], ids=str)
+def test_the_shrunk_base_has_the_codes_of_the_weight_and_lies_away_from_ties(grid: Grid) -> None:
+    """A unit's middle is on its weight's side of every tie, half a unit from the next: small updates move no code."""
     weight = torch.randn(32, 256) * 0.02
-    grid = Grid(4, 32)
-    scales, _ = search(weight, grid)
-    adapter = Adapter(grid, scales)
-    moved = fold(fixed_point(weight, scales, grid), adapter).codes != fold(weight, adapter).codes
-    steps = (weight.view(32, 8, 32) / scales[..., None]).view(32, 256)
-    assert float(((steps - steps.floor() - 0.5).abs()[moved]).max()) <= 1 / 16 + 1e-6
-    assert 0 < float(moved.float().mean()) < 0.08
+    scales, zero_points = search(weight, grid)
+    adapter = Adapter(grid, scales, zero_points)
+    shrunk = fixed_point(weight, scales, grid)
+    assert torch.equal(fold(shrunk, adapter).codes, fold(weight, adapter).codes)
+    steps = (base(shrunk, adapter).view(32, 8, 32) / scales[..., None]).double()
+    assert float((steps - steps.floor() - 0.5).abs().min()) >= 2.0 ** (grid.bits - 8) * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(

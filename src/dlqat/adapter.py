@@ -90,24 +90,26 @@ def base_unit(grid: Grid) -> float:
 
 
 def fixed_point(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
-    """weight [out, in] as int8 multiples of s * base_unit: a base of one byte (after LR-QAT, arXiv 2406.06385).
+    """weight [out, in] as int8 k, for (k + 1/2) s * base_unit: a base of one byte (after LR-QAT, arXiv 2406.06385).
 
     scales [out, groups]: the grid's, as they are when training begins. Twice the range of the codes, so that what a
-    searched scale clips is still in the base (LR-QAT's fixed point ends where the grid ends).
+    searched scale clips is still in the base (LR-QAT's fixed point ends where the grid ends). The half puts every tie of
+    the rounding between two numbers: codes are those of the weight. With multiples of the unit one weight in eight
+    would lie on a tie, and the first update, however small, would move all of them.
     """
     out, groups = scales.shape
     step = grid.round_scales(scales)[..., None] * base_unit(grid)
     levels = weight.to(torch.float32).view(out, groups, -1) / step
-    return levels.round_().clamp_(-128, 127).to(torch.int8).view(weight.shape)
+    return levels.floor_().clamp_(-128, 127).to(torch.int8).view(weight.shape)
 
 
 def base(weight: Tensor, adapter: Adapter) -> Tensor:
-    """W0 [out, in] float32: `weight`, or what its fixed point stands for (exact: 16 significant bits)."""
+    """W0 [out, in] float32: `weight`, or what its fixed point stands for (exact: 17 significant bits)."""
     if weight.dtype != torch.int8:
         return weight.to(torch.float32)
     out, groups = adapter.scales.shape
     step = (grid_scales(adapter) * base_unit(adapter.grid))[..., None]
-    return (weight.view(out, groups, -1) * step).view(out, -1)
+    return ((weight.view(out, groups, -1) + 0.5) * step).view(out, -1)
 
 
 def latent(weight: Tensor, adapter: Adapter) -> Tensor:

@@ -97,7 +97,7 @@ def latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT: tl
     w = tl.load(weight + at, inside, other=0)
     v = w.to(tl.float32)
     if weight.dtype.element_ty == tl.int8:  # the base in fixed point on the grid (dlqat.adapter.fixed_point)
-        v = v * (s * BASE_UNIT)[:, :, None]
+        v = (v + 0.5) * (s * BASE_UNIT)[:, :, None]
     if product is not None:
         v = v + scaling * product
     if offset is not None:
