@@ -2,12 +2,13 @@
 """How the web form multiplies: integers with integers, in standard operators that WebAssembly kernels are fast at.
 
 onnxruntime-web has no fast kernel for 4-bit weights; MatMulInteger of bytes is 5 to 8 times faster (docs/adr/0006). The
-input of a linear is rounded to uint8 row by row, symmetric about 128, which runtime_tests/arithmetic.py states:
+input of a linear is rounded to uint8, symmetric about 128, in blocks that are the weight's groups (the whole row where it
+has one scale). That is the rounding of onnxruntime's own level 4, which runtime_tests/arithmetic.py states:
 
-    step = max|x| / 127 of the row        q = round_to_even(x / step) + 128
+    top = max|x| of the block        q = round_to_even(x * (127 / top)) + 128        step = top / 127
 
     one scale per output     PATH.codes [K, N]          y = sum((q - 128) * codes) * step * scales
-    groups of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G]) * step
+    groups of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G] * step[G])
 
     PATH.codes         INT4 (2- and 3-bit codes too), cast to INT8 when the file is loaded, or INT8
     PATH.zero_points   as the codes, [N] or [G, 1, 1, N], subtracted when the file is loaded; absent on a symmetric grid
@@ -34,8 +35,9 @@ FLOAT, INT8, INT32, UINT8 = (
 )
 MIDDLE = 128
 """The code of 0 in a rounded input."""
+MOST = np.array(127, np.float32)
 TINY = np.array(1e-30, np.float32)
-"""A row of zeros has this maximum, so that nothing is divided by zero."""
+"""A block of zeros has this maximum, so that nothing is divided by zero."""
 
 
 def supports(leaf: Quantized) -> str | None:
@@ -47,32 +49,34 @@ def supports(leaf: Quantized) -> str | None:
 
 def describe(leaf: Quantized) -> str:
     """How it stands in the file, for people."""
-    return f"INT{_bits(leaf)} codes, MatMulInteger, input uint8 per token"
+    where = "per token" if leaf.grid.group_size is None else f"in blocks of {leaf.grid.group_size}"
+    return f"INT{_bits(leaf)} codes, MatMulInteger, input uint8 {where}"
 
 
 def multiply(g: Graph, name: str, x: ir.Value, leaf: Quantized) -> ir.Value:
-    """x @ dense(leaf).T with x [.., K] rounded row by row."""
-    q, step = _rounded(g, name, x)
-    scales = g.tensor(f"{name}.scales", _laid(leaf.scales, leaf))
-    if leaf.grid.group_size is None:
-        y = g.op("Mul", f"{name}/Mul.step", [_sums(g, name, q, leaf), step])
-        return g.op("Mul", f"{name}/Mul", [y, scales])
+    """x @ dense(leaf).T with x [.., K] rounded in the blocks of the leaf."""
     k, size = leaf.codes.shape[1], leaf.grid.group_size
-    q = g.op("Reshape", f"{name}/Reshape", [q, g.integers([0, 0, k // size, size])])
-    q = g.op("Transpose", f"{name}/Transpose", [q], {"perm": [2, 0, 1, 3]})
+    scales = g.tensor(f"{name}.scales", _laid(leaf.scales, leaf))
+    if size is None:
+        q, step = _rounded(g, name, x)
+        y = g.op("Mul", f"{name}/Mul", [_sums(g, name, q, leaf), scales])
+        return g.op("Mul", f"{name}/Mul.step", [y, step])
+    x = g.op("Reshape", f"{name}/Reshape", [x, g.integers([0, 0, k // size, size])])
+    blocks = {"perm": [2, 0, 1, 3]}
+    q, step = (g.op("Transpose", f"{name}/Transpose.{i}", [v], blocks) for i, v in enumerate(_rounded(g, name, x)))
     y = g.op("Mul", f"{name}/Mul", [_sums(g, name, q, leaf), scales])
-    y = g.op("ReduceSum", f"{name}/ReduceSum", [y, g.integers([0])], {"keepdims": 0})
-    return g.op("Mul", f"{name}/Mul.step", [y, step])
+    y = g.op("Mul", f"{name}/Mul.step", [y, step])
+    return g.op("ReduceSum", f"{name}/ReduceSum", [y, g.integers([0])], {"keepdims": 0})
 
 
 def _rounded(g: Graph, name: str, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(codes uint8, as x; step float32 [.., 1]) of x."""
+    """(codes uint8, as x; step float32 [.., 1]) of x, rounded along its last axis."""
     top = g.op("ReduceMax", f"{name}/top", [g.op("Abs", f"{name}/Abs", [x]), g.integers([-1])], {"keepdims": 1})
-    top = g.op("Max", f"{name}/Max", [top, g.shared("const.tiny", TINY)])
-    step = g.op("Mul", f"{name}/step", [top, g.shared("const.127th", np.array(1 / 127, np.float32))])
-    q = g.op("Round", f"{name}/Round", [g.op("Div", f"{name}/Div", [x, step])])
+    top, most = g.op("Max", f"{name}/Max", [top, g.shared("const.tiny", TINY)]), g.shared("const.127", MOST)
+    inverse = g.op("Div", f"{name}/inverse", [most, top])
+    q = g.op("Round", f"{name}/Round", [g.op("Mul", f"{name}/Mul.x", [x, inverse])])
     q = g.op("Add", f"{name}/Add.middle", [q, g.shared("const.middle", np.array(MIDDLE, np.float32))])
-    return g.op("Cast", f"{name}/Cast.q", [q], {"to": UINT8}), step
+    return g.op("Cast", f"{name}/Cast.q", [q], {"to": UINT8}), g.op("Div", f"{name}/step", [top, most])
 
 
 def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized) -> ir.Value:
