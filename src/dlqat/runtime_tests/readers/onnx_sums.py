@@ -7,7 +7,8 @@
     codes -> Cast int8, or codes and zero_points -> Cast int32 -> Sub -> Cast int8, or codes in INT8 = weight
     q, weight, 128 -> MatMulInteger -> Cast float -> Mul scales -> Mul step (-> ReduceSum over the groups)
 
-codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out]. Which numbers the
+codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out] or
+[out]. Which numbers the
 rounding really makes is for rung L1; here it is only held to these operations.
 """
 
@@ -69,14 +70,15 @@ def load(file: OnnxFile, node: Any, found: Product) -> Integers:
     sources = found.sources
     codes, scales = stored(file, sources["codes"]), file.floats(sources["scales"])
     out, grouped = codes.shape[-1], codes.ndim == 4
-    wanted = (codes.shape[0], 1, 1, out) if grouped else (out,)
+    wanted = (codes.shape[0], 1, 1, out) if grouped and scales.ndim > 1 else (out,)
     zero_points = stored(file, sources["zero_points"]) if "zero_points" in sources else np.zeros(wanted, np.int8)
     permuted = [attributes(file.producer[v]).get("perm") for v in (node.input[0], found.turned) if grouped and v]
     laid = codes.ndim == 2 or (grouped and permuted == [GROUPS_FIRST] * 2)
     if not laid or scales.shape != wanted or zero_points.shape != wanted:
         raise Unreadable(f"{node.name}: scales {scales.shape}, zero-points {zero_points.shape}, codes {codes.shape}")
     turned = zero_points.reshape(-1, out).T if "zero_points" in sources else None
-    return Integers(codes.reshape(-1, out).T, scales.reshape(-1, out).T, turned, codes.shape[-2])
+    block = codes.size // out // (len(scales) if scales.ndim > 1 else 1)
+    return Integers(codes.reshape(-1, out).T, scales.reshape(-1, out).T, turned, block)
 
 
 class _Walk:
