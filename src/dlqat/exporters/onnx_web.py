@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the web form multiplies: integers with integers, in standard operators that WebAssembly kernels are fast at.
 
-onnxruntime-web has no fast kernel for 4-bit weights; MatMulInteger of bytes is 5 to 8 times faster (docs/adr/0006). The
+onnxruntime-web has no fast kernel for 4-bit weights; MatMulInteger of bytes is 4 to 7 times faster (docs/adr/0006). The
 input of a linear is rounded to uint8, symmetric about 128, in blocks that are the weight's groups (the whole row where it
 has one scale, 64 inputs in the head). That is the rounding of onnxruntime's own level 4, which runtime_tests/arithmetic.py states:
 
@@ -37,8 +37,8 @@ FLOAT, INT8, INT32, UINT8 = (
 MIDDLE = 128
 """The code of 0 in a rounded input."""
 HEAD_BLOCK = 64
-"""Inputs of the head that are rounded together though its rows have one scale: rounded as whole rows they cost SmolLM2
-1.2 % of perplexity, three quarters of all that the form costs (docs/adr/0006)."""
+"""Inputs of the head that are rounded together though its rows have one scale: rounded as whole rows they
+double what the form costs in perplexity (docs/adr/0006)."""
 MOST = np.array(127, np.float32)
 TINY = np.array(1e-30, np.float32)
 """A block of zeros has this maximum, so that nothing is divided by zero."""
