@@ -122,14 +122,14 @@ def per_tensor(g: Chain, x: str, k: int, n: int) -> str:
 
 
 def rounded(g: Chain, x: str, *, signed: bool = False) -> tuple[str, str, list[str]]:
-    """(codes, what one step of them is [.., rows, 1], zero-point if not signed) of an input rounded row by row."""
-    top = g.op("ReduceMax", [g.op("Abs", [x]), g.constant(np.array([-1]))], keepdims=1)
-    scale = g.op("Mul", [top, g.constant(np.float32(1 / 127))])
-    steps = g.op("Round", [g.op("Div", [x, scale])])
+    """(codes, what one step of them is [.., 1], zero-point if not signed) of x rounded along its last axis."""
+    top, most = g.op("ReduceMax", [g.op("Abs", [x]), g.constant(np.array([-1]))], keepdims=1), np.float32(127)
+    step = g.op("Div", [top, g.constant(most)])
+    steps = g.op("Round", [g.op("Mul", [x, g.op("Div", [g.constant(most), top])])])
     if signed:
-        return g.op("Cast", [steps], to=TensorProto.INT8), scale, []
+        return g.op("Cast", [steps], to=TensorProto.INT8), step, []
     moved = g.op("Add", [steps, g.constant(np.float32(128))])
-    return g.op("Cast", [moved], to=TensorProto.UINT8), scale, [g.constant(np.array(128, np.uint8))]
+    return g.op("Cast", [moved], to=TensorProto.UINT8), step, [g.constant(np.array(128, np.uint8))]
 
 
 def per_token(signed: bool, g: Chain, x: str, k: int, n: int) -> str:
@@ -139,14 +139,19 @@ def per_token(signed: bool, g: Chain, x: str, k: int, n: int) -> str:
     return g.op("Mul", [g.op("Mul", [y, scale]), g.constant(g.scales(n))])
 
 
-def grouped(group: int, g: Chain, x: str, k: int, n: int) -> str:
-    """The same with a scale per group of inputs: an integer sum for each group, then a sum of floats."""
-    q, scale, zero = rounded(g, x)
-    q = g.op("Transpose", [g.op("Reshape", [q, g.constant(np.array([-1, k // group, group]))])], perm=[1, 0, 2])
-    codes = g.constant(g.codes(k, n).reshape(k // group, group, n))
+def grouped(group: int, blocks: bool, g: Chain, x: str, k: int, n: int) -> str:
+    """A scale per group of inputs: an integer sum for each, then a sum of floats. `blocks`: x is rounded in them, too."""
+    shape, turn = [1, -1, k // group, group], {"perm": [2, 0, 1, 3]}
+    if blocks:
+        x = g.op("Reshape", [x, g.constant(np.array(shape))])
+    q, step, zero = rounded(g, x)
+    q = g.op("Transpose", [q if blocks else g.op("Reshape", [q, g.constant(np.array(shape))])], **turn)
+    codes = g.constant(g.codes(k, n).reshape(k // group, 1, group, n))
     sums = g.op("Cast", [g.op("MatMulInteger", [q, codes, *zero])], to=TensorProto.FLOAT)
-    parts = g.op("Mul", [sums, g.constant(g.scales(k // group, 1, n))])
-    return g.op("Mul", [g.op("ReduceSum", [parts, g.constant(np.array([0]))], keepdims=0), scale])
+    parts = g.op("Mul", [sums, g.constant(g.scales(k // group, 1, 1, n))])
+    parts = g.op("Mul", [parts, g.op("Transpose", [step], **turn)]) if blocks else parts
+    y = g.op("ReduceSum", [parts, g.constant(np.array([0]))], keepdims=0)
+    return y if blocks else g.op("Mul", [y, step])
 
 
 LAYERS_OF: dict[str, Layer] = {
@@ -157,8 +162,9 @@ LAYERS_OF: dict[str, Layer] = {
     "int8 per column, uint8 per tensor": per_tensor,
     "int8 per column, uint8 per token": partial(per_token, False),
     "int8 per column, int8 per token": partial(per_token, True),
-    "int8 g32, uint8 per token": partial(grouped, 32),
-    "int8 g64, uint8 per token": partial(grouped, 64),
+    "int8 g32, uint8 per token": partial(grouped, 32, False),
+    "int8 g32, uint8 in blocks of 32": partial(grouped, 32, True),
+    "int8 g64, uint8 in blocks of 64": partial(grouped, 64, True),
 }
 
 

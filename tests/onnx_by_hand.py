@@ -107,7 +107,7 @@ def sums(name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[list[Any], l
     stored = [
         tensor(f"{name}.codes", SIGNED[4], laid, pack(columns, 4)),
         floats(f"{name}.scales", scales.T.reshape(scale_shape)),
-        *(floats(n, np.array(v, np.float32)) for n, v in (("tiny", 1e-30), ("part", 1 / 127), ("middle", 128))),
+        *(floats(n, np.array(v, np.float32)) for n, v in (("tiny", 1e-30), ("most", 127), ("middle", 128))),
         tensor("middle.uint8", TensorProto.UINT8, (), bytes([128])),
         ints("last", [-1]),
         ints("first", [0]),
@@ -117,25 +117,26 @@ def sums(name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[list[Any], l
     def op(kind: str, given: list[str], made: str, **attributes: Any) -> Any:
         return helper.make_node(kind, given, [made], name=f"{name}/{kind}", **attributes)
 
-    cut = [op("Reshape", ["q", "shape"], "r"), op("Transpose", ["r"], "t", perm=[2, 0, 1, 3])] if grouped else []
-    tail = [op("Mul", ["f", "step"], "m"), op("Mul", ["m", f"{name}.scales"], "y")]
-    if grouped:
-        tail = [op("Mul", ["f", f"{name}.scales"], "m"), op("ReduceSum", ["m", "first"], "s", keepdims=0)]
-        tail += [op("Mul", ["s", "step"], "y")]
+    b, q, step = ("b", "qt", "st") if grouped else ("x", "q", "step")
+    turn = [op("Transpose", [v], f"{v[0]}t", perm=[2, 0, 1, 3]) for v in ("q", "step")] if grouped else []
     nodes = [
-        op("Abs", ["x"], "a"),
-        op("ReduceMax", ["a", "last"], "b"),
-        op("Max", ["b", "tiny"], "top"),
-        op("Mul", ["top", "part"], "step"),
-        op("Div", ["x", "step"], "d"),
+        *([op("Reshape", ["x", "shape"], "b")] if grouped else []),
+        op("Abs", [b], "a"),
+        op("ReduceMax", ["a", "last"], "c"),
+        op("Max", ["c", "tiny"], "top"),
+        op("Div", ["most", "top"], "inverse"),
+        op("Div", ["top", "most"], "step"),
+        op("Mul", [b, "inverse"], "d"),
         op("Round", ["d"], "e"),
         op("Add", ["e", "middle"], "g"),
         op("Cast", ["g"], "q", to=TensorProto.UINT8),
-        *cut,
+        *turn,
         op("Cast", [f"{name}.codes"], "w", to=TensorProto.INT8),
-        op("MatMulInteger", ["t" if grouped else "q", "w", "middle.uint8"], "i"),
+        op("MatMulInteger", [q, "w", "middle.uint8"], "i"),
         op("Cast", ["i"], "f", to=TensorProto.FLOAT),
-        *tail,
+        op("Mul", ["f", f"{name}.scales"], "m"),
+        op("Mul", ["m", step], "s" if grouped else "y"),
+        *([op("ReduceSum", ["s", "first"], "y", keepdims=0)] if grouped else []),
     ]
     return nodes, stored if grouped else [t for t in stored if t.name not in ("first", "shape")]
 

@@ -26,7 +26,7 @@ from dlqat.exporters.onnx_qdq import Qdq
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import tolerances
-from dlqat.runtime_tests.arithmetic import PER_TOKEN, PER_TOKEN_SYMMETRIC
+from dlqat.runtime_tests.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic
 from dlqat.runtime_tests.linears import relative_error
 from dlqat.runtime_tests.readers import read
 from onnx_runs import Text, session
@@ -55,7 +55,8 @@ def test_ladder(tmp_path: Path, grid: Grid) -> None:
     found = artifacts.checks(artifact, tmp_path / "folded", "L0", "L1", "L2")
     assert {c.status for c in found} == {"passed"}, [c.summary for c in found]
     kinds = {c.figures["arithmetic"] for c in found if c.rung == "L1"}
-    assert kinds == {"float, int8 per token, symmetric"}  # float: the embedding's rows
+    where = f"in blocks of {grid.group_size}" if grid.group_size else "per token, symmetric"
+    assert kinds == {f"float, int8 {where}"}  # float: the embedding's rows
 
 
 def test_negative_controls(exported: Path) -> None:
@@ -85,16 +86,16 @@ def test_a_batch_is_its_rows(tmp_path: Path) -> None:
 
 
 def test_the_rounding_is_the_stated_one(exported: Path) -> None:
-    """Rows of zeros, of one large value, of ties; another rounding is far away."""
+    """Blocks of zeros, of one large value, of ties; another rounding is far away."""
     weight = next(w for w in read(folders.find(exported).program).weights if w.kind == "matmul")
     integers = weight.load()
     dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(6, dense.shape[1])).astype(np.float32))
     x[1], x[2, 0], x[3] = 0, 1e4, torch.arange(dense.shape[1]) / 2 - 10
-    x[3, 0] = 127  # its step is 1, so every half is a tie
+    x[3, ::32] = 127  # its step is 1, so every half is a tie
     (got,) = DEVICES["host-ort"].evaluate(weight.program(), [{weight.input: x.numpy()}], INT8)
     assert not got[1].any()
-    expected, other = (r.round(x).double().numpy() @ dense.T for r in (PER_TOKEN_SYMMETRIC, PER_TOKEN))
+    expected, other = (r.round(x).double().numpy() @ dense.T for r in (Arithmetic(32), PER_TOKEN_SYMMETRIC))
     assert relative_error(got, expected) < tolerances.LINEAR_ERROR
     assert relative_error(got, other) > 1e-3
 
@@ -163,12 +164,12 @@ def other_middle(built: Any) -> None:
 
 
 def no_step(built: Any) -> None:
-    built.graph.node[-1].input[1] = "scales.again"
-    built.graph.initializer.append(hand.floats("scales.again", np.ones(4)))
+    node(built, "ReduceSum").input[0] = "m"
+    del built.graph.node[-2]
 
 
 def added(built: Any) -> None:
-    node(built, "Mul").op_type = "Add"
+    next(n for n in built.graph.node if "f" in n.input).op_type = "Add"
 
 
 def squared(built: Any) -> None:
@@ -181,8 +182,8 @@ def turned(built: Any) -> None:
 
 ODD: dict[str, tuple[Edit, str]] = {
     "a step of something else": (other_step, "is expected|taken from something else"),
-    "another middle": (other_middle, "another code than 128"),
-    "without the step": (no_step, "not by the step of its input"),
+    "another middle": (other_middle, "not with 128, 128 and 127"),
+    "without the step": (no_step, "where Mul is expected"),
     "an addition": (added, "where Mul is expected"),
     "another rounding": (squared, "where Round is expected"),
     "other groups": (turned, "codes"),

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the web form multiplies: integers with integers, in standard operators that WebAssembly kernels are fast at.
 
-onnxruntime-web has no fast kernel for 4-bit weights; MatMulInteger of bytes is 5 to 8 times faster (docs/adr/0006). The
-input of a linear is rounded to uint8 row by row, symmetric about 128, which runtime_tests/arithmetic.py states:
+onnxruntime-web has no fast kernel for 4-bit weights; MatMulInteger of bytes is 4 to 7 times faster (docs/adr/0006). The
+input of a linear is rounded to uint8, symmetric about 128, in blocks that are the weight's groups (the whole row where it
+has one scale, 64 inputs in the head). That is the rounding of onnxruntime's own level 4, which runtime_tests/arithmetic.py states:
 
-    step = max|x| / 127 of the row        q = round_to_even(x / step) + 128
+    top = max|x| of the block        q = round_to_even(x * (127 / top)) + 128        step = top / 127
 
     one scale per output     PATH.codes [K, N]          y = sum((q - 128) * codes) * step * scales
-    groups of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G]) * step
+    blocks of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G] * step[G])
 
     PATH.codes         INT4 (2- and 3-bit codes too), cast to INT8 when the file is loaded, or INT8
     PATH.zero_points   as the codes, [N] or [G, 1, 1, N], subtracted when the file is loaded; absent on a symmetric grid
@@ -26,6 +27,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlqat.exporters.decoder import HEAD
 from dlqat.exporters.onnx_graph import Graph
 from dlqat.folded import Quantized
 
@@ -34,8 +36,12 @@ FLOAT, INT8, INT32, UINT8 = (
 )
 MIDDLE = 128
 """The code of 0 in a rounded input."""
+HEAD_BLOCK = 64
+"""Inputs of the head that are rounded together though its rows have one scale: rounded as whole rows they
+double what the form costs in perplexity (docs/adr/0006)."""
+MOST = np.array(127, np.float32)
 TINY = np.array(1e-30, np.float32)
-"""A row of zeros has this maximum, so that nothing is divided by zero."""
+"""A block of zeros has this maximum, so that nothing is divided by zero."""
 
 
 def supports(leaf: Quantized) -> str | None:
@@ -47,39 +53,43 @@ def supports(leaf: Quantized) -> str | None:
 
 def describe(leaf: Quantized) -> str:
     """How it stands in the file, for people."""
-    return f"INT{_bits(leaf)} codes, MatMulInteger, input uint8 per token"
+    where = "per token" if leaf.grid.group_size is None else f"in blocks of {leaf.grid.group_size}"
+    return f"INT{_bits(leaf)} codes, MatMulInteger, input uint8 {where}"
 
 
 def multiply(g: Graph, name: str, x: ir.Value, leaf: Quantized) -> ir.Value:
-    """x @ dense(leaf).T with x [.., K] rounded row by row."""
-    q, step = _rounded(g, name, x)
-    scales = g.tensor(f"{name}.scales", _laid(leaf.scales, leaf))
-    if leaf.grid.group_size is None:
-        y = g.op("Mul", f"{name}/Mul.step", [_sums(g, name, q, leaf), step])
-        return g.op("Mul", f"{name}/Mul", [y, scales])
-    k, size = leaf.codes.shape[1], leaf.grid.group_size
-    q = g.op("Reshape", f"{name}/Reshape", [q, g.integers([0, 0, k // size, size])])
-    q = g.op("Transpose", f"{name}/Transpose", [q], {"perm": [2, 0, 1, 3]})
-    y = g.op("Mul", f"{name}/Mul", [_sums(g, name, q, leaf), scales])
-    y = g.op("ReduceSum", f"{name}/ReduceSum", [y, g.integers([0])], {"keepdims": 0})
-    return g.op("Mul", f"{name}/Mul.step", [y, step])
+    """x @ dense(leaf).T with x [.., K] rounded in the blocks of the leaf."""
+    k, size = leaf.codes.shape[1], _block(name, leaf)
+    scales = g.tensor(f"{name}.scales", _scales(leaf.scales, leaf))
+    if size is None:
+        q, step = _rounded(g, name, x)
+        y = g.op("Mul", f"{name}/Mul", [_sums(g, name, q, leaf, size), scales])
+        return g.op("Mul", f"{name}/Mul.step", [y, step])
+    x = g.op("Reshape", f"{name}/Reshape", [x, g.integers([0, 0, k // size, size])])
+    blocks = {"perm": [2, 0, 1, 3]}
+    q, step = (g.op("Transpose", f"{name}/Transpose.{i}", [v], blocks) for i, v in enumerate(_rounded(g, name, x)))
+    y = g.op("Mul", f"{name}/Mul", [_sums(g, name, q, leaf, size), scales])
+    y = g.op("Mul", f"{name}/Mul.step", [y, step])
+    return g.op("ReduceSum", f"{name}/ReduceSum", [y, g.integers([0])], {"keepdims": 0})
 
 
 def _rounded(g: Graph, name: str, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(codes uint8, as x; step float32 [.., 1]) of x."""
+    """(codes uint8, as x; step float32 [.., 1]) of x, rounded along its last axis."""
     top = g.op("ReduceMax", f"{name}/top", [g.op("Abs", f"{name}/Abs", [x]), g.integers([-1])], {"keepdims": 1})
-    top = g.op("Max", f"{name}/Max", [top, g.shared("const.tiny", TINY)])
-    step = g.op("Mul", f"{name}/step", [top, g.shared("const.127th", np.array(1 / 127, np.float32))])
-    q = g.op("Round", f"{name}/Round", [g.op("Div", f"{name}/Div", [x, step])])
+    top, most = g.op("Max", f"{name}/Max", [top, g.shared("const.tiny", TINY)]), g.shared("const.127", MOST)
+    inverse = g.op("Div", f"{name}/inverse", [most, top])
+    q = g.op("Round", f"{name}/Round", [g.op("Mul", f"{name}/Mul.x", [x, inverse])])
     q = g.op("Add", f"{name}/Add.middle", [q, g.shared("const.middle", np.array(MIDDLE, np.float32))])
-    return g.op("Cast", f"{name}/Cast.q", [q], {"to": UINT8}), step
+    return g.op("Cast", f"{name}/Cast.q", [q], {"to": UINT8}), g.op("Div", f"{name}/step", [top, most])
 
 
-def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized) -> ir.Value:
-    """The integer sums, as float32: exact up to 2^24, and to 2^-24 beyond."""
-    weight = g.codes(f"{name}.codes", _laid(leaf.codes, leaf), _bits(leaf))
+def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized, size: int | None) -> ir.Value:
+    """The integer sums of blocks of `size`, as float32: exact up to 2^24, and to 2^-24 beyond."""
+    codes = leaf.codes.numpy().T
+    codes = codes if size is None else codes.reshape(-1, 1, size, codes.shape[1])
+    weight = g.codes(f"{name}.codes", np.ascontiguousarray(codes), _bits(leaf))
     if leaf.zero_points is not None:
-        zero_points = g.codes(f"{name}.zero_points", _laid(leaf.zero_points, leaf), _bits(leaf))
+        zero_points = g.codes(f"{name}.zero_points", _scales(leaf.zero_points, leaf), _bits(leaf))
         wide = [g.op("Cast", f"{name}/Cast.{n}", [v], {"to": INT32}) for n, v in (("c", weight), ("z", zero_points))]
         weight = g.op("Sub", f"{name}/Sub", wide)
     if leaf.zero_points is not None or leaf.grid.bits < 8:
@@ -89,13 +99,17 @@ def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized) -> ir.Value:
     return g.op("Cast", f"{name}/Cast.y", [sums], {"to": FLOAT})
 
 
-def _laid(values: Tensor, leaf: Quantized) -> NDArray[Any]:
-    """[out, in] or [out, groups] as this form has it: the inputs of a group before the outputs."""
-    size, out = leaf.grid.group_size, values.shape[0]
-    turned = values.numpy().T
-    if size is None:
-        return np.ascontiguousarray(turned if values is leaf.codes else turned[0])
-    return np.ascontiguousarray(turned.reshape(leaf.scales.shape[1], 1, -1, out))
+def _block(name: str, leaf: Quantized) -> int | None:
+    """Inputs that are rounded together: the weight's groups; None: a whole row of them."""
+    if leaf.grid.group_size is None and name == HEAD and leaf.codes.shape[1] % HEAD_BLOCK == 0:
+        return HEAD_BLOCK
+    return leaf.grid.group_size
+
+
+def _scales(values: Tensor, leaf: Quantized) -> NDArray[Any]:
+    """Scales or zero-points [out, groups] as this form has them: [out] or [groups, 1, 1, out]."""
+    turned = np.ascontiguousarray(values.numpy().T)
+    return turned[0] if leaf.grid.group_size is None else turned[:, None, None]
 
 
 def _bits(leaf: Quantized) -> int:

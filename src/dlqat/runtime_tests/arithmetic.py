@@ -21,10 +21,8 @@ int8 per token   the input of every linear is rounded to int8 row by row, asymme
            same formula (kai_lhs_quant_pack_qai8dxp_f32). Measured on an emulated cortex-a76: equal to 5e-8, where
            MLAS's blocks are 1e-2 away. With KleidiAI off, MLAS's kernels there round as on x86.
 
-int8 per token, symmetric   the same row by row, with 0 in the middle; written out in the artifact itself (the web form of
-           ONNX), so that every runtime of ONNX does it:
-
-               step = max|x| * float32(1 / 127)     q = round_to_even(x / step)     x' = step * q
+int8 per token, symmetric   MLAS's formula above with the whole row as one block. The web form of ONNX writes its rounding
+           out in operators: this for rows with one scale, blocks for groups. So every runtime of ONNX does it alike.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ class Arithmetic:
     def round(self, x: Tensor) -> Tensor:
         """x [..., inputs] as the multiplication sees it (float32, or float64 as it came)."""
         if self.per_token:
-            return round_tokens_symmetric(x) if self.symmetric else round_tokens(x)
+            return round_blocks(x, x.shape[-1]) if self.symmetric else round_tokens(x)
         return x if self.block is None else round_blocks(x, self.block)
 
 
@@ -76,13 +74,6 @@ def round_tokens(x: Tensor) -> Tensor:
     zero = torch.where(low_errs_more, from_low, from_high).clamp(-128, 127).round()
     q = ((f * scale).round() + zero).clamp(-128, 127)
     return ((q - zero) / scale).to(x.dtype)
-
-
-def round_tokens_symmetric(x: Tensor) -> Tensor:
-    """x [..., inputs] rounded to a symmetric int8 grid of each row's own."""
-    f = x.to(torch.float32)
-    step = f.abs().amax(-1, keepdim=True).clamp(min=1e-30) * (1 / torch.tensor(127.0))
-    return ((f / step).round() * step).to(x.dtype)
 
 
 def round_blocks(x: Tensor, block: int) -> Tensor:

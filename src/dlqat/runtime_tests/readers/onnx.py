@@ -99,7 +99,7 @@ def _integer_product(file: OnnxFile, node: Any) -> Weight:
     return Weight(
         name=_stem(node),
         kind="matmul",
-        load=partial(onnx_sums.load, file, node, found.sources),
+        load=partial(onnx_sums.load, file, node, found),
         stored=(*found.sources.values(), found.middle),
         spans={what: span for what, source in found.sources.items() if (span := file.span(source)) is not None},
         program=partial(cut_batched, file, found.output, found.entry),

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of bytes (the web form): MatMulInteger, and the walk to the numbers around it.
 
-    x -> Abs -> ReduceMax -> Max -> Mul = step
-    x, step -> Div -> Round -> Add 128 -> Cast uint8 (-> Reshape -> Transpose) = q
+    x (-> Reshape into groups) = b        b -> Abs -> ReduceMax -> Max = top        127, top -> Div = inverse
+    b, inverse -> Mul -> Round -> Add 128 -> Cast uint8 (-> Transpose, groups first) = q
+    top, 127 -> Div (-> Transpose) = step
     codes -> Cast int8, or codes and zero_points -> Cast int32 -> Sub -> Cast int8, or codes in INT8 = weight
-    q, weight, 128 -> MatMulInteger -> Cast float -> Mul step -> Mul scales               one scale per output
-                                                  -> Mul scales -> ReduceSum -> Mul step  groups of inputs
+    q, weight, 128 -> MatMulInteger -> Cast float -> Mul scales -> Mul step (-> ReduceSum over the groups)
 
-codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out]. Which numbers the
+codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out] or
+[out]. Which numbers the
 rounding really makes is for rung L1; here it is only held to these operations.
 """
 
@@ -37,46 +38,47 @@ class Product:
     """The initializers behind "codes", "scales" and "zero_points"."""
     middle: str
     """The initializer with the input's zero-point."""
+    turned: str | None
+    """The step, groups first, if there are groups."""
 
 
 def product(file: OnnxFile, node: Any) -> Product:
     """The walk from a MatMulInteger. Unreadable where another operation stands than above."""
-    back, ahead = _Walk(file, node), _Walk(file, node)
+    walk = _Walk(file, node)
     q, weight, middle = node.input
-    grouped = back.kind(q) == "Transpose"
-    if grouped:
-        q = back.step(back.step(q, "Transpose"), "Reshape")
-    moved = back.node(back.step(q, "Cast"), "Add")
-    quotient = back.node(back.step(moved.input[0], "Round"), "Div")
-    x, step = quotient.input
-    top = back.node(back.node(step, "Mul").input[0], "Max")
-    if back.step(back.step(top.input[0], "ReduceMax"), "Abs") != x:
-        raise Unreadable(f"{node.name}: the step of its input is taken from something else than {x}")
-    if (file.array(moved.input[1]).item(), file.integers(middle).item()) != (128, 128):
-        raise Unreadable(f"{node.name}: 0 in its input has another code than 128")
-    y = ahead.after(node.output[0], "Cast")
-    if grouped:
-        y, scales = ahead.times(y.output[0])
-        y, again = ahead.times(ahead.after(y.output[0], "ReduceSum").output[0])
-    else:
-        y, again = ahead.times(y.output[0])
-        y, scales = ahead.times(y.output[0])
-    if again != step:
-        raise Unreadable(f"{node.name}: its sums are multiplied by {again}, not by the step of its input")
-    return Product(x, y.output[0], back.weight(weight) | {"scales": scales}, middle)
+    if grouped := walk.kind(q) == "Transpose":
+        q = walk.step(q, "Transpose")
+    moved = walk.node(walk.step(q, "Cast"), "Add")
+    block, inverse = walk.node(walk.step(moved.input[0], "Round"), "Mul").input
+    most, top = walk.node(inverse, "Div").input
+    if walk.step(walk.step(walk.step(top, "Max"), "ReduceMax"), "Abs") != block:
+        raise Unreadable(f"{node.name}: the step of its input is taken from something else than {block}")
+    numbers = file.array(moved.input[1]).item(), file.integers(middle).item(), file.array(most).item()
+    if numbers != (128, 128, 127):
+        raise Unreadable(f"{node.name}: its input is rounded with {numbers}, not with 128, 128 and 127")
+    y, scales = walk.times(walk.after(node.output[0], "Cast").output[0])
+    y, step = walk.times(y.output[0])
+    if list(walk.node(walk.step(step, "Transpose") if grouped else step, "Div").input) != [top, most]:
+        raise Unreadable(f"{node.name}: its sums are multiplied by {step}, not by the step of its input")
+    y = walk.after(y.output[0], "ReduceSum") if grouped else y
+    entry = walk.step(block, "Reshape") if grouped else str(block)
+    return Product(entry, y.output[0], walk.weight(weight) | {"scales": scales}, middle, step if grouped else None)
 
 
-def load(file: OnnxFile, node: Any, sources: dict[str, str]) -> Integers:
+def load(file: OnnxFile, node: Any, found: Product) -> Integers:
     """The integers behind a MatMulInteger, if scales and zero-points are laid out as this file says."""
+    sources = found.sources
     codes, scales = stored(file, sources["codes"]), file.floats(sources["scales"])
     out, grouped = codes.shape[-1], codes.ndim == 4
-    wanted = (codes.shape[0], 1, 1, out) if grouped else (out,)
+    wanted = (codes.shape[0], 1, 1, out) if grouped and scales.ndim > 1 else (out,)
     zero_points = stored(file, sources["zero_points"]) if "zero_points" in sources else np.zeros(wanted, np.int8)
-    permuted = attributes(file.producer[node.input[0]]).get("perm") if grouped else GROUPS_FIRST
-    if codes.ndim not in (2, 4) or scales.shape != wanted or zero_points.shape != wanted or permuted != GROUPS_FIRST:
+    permuted = [attributes(file.producer[v]).get("perm") for v in (node.input[0], found.turned) if grouped and v]
+    laid = codes.ndim == 2 or (grouped and permuted == [GROUPS_FIRST] * 2)
+    if not laid or scales.shape != wanted or zero_points.shape != wanted:
         raise Unreadable(f"{node.name}: scales {scales.shape}, zero-points {zero_points.shape}, codes {codes.shape}")
     turned = zero_points.reshape(-1, out).T if "zero_points" in sources else None
-    return Integers(codes.reshape(-1, out).T, scales.reshape(-1, out).T, turned, codes.shape[-2])
+    block = codes.size // out // (len(scales) if scales.ndim > 1 else 1)
+    return Integers(codes.reshape(-1, out).T, scales.reshape(-1, out).T, turned, block)
 
 
 class _Walk:
