@@ -5,13 +5,15 @@
 
 Every artifact of a model folder that a host runtime runs (model_dir/onnx, model_dir/executorch), one after the other as
 a user would: the second one finds the reference's answers already given. Answers are kept in .cache/benchmark-eval, so a
-run that was killed goes on; `cost` is that of the last run only. Seconds are wall clock.
+run that was killed goes on; `cost` is that of the last run only. Seconds are wall clock; `load` is how many processes
+wanted a core meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,7 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
         "tasks": found["tasks"],
         "cost": found["cost"],
         "seconds": found["seconds"],
+        "load": round(os.getloadavg()[1], 1),
     }
 
 

@@ -140,6 +140,8 @@ def _load(folder: Path) -> Any:
     try:
         with quiet():
             network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            with torch.inference_mode():
+                network(torch.tensor([[0]]), use_cache=False)  # its weights are decompressed now, and a bar is drawn
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise Refusal(f"{folder}: transformers does not load it ({line}); fold the model again") from error
