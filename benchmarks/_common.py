@@ -55,10 +55,12 @@ class Results:
 
     def __init__(self, name: str) -> None:
         self.path = HERE / "results" / f"{name}.json"
-        old = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-        self.rows: dict[str, dict[str, Any]] = old.get("rows", {})
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self.path.read_text(encoding="utf-8")).get("rows", {}) if self.path.exists() else {}
 
     def add(self, key: str, row: dict[str, Any]) -> None:
-        self.rows[key] = row
+        self.rows = {**self._read(), key: row}  # another process may have added one
         content = {"machine": machine(), "rows": self.rows}
         atomic.text(self.path, json.dumps(content, indent=1) + "\n")

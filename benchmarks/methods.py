@@ -14,8 +14,8 @@ measured twice. Methods calibrate on 16384 tokens (quality.py's gptq and AutoRou
 
 `bits_paper` is what the method's paper would count for the linears of the blocks, `bits_linears` what is stored for
 them (codes, 16-bit scales, labels), `bits_file` every byte of the artifact over all parameters, the int8 embedding
-included: onnx (qdq), and coreml for iOS26, which stores 2- and 3-bit codes as such, and pruned weights as a mask and
-the codes that are left.
+included: onnx (qdq), and coreml for iOS26, which stores 2- and plain 3-bit codes as such, and pruned weights as a mask
+and the codes that are left. 3 bits are mirrored (docs/adr/0007) and ship as int4 unless a row says plain.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from dlqat import adapter, atomic, checkpoint, plan, source
 from dlqat.exporters import cli, fold
 from dlqat.exporters.target import Options as Export
-from dlqat.recipe import Recipe, portable
+from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.runtime_tests import accuracy
 from dlqat.source import Loaded
 from dlqat.trainer import compress, data
@@ -65,10 +65,11 @@ class Road:
     method: str
     bits: int
     settings: tuple[str, ...] = ()
+    mirrored: bool = True
 
     @property
     def recipe(self) -> Recipe:
-        return portable(self.bits, 32, 0)
+        return Recipe((*portable(self.bits, 32, 0).rules, Rule(BLOCKS, {"mirrored": self.mirrored})))
 
     def made(self) -> Method:
         return known.parse(self.method, self.settings)
@@ -87,6 +88,7 @@ ROADS: dict[str, Road] = {
     "nm-2:4-3b": Road("nm", 3),
     "nm-wanda-2:4-4b": Road("nm", 4, ("score=wanda",)),
     **{f"rtn-{bits}b": Road("rtn", bits) for bits in (4, 3, 2)},
+    "rtn-3b-plain": Road("rtn", 3, mirrored=False),
 }
 """What a reader learns most from comes first."""
 THEN = "+dlqat"
@@ -192,7 +194,8 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
     quality, recovery = Results("quality").rows, Results("recovery").rows
     found = {k: row for k, row in results.rows.items() if "test" in row}
     for key, row in quality.items():
-        sizes = results.rows.get(f"rtn-{row.get('bits')}b", {})
+        plain = row.get("bits") == 3 and ("plain" in key or "autoround" in key)
+        sizes = results.rows.get(f"rtn-{row.get('bits')}b{'-plain' if plain else ''}", {})
         seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
         kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
         found[key] = {**kept, "seconds": seconds, "test": row["test"], **recovery.get(key, {})}
