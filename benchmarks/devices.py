@@ -157,6 +157,7 @@ def speed(folders: dict[str, Path], device: Device) -> dict[str, dict[str, Any]]
             if all(times[name].values()):
                 rows[name] = {f"{p}_ms": round(1000 * float(np.median(t)), 2) for p, t in times[name].items()}
                 rows[name]["load_s"] = round(session.timings.load_seconds, 2)
+                rows[name]["load_average"] = round(os.getloadavg()[0], 1)  # of a shared machine: what a time is worth
     return rows
 
 

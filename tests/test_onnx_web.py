@@ -26,7 +26,7 @@ from dlqat.exporters.onnx_qdq import Qdq
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import tolerances
-from dlqat.runtime_tests.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic
+from dlqat.runtime_tests.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic, round_blocks
 from dlqat.runtime_tests.linears import relative_error
 from dlqat.runtime_tests.readers import read
 from onnx_runs import Text, session
@@ -98,6 +98,14 @@ def test_the_rounding_is_the_stated_one(exported: Path) -> None:
     expected, other = (r.round(x).double().numpy() @ dense.T for r in (Arithmetic(32), PER_TOKEN_SYMMETRIC))
     assert relative_error(got, expected) < tolerances.LINEAR_ERROR
     assert relative_error(got, other) > 1e-3
+
+
+def test_blocks_are_divided_as_c_divides() -> None:
+    """127 / top is the nearest float32, as in MLAS: 127 times a reciprocal flips a code where x lies between two."""
+    x = np.random.default_rng(0).normal(size=(4096, 32)).astype(np.float32)
+    top = np.abs(x).max(1, keepdims=True)
+    expected = np.round(x * (np.float32(127) / top)) * (top / np.float32(127))
+    np.testing.assert_array_equal(round_blocks(torch.from_numpy(x), 32).numpy(), expected)
 
 
 def test_what_bytes_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def round_blocks(x: Tensor, block: int) -> Tensor:
     padded = torch.nn.functional.pad(x.to(torch.float32), (0, -inputs % block))
     blocks = padded.unflatten(-1, (-1, block))
     top = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
+    # a tensor by a tensor: torch computes 127.0 / top as 127 times the reciprocal, which is not the nearest float
+    inverse = torch.where(top > 0, torch.full_like(top, 127.0) / top, torch.zeros_like(top))
     rounded = (blocks * inverse).round() * (top / 127.0)
     return rounded.flatten(-2)[..., :inputs].to(x.dtype)
 
