@@ -19,6 +19,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 TARGETS = {
     "onnx qdq": ("onnx", "qdq"),
     "onnx ort": ("onnx", "ort"),
+    "onnx web": ("onnx", "web"),
     "executorch": ("executorch", None),
     "coreml": ("coreml", None),
 }
