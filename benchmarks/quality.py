@@ -85,6 +85,7 @@ def rows() -> Iterator[tuple[str, Run]]:
             yield f"blocks+dlqat-kd-{bits}b-seed{seed}", Run(bits, blocks)
         slow = replace(base, init="blocks", calibration_tokens=TOKENS, learning_rate=1e-3, magnitude_rate=3e-3)
         yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
+        yield f"blocks-{bits}b", Run(bits, replace(UNTRAINED, init="blocks", calibration_tokens=TOKENS))
 
 
 def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any]:
