@@ -64,9 +64,9 @@ def test_the_teacher_stays_exact_and_no_module_is_left_behind() -> None:
 
 def test_what_was_learned_is_what_folds() -> None:
     torch.manual_seed(0)
-    layer = QATLinear(
-        torch.nn.Linear(64, 48, bias=False), LayerSpec(3, 16, rank=0, magnitude=False), torch.rand(48, 4) / 9
-    )
+    turned = torch.randint(-1, 1, (48, 4), dtype=torch.int8)
+    spec = LayerSpec(3, 16, rank=0, magnitude=False)
+    layer = QATLinear(torch.nn.Linear(64, 48, bias=False), spec, torch.rand(48, 4) / 9, turned)
     rounded = blockwise.Rounded(layer)
     with torch.no_grad():
         # Whole units of `offset`, so that storing them rounds nothing.
@@ -84,7 +84,7 @@ def test_what_was_learned_is_what_folds() -> None:
 def test_gradients_are_those_of_the_smooth_part() -> None:
     """Between two ties of round, W' = s0 gamma q is linear in gamma, and moving v by a step moves W' by s."""
     torch.manual_seed(0)
-    layer = QATLinear(torch.nn.Linear(16, 4, bias=False), LayerSpec(3, 16), torch.rand(4, 1) / 5)
+    layer = QATLinear(torch.nn.Linear(16, 4, bias=False), LayerSpec(3, 16, mirrored=False), torch.rand(4, 1) / 5)
     rounded = blockwise.Rounded(layer)
     weight = torch.randn(4, 16)
     made = rounded(torch.eye(16)).T
