@@ -10,6 +10,7 @@ of each, because others can only make it slower.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -109,14 +110,20 @@ def measure(paths: Mapping[str, Path], base: str, threads: int, rounds: int) -> 
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names if turn % 2 else names[::-1]:
-            words = [sys.executable, __file__, str(paths[name]), str(threads)]
-            printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-            runs[name].append(json.loads(printed.splitlines()[-1]))
+            runs[name].append(_child([str(paths[name]), str(threads)], threads))
     rows = {name: {key: min(run[key] for run in found) for key in found[0]} for name, found in runs.items()}
     if threads == 1:
-        for name, times in race({n: RUNTIMES[p.suffix][0](p, 1) for n, p in paths.items()}, rounds).items():
-            rows[name].update(times)
+        for name, times in _child(["race", str(rounds), *map(str, paths.values())], 1).items():
+            rows[next(n for n in names if str(paths[n]) == name)].update(times)
     return {n: {**row, **_ratios(rows[base], row), "ratio_to": base, "mb": size(paths[n])} for n, row in rows.items()}
+
+
+def _child(arguments: list[str], threads: int) -> dict[str, Any]:
+    """What a process of this file prints. OpenMP's idle threads would count as CPU time."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, *arguments]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return json.loads(printed.splitlines()[-1])
 
 
 def race(models: Mapping[str, Contestant], rounds: int) -> dict[str, dict[str, float]]:
@@ -178,4 +185,7 @@ def _status(field: str) -> float:
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1] == "race":
+        print(json.dumps(race({p: RUNTIMES[Path(p).suffix][0](Path(p), 1) for p in sys.argv[3:]}, int(sys.argv[2]))))
+    else:
+        _run(Path(sys.argv[1]), int(sys.argv[2]))

@@ -36,6 +36,7 @@ from dlqat.trainer.prepare import prepare
 BATCH, LENGTH, RANK, STEPS = 4, 256, 16, 3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Step = Callable[[Tensor], None]
+LORA = "LoRA (PEFT), no quantization"
 
 
 def dlqat(mix: Mix, activation_bits: int = 0) -> Callable[[PreTrainedModel], Step]:
@@ -94,7 +95,7 @@ def _step(loss: Callable[[], Tensor], adam: torch.optim.Optimizer) -> None:
 
 
 CONTESTANTS = {
-    "LoRA (PEFT), no quantization": lora,
+    LORA: lora,
     "dlqat ce": dlqat(Mix(kd=0.0, ce=1.0)),
     "dlqat kd": dlqat(Mix()),
     "dlqat ce, int8 activations": dlqat(Mix(kd=0.0, ce=1.0), 8),
@@ -134,23 +135,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", default="", help="part of the names of those to measure beside LoRA")
     options = parser.parse_args()
     if options.work:
         work(options.work, options.threads[0])
         return
     for threads in options.threads:
-        compare(threads)
+        compare(threads, [name for name in CONTESTANTS if name == LORA or options.only in name])
 
 
-def compare(threads: int) -> None:
-    """All contestants on so many threads, as rows."""
-    seen = {key: ([], []) for key in CONTESTANTS}
-    for order in (list(CONTESTANTS), list(reversed(CONTESTANTS))):
+def compare(threads: int, names: list[str]) -> None:
+    """The contestants on so many threads, as rows."""
+    seen = {key: ([], []) for key in names}
+    for order in (names, names[::-1]):
         for key in order:
             seconds, peak = measure(key, threads)
             seen[key][0].extend(seconds)
             seen[key][1].append(peak)
-    results, (base, base_peak) = Results("step"), seen["LoRA (PEFT), no quantization"]
+    results, (base, base_peak) = Results("step"), seen[LORA]
     typical: Callable[[list[float]], float] = median if threads == 1 else min
     for key, (seconds, peaks) in seen.items():
         own, own_peak = typical(seconds), max(peaks)
