@@ -83,6 +83,8 @@ def rows() -> Iterator[tuple[str, Run]]:
         for seed in (0, 1, 2):
             blocks = replace(base, init="blocks", calibration_tokens=TOKENS, seed=seed)
             yield f"blocks+dlqat-kd-{bits}b-seed{seed}", Run(bits, blocks)
+        for seed in (0, 1, 2):
+            yield f"dlqat-kd-lr1e-3-{bits}b-seed{seed}", Run(bits, replace(base, learning_rate=1e-3, seed=seed))
         slow = replace(base, init="blocks", calibration_tokens=TOKENS, learning_rate=1e-3, magnitude_rate=3e-3)
         yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
         yield f"blocks-{bits}b", Run(bits, replace(UNTRAINED, init="blocks", calibration_tokens=TOKENS))
