@@ -150,18 +150,17 @@ def report(device: str, folder: str) -> Path:
 
 
 def matrix(folders: Sequence[Path]) -> Table:
-    """Every device and artifact: what was proved here, and why the rest was not."""
-    table = Table(title="Where it runs", title_justify="left")
-    for column in ("device", *(f.name for f in folders), "not here"):
+    """Every device that is here, and what was proved of each artifact on it; below, why the others are not here."""
+    table = Table(title="Where it runs", title_justify="left", caption_justify="left")
+    for column in ("device", *(f.name for f in folders)):
         table.add_column(column, overflow="fold", no_wrap=column == "device")
+    missing = {d.name: reason.partition(";")[0] for d in ALL if (reason := d.available()) is not None}
     proved = {(r["device"], Path(r["artifact"]).name): r["verdict"] for r in map(_json, HOME.glob("**/report.json"))}
-    for device in ALL:
+    for device in (d for d in ALL if d.name not in missing):
         formats = {f: find(f).format in device.formats for f in folders}
         cells = [proved.get((device.name, f.name), "not tried") if runs else "" for f, runs in formats.items()]
-        missing = device.available()
-        table.add_row(
-            device.name, *(cells if missing is None else [""] * len(cells)), (missing or "").partition(";")[0]
-        )
+        table.add_row(device.name, *cells)
+    table.caption = "\n".join(f"{name}: not here ({reason})" for name, reason in missing.items())
     return table
 
 
