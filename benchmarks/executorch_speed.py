@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our .pte beside ExecuTorch's own recipe for the same integers and beside our ONNX artifact: time, memory, bytes.
 
-    python benchmarks/executorch_speed.py --folded model_dir/folded [--stock stock.pte] [--layers 4] [--threads 1 2]
+    python benchmarks/executorch_speed.py [--folded model_dir/folded] [--stock stock.pte] [--layers 4] [--threads 1 2]
 
 The recipe is that of _stock_executorch.py. Its lowering takes minutes, so the file can be made once and given with
 --stock; --layers takes the first layers of the model, for all contestants alike. Processes of one model each take
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from _common import Results
+from _common import Results, base_model
 from _race import measure
 from _stock_executorch import CONTEXT, first_layers, lower
 
@@ -47,13 +47,14 @@ def cpu_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folded", type=Path, required=True)
+    parser.add_argument("--folded", type=Path, help="a folded/ folder; default: SmolLM2-135M, rounded to nearest")
     parser.add_argument("--stock", type=Path, help="the recipe's .pte, made before; default: lower it now")
     parser.add_argument("--layers", type=int, default=0, help="only the first layers; 0: all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    model = first_layers(checkpoint.read(options.folded), options.layers)
+    folded = options.folded or base_model() / "folded"
+    model = first_layers(checkpoint.read(folded), options.layers)
     results = Results("executorch_speed")
     depth = f"{options.layers} layers" if options.layers else "all layers"
     with tempfile.TemporaryDirectory() as name:
@@ -65,7 +66,7 @@ def main() -> None:
         }
 
         def ours(target: Target, form: str) -> Callable[[], object]:
-            return lambda: cli.write(target, model, options.folded, home / form, Options(form, CONTEXT))
+            return lambda: cli.write(target, model, folded, home / form, Options(form, CONTEXT))
 
         written = {
             "dlqat executorch": timed("dlqat executorch", ours(executorch_target, "xnnpack")),

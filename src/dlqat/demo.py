@@ -105,7 +105,7 @@ def perplexities(base: Path, text: str) -> dict[str, float]:
         return accuracy.perplexity(accuracy.of_model(model), ids).perplexity
 
     found = {"float": of(loaded.model)}
-    record = json.loads((HOME / "dlqat.json").read_text(encoding="utf-8"))
+    record = _json(HOME / "dlqat.json")
     rules = [{**rule, "activation_bits": 0} for rule in record["recipe"]]
     prepare(loaded.model, parse(rules, "dlqat.json"))
     found["round-to-nearest"] = of(loaded.model)
@@ -130,17 +130,16 @@ def artifacts(folders: Sequence[Path]) -> Table:
     for column in ("folder", "MB", "bits per weight", "integers equal", "worst KL to PyTorch", "verdict"):
         table.add_column(column, no_wrap=column == "folder")
     for folder in folders:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        integers = [c for c in report["checks"] if c["rung"] == "L0"]
+        manifest, found = _json(folder / "manifest.json"), _json(folder / "report.json")
+        integers = [c for c in found["checks"] if c["rung"] == "L0"]
         equal = "yes" if integers and all(c["status"] == "passed" for c in integers) else "NO"
-        logits = [c for c in report["checks"] if c["rung"] == "L2" and c["name"].startswith("float")]
+        logits = [c for c in found["checks"] if c["rung"] == "L2" and c["name"].startswith("float")]
         divergence = [c["figures"]["kl_max"] for c in logits if "kl_max" in c["figures"]]
         # int8 activations are judged by their own noise floor, not by a distance to PyTorch
-        within = any(c["rung"] == "L2" and c["status"] == "passed" for c in report["checks"])
+        within = any(c["rung"] == "L2" and c["status"] == "passed" for c in found["checks"])
         worst = f"{max(divergence):.1e}" if divergence else "int8: in its noise floor" if within else "not verified"
         size = f"{manifest['bytes']['total'] / 1e6:.1f}"
-        table.add_row(str(folder), size, str(manifest["bits_per_weight"]), equal, worst, report["verdict"])
+        table.add_row(str(folder), size, str(manifest["bits_per_weight"]), equal, worst, found["verdict"])
     return table
 
 

@@ -87,8 +87,8 @@ class Leaf:
 def leaves(node: Node, path: str, shape: Shape, own: bool = False) -> Iterator[Leaf]:
     """Every leaf of a node that stands at `path` and means a weight of `shape`."""
     match node:
-        case LayerSpec() | Pruned():
-            yield Leaf(path, node.spec if isinstance(node, Pruned) else node, shape, own)
+        case (LayerSpec() as spec) | Pruned(_, _, spec):
+            yield Leaf(path, spec, shape, own)
         case Factors(rank, left, right):
             yield from leaves(left, f"{path}.left", (shape[0], rank), own=True)
             yield from leaves(right, f"{path}.right", (rank, shape[1]), own=True)

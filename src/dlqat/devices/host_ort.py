@@ -80,7 +80,9 @@ class OrtSession:
         self._program, self._setting = program, setting
         self.timings = Timings()
         start = time.perf_counter()
-        self._ort: Any = _open(program, setting, _options(setting))
+        graph = _graph(program)
+        self._whole = _has(graph, "GroupQueryAttention")
+        self._ort: Any = _open(program, graph, setting, _options(setting))
         self.timings.load_seconds = time.perf_counter() - start
         self._inputs = {i.name: i for i in (*self._ort.get_inputs(), *self._ort.get_overridable_initializers())}
         known = {"input_ids", "attention_mask", "position_ids", ALL_LOGITS}
@@ -88,7 +90,6 @@ class OrtSession:
             raise DeviceFailure(f"{program.name} has inputs that no decoder of ours has: {', '.join(odd)}")
         shape = next((o.shape for o in self._ort.get_outputs() if o.name == "logits"), [None])
         self._vocab = shape[-1] if isinstance(shape[-1], int) else None
-        self._whole = _has(_graph(program), "GroupQueryAttention")
         self.reset()
 
     def reset(self) -> None:
@@ -168,7 +169,7 @@ class OrtSession:
             options = _options(self._setting)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            ort = _open(self._program, self._setting, options)
+            ort = _open(self._program, _graph(self._program), self._setting, options)
             past = {n: v[:, :, :0] for n, v in self._past.items()}
             one: dict[str, NDArray[Any]] = {n: np.zeros((1, 1), np.int64) for n in ("input_ids", "position_ids")}
             one["attention_mask"] = np.ones((1, 1), np.int64)
@@ -210,8 +211,8 @@ def _options(setting: Setting) -> Any:
     return options
 
 
-def _open(program: Path, setting: Setting, options: Any) -> Any:
-    model = _graph(program)
+def _open(program: Path, model: Any, setting: Setting, options: Any) -> Any:
+    """A session of `program`, whose graph is `model` (changed in place)."""
     if not _has(model, "MatMulNBits"):
         return _load(str(program), options)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(program.parent))

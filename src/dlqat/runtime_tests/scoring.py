@@ -13,7 +13,7 @@ costs k - 1 more. NLL in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -95,9 +95,13 @@ class Feed:
         rows = self._session.logits(token_ids)
         if len(rows) != len(token_ids):
             raise DeviceFailure(f"the program returned {len(rows)} rows of logits for {len(token_ids)} tokens")
-        if not bool(np.isfinite(rows).all()):
-            raise DeviceFailure(f"NaN or infinite logits among {len(token_ids)} tokens")
+        _finite(rows, len(token_ids))
         return rows
+
+
+def _finite(rows: Iterable[NDArray[np.float32]], tokens: int) -> None:
+    if not all(bool(np.isfinite(row).all()) for row in rows):
+        raise DeviceFailure(f"NaN or infinite logits among {tokens} tokens")
 
 
 def scores(session: Session, questions: Sequence[Question]) -> Iterator[tuple[Question, Score]]:
@@ -143,8 +147,7 @@ def _batched(
         for (_, found), rows in zip(part, session.batch(groups), strict=True):
             for question, more in zip(found, rows.more, strict=True):
                 every = [rows.last, *more[:-1]]
-                if not all(bool(np.isfinite(row).all()) for row in every):
-                    raise DeviceFailure(f"NaN or infinite logits among {len(question.continuation)} tokens")
+                _finite(every, len(question.continuation))
                 yield question, judge(every, question.continuation)
         at = end
 

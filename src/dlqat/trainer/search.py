@@ -64,7 +64,7 @@ def _candidates(low: Tensor, high: Tensor, grid: Grid) -> Iterator[tuple[Tensor,
         # Both ends fit: the positive end has one level less, so a positive peak sets a larger step.
         yield grid.round_scales(torch.maximum(top / max(grid.qmax, 1), bottom / grid.qmin)), zero
         if grid.mirrored:
-            yield grid.round_scales(torch.maximum(top / -grid.qmin, bottom / -max(grid.qmax, 1))), zero - 1
+            yield grid.round_scales(torch.maximum(top / -grid.qmin, bottom / -grid.qmax)), zero - 1
 
 
 def _range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

@@ -84,8 +84,8 @@ def _module(
 ) -> nn.Module:
     """base: the layer to switch to, for the outermost module only."""
     match node:
-        case LayerSpec() | Pruned():
-            return _leaf(node.spec if isinstance(node, Pruned) else node, path, linear, base, tensors)
+        case (LayerSpec() as spec) | Pruned(_, _, spec):
+            return _leaf(spec, path, linear, base, tensors)
         case Factors(_, left, right):
             parts = (_module(n, f"{path}.{s}", linear, None, tensors) for n, s in ((left, "left"), (right, "right")))
             return LowRankLinear(base, *parts)

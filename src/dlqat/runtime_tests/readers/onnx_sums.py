@@ -7,9 +7,8 @@
     codes -> Cast int8, or codes and zero_points -> Cast int32 -> Sub -> Cast int8, or codes in INT8 = weight
     q, weight, 128 -> MatMulInteger -> Cast float -> Mul scales -> Mul step (-> ReduceSum over the groups)
 
-codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out] or
-[out]. Which numbers the
-rounding really makes is for rung L1; here it is only held to these operations.
+codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out] or [out]. Which
+numbers the rounding really makes is for rung L1; here it is only held to these operations.
 """
 
 from __future__ import annotations
