@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _autoround import autoround
-from _common import Results, smollm2, text
+from _common import HERE, Results, smollm2, text
 from transformers import PreTrainedModel
 
 from dlqat import adapter, source
@@ -39,6 +39,8 @@ from dlqat.trainer.train import accelerator, train
 WINDOWS, LENGTH = 16, 512
 TOKENS = 40 * 4 * 256
 """What every trained row sees, and every calibrated start."""
+KEPT = HERE.parent / ".cache" / "adapters"
+"""Adapters of the measured rows, for recovery.py."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,13 @@ UNTRAINED = replace(Options(), steps=0)
 def rows() -> Iterator[tuple[str, Run]]:
     """Key -> run, the ones that matter most first."""
     base = Options()
+    high = replace(base, learning_rate=4e-3)  # of LoRA: the default until seeds 0 to 2 said otherwise
     for bits in (3, 4):
         for seed in (0, 1, 2):
             yield f"dlqat-kd-{bits}b-seed{seed}", Run(bits, replace(base, seed=seed))
-    for seed in (0, 1, 2):  # what mirrored grids are worth
-        yield f"dlqat-kd-3b-plain-seed{seed}", Run(3, replace(base, seed=seed), {"mirrored": False})
-    yield "rtn-3b-plain", Run(3, UNTRAINED, {"mirrored": False})
+    for bits, seed in ((3, 0), (3, 1), (3, 2), (4, 0), (4, 1)):
+        yield f"dlqat-kd-lr4e-3-{bits}b-seed{seed}", Run(bits, replace(high, seed=seed))
+    yield from _plain(high)
     for bits in (3, 4, 2):
         yield f"rtn-{bits}b", Run(bits, UNTRAINED)
         yield f"autoround-{bits}b", Run(bits, UNTRAINED, autoround=True)
@@ -73,25 +76,41 @@ def rows() -> Iterator[tuple[str, Run]]:
         if bits == 2:
             yield "dlqat-kd-2b-seed0", Run(2, base)
         yield f"dlqat-kd-a8-{bits}b-seed0", Run(bits, base, {}, 8)
-        # As long as a block-wise start and 40 steps take together.
-        yield f"dlqat-kd-{bits}b-80steps-seed0", Run(bits, replace(base, steps=80))
         yield f"dlqat-ce-{bits}b-seed0", Run(bits, replace(base, kd=0.0, ce=1.0))
         yield f"peqa-kd-{bits}b-seed0", Run(bits, base, {"rank": 0})
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})
         yield f"l4q-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False, "train_scales": True})
         yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=TOKENS))
-        for seed in (0, 1, 2):
-            blocks = replace(base, init="blocks", calibration_tokens=TOKENS, seed=seed)
-            yield f"blocks+dlqat-kd-{bits}b-seed{seed}", Run(bits, blocks)
-        for seed in (0, 1, 2):
-            yield f"dlqat-kd-lr1e-3-{bits}b-seed{seed}", Run(bits, replace(base, learning_rate=1e-3, seed=seed))
-        slow = replace(base, init="blocks", calibration_tokens=TOKENS, learning_rate=1e-3, magnitude_rate=3e-3)
-        yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
-        yield f"blocks-{bits}b", Run(bits, replace(UNTRAINED, init="blocks", calibration_tokens=TOKENS))
+        yield from _blocks(bits, base, high)
+    yield "fq_lora-kd-lr4e-3-3b-seed0", Run(3, high, {"magnitude": False})
 
 
-def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any]:
-    """Start, train and evaluate; loaded.model is used up."""
+def _plain(high: Options) -> Iterator[tuple[str, Run]]:
+    """What mirrored grids are worth: 3 bits without them."""
+    plain = {"mirrored": False}
+    for seed in (0, 1, 2):
+        yield f"dlqat-kd-lr4e-3-3b-plain-seed{seed}", Run(3, replace(high, seed=seed), plain)
+    yield "rtn-3b-plain", Run(3, UNTRAINED, plain)
+    yield "gptq-3b-plain", Run(3, replace(UNTRAINED, init="gptq", calibration_tokens=TOKENS), plain)
+    yield "peqa-kd-3b-plain-seed0", Run(3, high, {**plain, "rank": 0})
+    yield "l4q-kd-lr4e-3-3b-plain-seed0", Run(3, high, {**plain, "magnitude": False, "train_scales": True})
+    yield "dlqat-ce-lr4e-3-3b-plain-seed0", Run(3, replace(high, kd=0.0, ce=1.0), plain)
+    blocks = replace(high, init="blocks", calibration_tokens=TOKENS)
+    yield "blocks+dlqat-kd-lr4e-3-3b-plain-seed0", Run(3, blocks, plain)
+
+
+def _blocks(bits: int, base: Options, high: Options) -> Iterator[tuple[str, Run]]:
+    """The block-wise start: alone, and trained on at three rates."""
+    start = {"init": "blocks", "calibration_tokens": TOKENS}
+    yield f"blocks-{bits}b", Run(bits, replace(UNTRAINED, **start))
+    yield f"blocks+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, **start))
+    yield f"blocks+dlqat-kd-lr4e-3-{bits}b-seed0", Run(bits, replace(high, **start))
+    slow = replace(base, **start, magnitude_rate=3e-3)
+    yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
+
+
+def measure(run: Run, loaded: Loaded, keep: Path) -> dict[str, Any]:
+    """Start, train and evaluate; loaded.model is used up, and what became of it kept."""
     model, options = loaded.model, run.options
     examples = data.load([str(text("wikitext-2/valid.txt"))], loaded, data.Plan(256, 0), Path())
     # The end of valid is `held`: no row trains on it.
@@ -116,8 +135,7 @@ def measure(run: Run, loaded: Loaded, keep: Path | None = None) -> dict[str, Any
             quiet = replace(options, save_every=0)
             train(model, batches, quiet, Path(folder), runtime, lambda row: losses.append(row.loss))
     trained = time.process_time()
-    if keep is not None:
-        _keep(model, run, keep)
+    _keep(model, run, keep)
     return {
         "bits": run.bits,
         "tokens": options.steps * options.batch_size * options.sequence_length,
@@ -156,7 +174,9 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
-    parser.add_argument("--keep", type=Path, help="folder for the adapters of the rows, as KEY.safetensors")
+    parser.add_argument(
+        "--keep", type=Path, default=KEPT, help="folder for the adapters of the rows, as KEY.safetensors"
+    )
     arguments = parser.parse_args()
     wanted, keep = arguments.only, arguments.keep
     results = Results("quality")
@@ -167,7 +187,7 @@ def main() -> None:
     for key, run in rows():
         if key in results.rows or not key.startswith(wanted):
             continue
-        results.add(key, measure(run, source.load(origin), keep and keep / f"{key}.safetensors"))
+        results.add(key, measure(run, source.load(origin), keep / f"{key}.safetensors"))
         print(key, results.rows[key], flush=True)
 
 

@@ -24,8 +24,8 @@ class Options:
     micro_batch: int = 0
     """Sequences per forward pass of one process; 0: all of its share at once."""
     sequence_length: int = 256
-    learning_rate: float = 4e-3
-    """Of LoRA. Rates as for LoRA on float models are far too small: codes must move."""
+    learning_rate: float = 1e-3
+    """Of LoRA. Large beside LoRA on float models: codes must move."""
     magnitude_rate: float = 1e-2
     warmup: int = 4
     """Steps of linear warm-up before the cosine."""
