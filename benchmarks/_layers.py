@@ -101,7 +101,9 @@ def nncf_fq_lora(out: int, inputs: int, device: str) -> Layer:
 
 def fq_lora(model: nn.Module, example: object) -> nn.Module:
     """NNCF's FQ_LORA on every linear of `model`: LoRA inside the rounding, trained scales. It sends no telemetry here."""
-    os.environ |= {"NNCF_CI": "1", "NNCF_EXTENSION_LOAD_TIMEOUT": "0"}  # compiles its kernels once, for a minute
+    # It compiles its kernels once, for a minute. A compilation that was killed leaves ~/.cache/torch_extensions/*/nncf/*/lock
+    # behind, and all later ones wait for that: not for ever.
+    os.environ |= {"NNCF_CI": "1", "NNCF_EXTENSION_LOAD_TIMEOUT": "600"}
     import nncf
     from nncf.parameters import CompressionFormat
 
