@@ -24,6 +24,7 @@ from typing import Any
 
 from _autoround import autoround
 from _common import HERE, Results, smollm2, text
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from dlqat import adapter, source
@@ -33,7 +34,7 @@ from dlqat.source import Loaded
 from dlqat.trainer import data, start
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import prepare, qat_layers
+from dlqat.trainer.prepare import load, prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
 WINDOWS, LENGTH = 16, 512
@@ -109,8 +110,8 @@ def _blocks(bits: int, base: Options, high: Options) -> Iterator[tuple[str, Run]
     yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
 
 
-def measure(run: Run, loaded: Loaded, keep: Path) -> dict[str, Any]:
-    """Start, train and evaluate; loaded.model is used up, and what became of it kept."""
+def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None) -> dict[str, Any]:
+    """Start (or take what another row kept), train and evaluate; loaded.model is used up, what became of it is kept."""
     model, options = loaded.model, run.options
     examples = data.load([str(text("wikitext-2/valid.txt"))], loaded, data.Plan(256, 0), Path())
     # The end of valid is `held`: no row trains on it.
@@ -122,10 +123,13 @@ def measure(run: Run, loaded: Loaded, keep: Path) -> dict[str, Any]:
         autoround(model, loaded.tokenizer, run.bits, batches.calibration(TOKENS, 256))
         rules = tuple(rule for rule in rules if rule.match != BLOCKS)
     prepare(model, Recipe(rules), options.seed)
-    start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
+    if start_from is None:
+        start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
+    else:
+        load(model, load_file(start_from))
     prepared = time.process_time()
     before: dict[str, float] = {}
-    if options.init != "mse" and options.steps:  # what the start alone is worth
+    if options.init != "mse" and options.steps and start_from is None:  # what the start alone is worth
         before = {f"start_{split}": value for split, value in evaluate(model, loaded).items()}
     began_training = time.process_time()
     losses: list[float] = []
@@ -171,6 +175,14 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
     return ids[-WINDOWS * LENGTH :] if tail else ids[: WINDOWS * LENGTH]
 
 
+def started(run: Run, results: Results) -> dict[str, float]:
+    """What is known of the run's start, if an untrained row is just that."""
+    row = results.rows.get(f"{run.options.init}-{run.bits}b")
+    if row is None or not run.options.steps or run.options.seed or run.changes:
+        return {}
+    return {"start_seconds": row["start_seconds"], "start_test": row["test"], "start_held": row["held"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
@@ -187,7 +199,11 @@ def main() -> None:
     for key, run in rows():
         if key in results.rows or not key.startswith(wanted):
             continue
-        results.add(key, measure(run, source.load(origin), keep / f"{key}.safetensors"))
+        before, ready = started(run, results), keep / f"{run.options.init}-{run.bits}b.safetensors"
+        row = measure(
+            run, source.load(origin), keep / f"{key}.safetensors", ready if before and ready.exists() else None
+        )
+        results.add(key, row | before)
         print(key, results.rows[key], flush=True)
 
 
