@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The field's compression methods on one road: WikiText-2 perplexity over the bits that a file really takes.
 
-    python benchmarks/methods.py --keep DIR              all rows that are not in results/methods.json yet, and the plot
-    python benchmarks/methods.py --keep DIR --only nm    rows whose key begins so
-    python benchmarks/methods.py --keep DIR --tasks      ARC-Easy and PIQA of the rows that have none yet
-    python benchmarks/methods.py --table                 the table of docs/methods.md
+    python benchmarks/methods.py              all rows that are not in results/methods.json yet, and the plot
+    python benchmarks/methods.py --only nm    rows whose key begins so
+    python benchmarks/methods.py --tasks      ARC-Easy and PIQA of the rows that have none yet
+    python benchmarks/methods.py --table      the table of docs/methods.md
 
-A row is a user's road: dlqat-train --method, fold, export; KEY+dlqat trains on from what KEY left in DIR. Same model,
+A row is a user's road: dlqat-train --method, fold, export; KEY+dlqat trains on from what KEY left in .cache. Same model,
 same 16 x 512 tokens of WikiText-2 test, same text for training and same evaluation as benchmarks/quality.py and
 recovery.py, whose rows (float, rtn, gptq, autoround, PEQA, DL-QAT) the table and the plot take over: they are not
 measured twice. Methods calibrate on 16384 tokens (quality.py's gptq and AutoRound on 40960), DL-QAT trains 40 steps of
@@ -91,6 +91,7 @@ ROADS: dict[str, Road] = {
     "rtn-3b-plain": Road("rtn", 3, mirrored=False),
 }
 """What a reader learns most from comes first."""
+KEPT = HERE.parent / ".cache" / "methods"
 THEN = "+dlqat"
 ALONE = ("casp-2b", "nm-ternary-4:8-spread", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
 """Prefixes of rows that nothing is trained from here."""
@@ -244,7 +245,9 @@ def plot(results: Results) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
-    parser.add_argument("--keep", type=Path, help="folder for the model_dirs, which trained rows start from")
+    parser.add_argument(
+        "--keep", type=Path, default=KEPT, help="folder for the model_dirs, which trained rows start from"
+    )
     parser.add_argument("--exact", help="the one row to measure")
     parser.add_argument("--tasks", action="store_true", help="measure ARC-Easy and PIQA of known rows instead")
     parser.add_argument("--table", action="store_true", help="print the table and draw the plot; measure nothing")
@@ -254,21 +257,20 @@ def main() -> None:
         print("\n".join(table(results)))
         plot(results)
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        keep = arguments.keep or Path(temporary)
-        keep.mkdir(parents=True, exist_ok=True)
-        for key in keys():
-            wanted = key == arguments.exact if arguments.exact else key.startswith(arguments.only)
-            row = results.rows.get(key)
-            if arguments.tasks and wanted and row and "test" in row and "piqa" not in row:
-                model, loaded = restored(key, keep)
-                results.add(key, {**row, **tasks(model, loaded.tokenizer)})
-            if arguments.tasks or row or not wanted:
-                continue
-            start = key.removesuffix(THEN)
-            results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
-            print(key, results.rows[key], flush=True)
-            plot(results)
+    keep: Path = arguments.keep
+    keep.mkdir(parents=True, exist_ok=True)
+    for key in keys():
+        wanted = key == arguments.exact if arguments.exact else key.startswith(arguments.only)
+        row = results.rows.get(key)
+        if arguments.tasks and wanted and row and "test" in row and "piqa" not in row:
+            model, loaded = restored(key, keep)
+            results.add(key, {**row, **tasks(model, loaded.tokenizer)})
+        if arguments.tasks or row or not wanted:
+            continue
+        start = key.removesuffix(THEN)
+        results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
+        print(key, results.rows[key], flush=True)
+        plot(results)
 
 
 if __name__ == "__main__":
