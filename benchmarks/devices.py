@@ -165,20 +165,27 @@ def timed(device: Device) -> bool:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The matrix as Markdown."""
-    heads = ("device", "artifact", "proof", "L0", "L1", "L2", "worst linear", "worst KL", "prefill ms", "decode ms")
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    """Devices by artifacts as Markdown: what is proved, the worst KL, ms per decoded token; then why a cell is not green."""
+    heads = ("device", *(kind.name for kind in KINDS))
+    lines, reasons = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)], [""]
     for device in ALL:
-        for kind in KINDS:
-            if (row := rows.get(KEY.format(kind.name, device.name))) is None:
-                continue
-            rungs, status = row.get("rungs", {}), row["status"]
-            shown = status if status == "passed" else f"{status}: {row.get('reason', '')}"
-            numbers = [f"{row[k]:.1e}" if row.get(k) is not None else "" for k in ("linear_error", "kl_max")]
-            times = [str(row.get(k, "")) for k in ("prefill_ms", "decode_ms")]
-            cells = [device.name, kind.name, shown, *(rungs.get(r, "") for r in ("L0", "L1", "L2")), *numbers, *times]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        found = [rows.get(KEY.format(kind.name, device.name)) for kind in KINDS]
+        if any(found):
+            lines.append("| " + " | ".join([device.name, *(shown(row) if row else "" for row in found)]) + " |")
+        for kind, row in zip(KINDS, found, strict=True):
+            if row and "reason" in row:
+                reasons.append(f"- {kind.name} on {device.name}: {row['reason']}")
+    return "\n".join([*lines, *(reasons if reasons[1:] else ())])
+
+
+def shown(row: dict[str, Any]) -> str:
+    """One cell of the table."""
+    facts = [row["status"]]
+    if row.get("kl_max") is not None:
+        facts.append(f"KL {row['kl_max']:.0e}")
+    if "decode_ms" in row:
+        facts.append(f"{row['decode_ms']:.1f} ms")
+    return ", ".join(facts)
 
 
 def main() -> None:

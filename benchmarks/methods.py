@@ -129,13 +129,13 @@ def start_row(key: str, keep: Path) -> dict[str, Any]:
 
 def trained_row(key: str, keep: Path, results: Results) -> dict[str, Any]:
     """Train on with DL-QAT from keep/KEY; the layers' shapes, and so the file's bits, are those of KEY."""
-    model, loaded = prepared(key, keep)
+    before, (model, loaded) = results.rows[key], prepared(key, keep)
     examples = data.load([str(keep / "valid.txt")], loaded, data.Plan(256, 0), Path())
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(examples, TRAINED.batch_size, TRAINED.seed)
         trained = train(model, batches, TRAINED, Path(folder), accelerator(TRAINED), lambda row: None)
-    seconds, before = time.process_time() - began, results.rows[key]
+    seconds = time.process_time() - began
     adapter.write(trained, keep / f"{key}{THEN}.safetensors")
     kept = {k: before[k] for k in ("method", "settings", "bits", "bits_paper", "bits_linears", "bits_file")}
     times = {"seconds": round(before["seconds"] + seconds, 1), "train_seconds": round(seconds, 1), "peak_gb": _peak()}
