@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from _common import HERE, Results, smollm2, text
 from quality import tokens
 from recovery import accuracy as tasks
@@ -95,6 +96,8 @@ KEPT = HERE.parent / ".cache" / "methods"
 THEN = "+dlqat"
 ALONE = ("casp-2b", "nm-ternary-4:8-spread", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
 """Prefixes of rows that nothing is trained from here."""
+ELSEWHERE = ("-ce-", "l4q", "fq_lora", "-a8-", "slow", "lr4e-3-3b-seed", "lr4e-3-4b", "seed1", "seed2")
+"""Rows of quality.json that are ablations of DL-QAT: docs/training.md has them."""
 
 
 def keys() -> Iterator[str]:
@@ -195,6 +198,8 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
     quality, recovery = Results("quality").rows, Results("recovery").rows
     found = {k: row for k, row in results.rows.items() if "test" in row}
     for key, row in quality.items():
+        if any(word in key for word in ELSEWHERE):
+            continue
         plain = row.get("bits") == 3 and ("plain" in key or "autoround" in key)
         sizes = results.rows.get(f"rtn-{row.get('bits')}b{'-plain' if plain else ''}", {})
         seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
@@ -224,18 +229,31 @@ def plot(results: Results) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 6))
+    figure, axes = plt.subplots(figsize=(10, 7))
     for key, row in everything(results).items():
-        if row["test"] > 1e4 or "bits_file" not in row or "-ce-" in key or not key.endswith(("b", "8", THEN, "seed0")):
+        if row["test"] > 1e4 or "bits_file" not in row:
             continue
         at, trained = (min(row["bits_file"].values()), row["test"]), "dlqat" in key or "-kd-" in key
         axes.plot(*at, marker="o" if trained else "x", color="C0" if trained else "C1")
-        axes.annotate(key.removesuffix("-seed0"), at, xytext=(4, 2), textcoords="offset points", fontsize=7)
+        right = trained and not key.startswith("peqa")  # those lie on the trained ones
+        label = key.removesuffix("-seed0").replace("-lr4e-3", "").replace("-kd", "")
+        side: dict[str, Any] = {"xytext": (6, -2)} if right else {"xytext": (-6, -2), "ha": "right"}
+        axes.annotate(label, at, **side, textcoords="offset points", fontsize=7)
     floor = Results("quality").rows["float"]["test"]
     axes.axhline(floor, color="grey", linewidth=0.8)
-    axes.text(axes.get_xlim()[1], floor, "float, 32 bits", ha="right", va="bottom", fontsize=7, color="grey")
-    axes.set(yscale="log", xlabel="bits per parameter of the file (the smaller of onnx and coreml iOS26)")
-    axes.set_ylabel("WikiText-2 test perplexity")
+    axes.text(3.5, floor, " float, 32 bits", va="bottom", fontsize=7, color="grey")
+    # Most rows lie close above the float model, and there the differences count.
+    axes.set_yscale("function", functions=(lambda p: np.log(np.maximum(p - 29, 0.1)), lambda y: np.exp(y) + 29))
+    axes.set_yticks(
+        [floor, 31, 33, 36, 40, 50, 75, 150, 400, 1000],
+        [f"{floor:.1f}", *["31", "33", "36", "40", "50", "75", "150", "400", "1000"]],
+    )
+    axes.set(
+        xlim=(3.5, 5.6),
+        ylim=(29.4, 1000),
+        xlabel="bits per parameter of the file (the smaller of onnx and coreml iOS26)",
+    )
+    axes.set_ylabel("WikiText-2 test perplexity (log of what it is above 29)")
     axes.set_title("SmolLM2-135M-Instruct; x: not trained, o: 40 steps of 1024 tokens", fontsize=9)
     figure.tight_layout()
     figure.savefig(HERE / "results" / "methods.png", dpi=120)
