@@ -134,6 +134,17 @@ def test_a_program_on_the_phone(phone: Callable[..., Phone], program: Path) -> N
     assert pushed.stat().st_mtime_ns == before
 
 
+def test_a_name_with_spaces(phone: Callable[..., Phone], program: Path, tmp_path: Path) -> None:
+    """Whatever the program is called, the phone's shell sees one word."""
+    one, device = phone(), ort()
+    named = tmp_path / "my model.onnx"
+    named.write_bytes(program.read_bytes())
+    for beside in program.parent.glob("*_data"):
+        (tmp_path / beside.name).write_bytes(beside.read_bytes())
+    device.open(named, device.settings(named, 1)[0]).close()
+    assert [p.name for p in (one.root / "data").rglob("my model.onnx*")]
+
+
 def test_unplugged_in_the_middle(phone: Callable[..., Phone], program: Path) -> None:
     one, device = phone(), ort()
     session: Any = device.open(program, device.settings(program, 1)[0])
@@ -222,6 +233,8 @@ def test_no_phone_and_no_runner(server: None, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv(variable, raising=False)
     assert variable in str(ort().available())
     monkeypatch.setenv(variable, str(tmp_path))
+    assert "a folder without a dlqat_runner" in str(ort().available())
+    (tmp_path / "dlqat_runner").touch()
     assert "adb sees 0 ready devices" in str(ort().available())
     monkeypatch.setenv("ANDROID_SERIAL", "XYZ")
     assert "ANDROID_SERIAL is XYZ" in str(ort().available())

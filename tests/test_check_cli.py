@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 import artifacts
 from artifacts import FORMS
 from dlqat.devices import artifact as folders
-from dlqat.runtime_tests import cli, controls, report, tolerances
+from dlqat.runtime_tests import cli, controls, ladder, report, tolerances
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.report import Check, Report
 
@@ -79,10 +80,11 @@ def test_the_whole_ladder(exported: Path) -> None:
 
 
 def test_quick_and_json(exported: Path, tmp_path: Path) -> None:
-    """L0 and a short L2; JSON on stdout, the report elsewhere."""
-    done = run(exported, "--quick", "--json", "--output", tmp_path, "--threads", 1, code=0)
-    assert json.loads(done.stdout) == record(tmp_path)
-    assert {name[:2] for name in statuses(tmp_path)} == {"L0", "L2"}
+    """L0 and a short L2; JSON on stdout, the report elsewhere, in a folder that is made for it."""
+    place = tmp_path / "reports" / "host"
+    done = run(exported, "--quick", "--json", "--output", place, "--threads", 1, code=0)
+    assert json.loads(done.stdout) == record(place)
+    assert {name[:2] for name in statuses(place)} == {"L0", "L2"}
 
 
 def test_as_a_program(exported: Path) -> None:
@@ -110,6 +112,20 @@ def copy_of(artifact: Path, folder: Path) -> Path:
     shutil.copytree(artifact, folder / artifact.name)
     (folder / "folded").symlink_to(artifact.parent / "folded")
     return folder / artifact.name
+
+
+@pytest.mark.parametrize(("context", "arguments"), [(10, ("--quick",)), (4, ())])
+def test_a_short_context(exported: Path, tmp_path: Path, context: int, arguments: tuple[str, ...]) -> None:
+    """Shorter than every prompt of the proof: what fits is checked, the text is not verified, nothing stumbles."""
+    artifact = copy_of(exported, tmp_path)
+    manifest = json.loads((artifact / "manifest.json").read_text()) | {"context": context}
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    run(artifact, *arguments, "--threads", 1, code=0)
+    found = statuses(artifact)
+    assert [v for k, v in found.items() if k.startswith("L2")]
+    if not arguments:
+        assert found.pop("L3 greedy text") == found.pop("L4 accuracy") == "not verified"
+    assert set(found.values()) == {"passed"}
 
 
 def test_truncated_data(exported: Path, tmp_path: Path) -> None:
@@ -179,6 +195,31 @@ def test_another_reference(exported: Path, tmp_path: Path) -> None:
     }
 
 
+def test_no_linear_of_ours(exported: Path) -> None:
+    """An artifact that multiplies with nothing of folded/ has not passed L1."""
+    proof = artifacts.proof(exported, exported.parent / "folded", quick=True)
+    proof.contents = dataclasses.replace(proof.contents, weights=())
+    (check,) = ladder.run(proof, ["L1"])
+    assert (check.status, check.summary) == ("failed", "the artifact multiplies with no weight of folded/")
+
+
+def test_copies_of_killed_checks_go(exported: Path, tmp_path: Path) -> None:
+    """The next negative control removes them, and leaves those of a check that runs."""
+    artifact = copy_of(exported, tmp_path)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    dead, alive = (tmp_path / f".dlqat-check-{pid}-x" for pid in (ended.pid, os.getpid()))
+    for left in (dead, alive):
+        left.mkdir()
+        (left / "model.onnx").touch()
+    found = folders.find(artifact)
+    weight = controls.target(read(found.program), "codes")
+    assert weight is not None
+    with controls.altered(found, weight.spans["codes"], controls.flip):
+        assert not dead.exists()
+    assert sorted(p.name for p in tmp_path.glob(".dlqat-check-*")) == [alive.name]
+
+
 def test_another_architecture(exported: Path, tmp_path: Path) -> None:
     """A reference of other shapes: every rung says so, none stumbles."""
     artifacts.export(tmp_path, "ort", "llama", vocab_size=150, hidden_size=32, intermediate_size=96)
@@ -196,7 +237,7 @@ def test_bad_input(exported: Path, tmp_path: Path) -> None:
         ([exported, "--level", "L9"], "--level L9 is not known; known: L0, L1"),
         ([exported, "--level", "L0", "--quick"], "leave out --level"),
         ([exported, "--reference", tmp_path], "dlqat.json does not exist"),
-        ([exported, "--output", tmp_path / "nowhere"], "cannot be written to"),
+        ([exported, "--output", exported / "manifest.json"], "cannot be written to"),
     ]
     alone = tmp_path / "alone" / "onnx"
     shutil.copytree(exported, alone)

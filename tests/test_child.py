@@ -83,6 +83,19 @@ def test_messages_come_back() -> None:
         wire.encode(Message({}, {"x": np.zeros(2, np.complex64)}))
 
 
+def test_garbled_messages() -> None:
+    """What another's runner may send: arrays that are not in the payload, a type or shape that is none."""
+    for shapes in (
+        [{"name": "a", "dtype": "float32", "shape": [3]}],
+        [{"name": "a", "dtype": "complicated", "shape": [1]}],
+        [{"name": "a", "dtype": "float32"}],
+        [7],
+        7,
+    ):
+        with pytest.raises(Garbled):
+            wire.with_payload({"arrays": shapes}, b"1234")
+
+
 # The same numbers
 
 
@@ -159,6 +172,23 @@ def test_a_runtime_that_hangs(exported: Path) -> None:
         with pytest.raises(DeviceFailure, match=r"host-ort did not answer within 1 s \(logits\); it was stopped"):
             session.logits([3])
     assert gone(pid)
+
+
+@pytest.mark.parametrize("end", ["closed", "stopped"])
+def test_temporary_files_go(end: str) -> None:
+    """A worker has a TMPDIR of its own, which goes with it (a killed browser leaves its profile)."""
+    toy = worker(
+        "import tempfile; open(os.path.join(tempfile.mkdtemp(), 'x'), 'w').close()\n"
+        "answer({'folder': tempfile.gettempdir()}); sys.stdin.buffer.read()"
+    )
+    folder = Path(toy.call(Message({"op": "facts"}), 60.0).header["folder"])
+    assert [p for p in folder.rglob("x") if p.is_file()]
+    if end == "stopped":
+        with pytest.raises(DeviceFailure, match="did not answer"):
+            toy.call(Message({"op": "facts"}), 0.2)
+    else:
+        toy.close()
+    assert not folder.exists()
 
 
 def test_what_left_the_group_is_stopped_too() -> None:

@@ -173,6 +173,11 @@ def test_find_without_a_manifest(tmp_path: Path) -> None:
         ('{"model": "model.onnx"}', "model.onnx is missing"),
         ('{"model": "../model.onnx"}', "no program of this folder"),
         ('{"model": "model.bin"}', "no program of this folder"),
+        ('{"files": ["model.onnx"]}', '"files" does not give each file its checksum; export again'),
+        ('{"files": {"model.onnx": "12ab"}}', '"files" does not give each file its checksum; export again'),
+        ('{"context": "128"}', "\"context\" is '128', and should be a number of tokens; export again"),
+        ('{"context": 0}', "and should be a number of tokens"),
+        ('{"context": true}', "and should be a number of tokens"),
     ],
 )
 def test_find_refuses(tmp_path: Path, manifest: str | None, says: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Rewindable, Timings
 from dlqat.devices.isolated import isolated
-from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, tolerances
+from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, ladder, tolerances
 from dlqat.runtime_tests.fingerprint import fingerprint
 from dlqat.runtime_tests.journal import Journal
 from dlqat.runtime_tests.reference import Reference
@@ -226,6 +227,59 @@ def test_as_lm_eval_itself(exported: Path, data: Path, tmp_path: Path) -> None:
         assert np.mean(ours["arc_easy"][metric]) == theirs["results"]["arc_easy"][f"{metric},none"]
 
 
+def test_figures_by_filter() -> None:
+    """Two ways to read an answer are two metrics of the same questions, not twice as many questions."""
+    rows = [
+        {"doc_id": doc, "filter": way, "metrics": ["exact_match", "pair"], "exact_match": value, "pair": (1, 2)}
+        for way, values in (("strict", (0, 1, 1)), ("loose", (1, 1, 0)))
+        for doc, value in reversed(list(enumerate(values)))
+    ]
+    assert evaluate._per_question(rows) == {"exact_match, strict": [0, 1, 1], "exact_match, loose": [1, 1, 0]}
+    assert evaluate._per_question(rows[:3]) == {"exact_match": [0, 1, 1]}
+
+
+def test_tasks_by_what_they_are_called(tmp_path: Path) -> None:
+    """winogrande stands in winogrande/default.yaml: found by its own name, with the questions of a local file."""
+    from dlqat.runtime_tests import tasks
+
+    (tmp_path / "winogrande_validation.jsonl").write_text("{}\n")
+    ((config,), _) = tasks.configs(["winogrande"], tmp_path)
+    assert isinstance(config, dict)
+    assert (config["task"], config["dataset_path"]) == ("winogrande", "json")
+    assert config["dataset_kwargs"]["data_files"] == {"validation": str(tmp_path / "winogrande_validation.jsonl")}
+
+
+def test_a_batch_fits_the_context(exported: Path) -> None:
+    """Questions as long as the context (and one token more, which is not read) do not go through in a batch."""
+    rng = np.random.default_rng(2)
+    length = artifacts.CONTEXT + 1
+    asked = [Question((i,), tuple(int(t) for t in rng.integers(3, 90, length - 1))) for i in (4, 5)]
+    assert len(dict(scores(ort(exported), asked, artifacts.CONTEXT))) == 2
+
+
+def test_figures_that_are_no_shares() -> None:
+    """Log-likelihoods and means without a spread: neither in percent nor drawn on an axis from 0 to 1."""
+    from rich.console import Console
+
+    from dlqat.runtime_tests import html
+    from dlqat.runtime_tests.eval_table import table
+
+    one = {"value": -20.5, "low": None, "high": None}
+    row = {"questions": 1, "artifact": one, "reference": one, "difference": one | {"better": 0, "worse": 0}}
+    own = {"wikitext": {"alias": "wikitext", "word_perplexity,none": 12.345678}}
+    result = {"device": "x", "setting": "y", "command": "z", "text": None}
+    result |= {"tasks": {"lambada": {"ll": row}, "wikitext": {}}, "lm_eval": {"x": own, "reference": own}}
+    console = Console(file=io.StringIO(), width=150)
+    console.print(table(result))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "-20.5 [?, ?]" in shown
+    assert "wikitext word_perplexity" in shown
+    assert "12.35" in shown
+    page = "".join(html.accuracy({"accuracy": result}))
+    assert "-20.5" in page
+    assert "<svg" not in page
+
+
 def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 90, 300)]
     subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
@@ -346,6 +400,48 @@ def test_l4_wants_these_bytes(exported: Path, data: Path, tmp_path: Path) -> Non
     assert "other bytes" in check.summary
 
 
+def test_one_window(exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No spread, so no interval: the table says so, and L4 is not verified. It finds the result beside its report."""
+    monkeypatch.setenv("COLUMNS", "150")  # one line per row
+    place = tmp_path / "new"
+    shown = run(exported, "--text", data / "text.txt", "--tokens", 50, "--output", place, "--threads", 1)
+    assert "nats [?, ?]" in shown
+    proof = artifacts.proof(exported, exported.parent / "folded")
+    proof.results = place
+    (check,) = ladder.run(proof, ["L4"])
+    assert (check.name, check.status) == ("perplexity", "not verified")
+    assert check.summary.startswith("49 tokens")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"program": 5}'])
+def test_l4_of_a_damaged_result(exported: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "eval-host-ort.json").write_text(content)
+    proof = artifacts.proof(exported, exported.parent / "folded")
+    proof.artifact = dataclasses.replace(proof.artifact, folder=tmp_path)
+    (check,) = ladder.run(proof, ["L4"])
+    assert check.status == "not verified"
+    assert "other bytes, or damaged: dlqat-eval measures them" in check.summary
+
+
+def test_l4_says_whose_cost_it_is(exported: Path, tmp_path: Path) -> None:
+    """Around the limit: more text tells. With int8 activations their cost is named, as the reference has none."""
+    found = folders.find(exported)
+    gap = {"value": 0.0136, "low": 0.0085, "high": 0.0186}
+    result: dict[str, Any] = {"program": {"sha256": fingerprint(found)}, "tasks": {}}
+    result["text"] = {"tokens": 8176, "difference_nats": gap}
+    said = dict[str, str]()
+    for setting in ("int8, optimized", "float, optimized"):
+        (tmp_path / "eval-host-ort.json").write_text(json.dumps(result | {"setting": setting}))
+        proof = artifacts.proof(exported, exported.parent / "folded")
+        proof.results = tmp_path
+        (check,) = ladder.run(proof, ["L4"])
+        assert check.status == "not verified"
+        assert "the limit is 0.01; give more text to tell" in check.summary
+        said[setting] = check.summary
+    assert "what int8 activations cost is part of it" in said["int8, optimized"]
+    assert "int8" not in said["float, optimized"]
+
+
 def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
     """kill -9 in the middle, with half a line written: the next run goes on, and gives what an unbroken run gives."""
     command = [sys.executable, "-m", "dlqat.runtime_tests.eval_cli", str(exported), "--no-reference", "--threads", "1"]
@@ -410,7 +506,9 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
         ([exported, "--text", data / "text.txt", "--activations", "int3"], "has no --activations int3"),
         ([exported, "--text", data / "text.txt", "--reference", tmp_path], "is no model folder"),
         ([tmp_path / "nowhere", "--text", data / "text.txt"], "is not a folder"),
+        ([exported, "--text", tmp_path / "bytes.txt"], "bytes.txt is no UTF-8 text"),
     ]
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     for arguments, says in cases:
         line = run(*arguments, "--threads", 1, code=2).strip().splitlines()[-1]
         assert line.startswith("error: ")

@@ -104,6 +104,22 @@ def test_the_runtime_is_killed_under_dlqat_eval(exported: Path, text: Path, tmp_
     assert (tmp_path / "eval-host-ort.json").exists()
 
 
+def test_a_check_is_terminated(exported: Path, tmp_path: Path) -> None:
+    """SIGTERM in the middle of a negative control (a CI's time-out): no copy of the artifact stays, and no process."""
+    model = tmp_path / "model"
+    shutil.copytree(exported.parent, model)
+
+    def disturb(pids: list[int]) -> bool:
+        if not list(model.glob(".dlqat-check-*")):
+            return False
+        os.kill(pids[0], signal.SIGTERM)
+        return True
+
+    done = run(CHECK, model / exported.name, "--level", "L5", "--output", tmp_path / "out", disturb=disturb)
+    assert (done.code, done.left) == (128 + signal.SIGTERM, [])
+    assert not list(model.glob(".dlqat-check-*"))
+
+
 def test_chromium_crashes_under_dlqat_check(exported: Path, tmp_path: Path) -> None:
     """The rung fails with the reason, the report is written, nothing stays."""
     needs("browser-wasm")

@@ -18,6 +18,7 @@ import torch
 
 import artifacts
 from dlqat.devices import artifact as folders
+from dlqat.devices import web_ort
 from dlqat.devices.all import DEVICES
 from dlqat.devices.child import Limits
 from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
@@ -107,6 +108,36 @@ def test_i8mm(exported_pte: Path) -> None:
         session.close()
 
 
+def test_facts_of_node(exported: Path) -> None:
+    """Version, machine, threads and the level that runs: what a report must say of every setting."""
+    found, program = device("node"), folders.find(exported).program
+    session = found.open(program, found.settings(program, 2)[0])
+    facts = session.facts()
+    session.close()
+    assert facts["runtime"].startswith("onnxruntime-node ")
+    assert {"cpu", "cpu_features", "machine", "kleidiai", "node"} <= set(facts)
+    assert (facts["threads"], facts["accuracy_level"]) == (2, 4)
+
+
+def test_half_a_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """npm was stopped in the middle, DLQAT_CHROMIUM names nothing, Node hangs: the reason, before any work."""
+    monkeypatch.setenv("DLQAT_DEVICES", str(tmp_path))
+    for package in ("onnxruntime-web", "onnxruntime-node"):
+        (tmp_path / "npm" / "node_modules" / package).mkdir(parents=True)
+        (tmp_path / "npm" / "node_modules" / package / "package.json").touch()
+    assert "or not wholly; dlqat-devices --set-up web" in str(DEVICES["node"].available())
+    (tmp_path / "npm" / "ready").touch()
+    monkeypatch.setenv("DLQAT_CHROMIUM", "/no/such/chromium")
+    assert DEVICES["browser-wasm"].available() == "DLQAT_CHROMIUM names /no/such/chromium, which is no program"
+    (tmp_path / "node").write_text("#!/bin/sh\nexec sleep 100\n")
+    (tmp_path / "node").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(web_ort, "ASK", 0.5)
+    web_ort._node_fault.cache_clear()
+    assert "node does not say its version" in str(DEVICES["node"].available())
+    web_ort._node_fault.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])
 def test_a_session_in_a_browser(exported: Path, name: str) -> None:
     """Prefill, decode, rewind and reset give the host's float numbers; facts say what ran; nothing stays behind."""
@@ -138,6 +169,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Both forms of a model whose rows can be cut into blocks of 128."""
     place, shape = tmp_path_factory.mktemp("wide"), {"hidden_size": 128, "intermediate_size": 256}
     return {form: artifacts.export(place / form, form, "llama-tied", **shape) for form in ("qdq", "ort")}
+
+
+def test_the_qdq_form_in_node(wide: dict[str, Path]) -> None:
+    """Linears and logits, in its first setting (float)."""
+    found = climb("node", wide["qdq"], "L1", "L2")
+    assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
 
 
 def test_webgpu_in_float(wide: dict[str, Path]) -> None:

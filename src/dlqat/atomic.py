@@ -46,9 +46,22 @@ def file(target: Path) -> Generator[Path]:
 
 
 def text(target: Path, content: str) -> None:
-    """Write `content` to `target` atomically."""
-    with file(target) as draft:
+    """Write `content` to `target` atomically; of two processes that do so at a time, the later one's stays."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    try:
         draft.write_text(content, encoding="utf-8")
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which may have to be made first."""
+    absolute = Path(folder).absolute()
+    there = next(p for p in (absolute, *absolute.parents) if p.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def sha256(path: Path) -> str:

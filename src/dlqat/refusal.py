@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -24,6 +25,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             print(f"error: {refusal}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
             sys.exit(130)
 
     return run
+
+
+def unwind_when_terminated() -> None:
+    """SIGTERM (a time-out, a CI that cancels) ends the command as Ctrl-C does: temporary copies and processes go."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -84,6 +84,8 @@ def run(command: Sequence[str], seconds: float | None = None) -> str:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         raise DeviceFailure(f"{shown} did not end within {seconds:.0f} s; it was stopped") from None
+    except OSError as error:
+        raise DeviceFailure(f"{command[0]} cannot be started ({error})") from error
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())[-200:]
         raise DeviceFailure(f"{shown} failed (exit code {done.returncode}): {words}")

@@ -54,9 +54,11 @@ class Android:
         return (self.format,)
 
     def available(self) -> str | None:
-        if adb.client() is not None and not self._runner().exists():
-            variable = RUNNER[self.format]
+        variable, named = RUNNER[self.format], self._runner()
+        if adb.client() is not None and not named.exists():
             return f"no runner for the phone; name one in {variable} (docs/devices.md says what it must do)"
+        if named.is_dir() and not (named / "dlqat_runner").is_file():
+            return f"{variable} names {named}, a folder without a dlqat_runner"
         return adb.fault()
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
@@ -116,7 +118,7 @@ class Android:
                     adb.run([*adb.at(phone), *words], seconds)
             except DeviceFailure:
                 with contextlib.suppress(DeviceFailure):  # the phone may be gone
-                    adb.run([*adb.at(phone), "shell", f"rm -f {place}.part"])
+                    adb.run([*adb.at(phone), "shell", f"rm -f {shlex.quote(place)}.part"])
                 raise
         return Worker(self.name, [*adb.at(phone), "shell", "-T", self._start()])
 
@@ -142,10 +144,11 @@ def _place(file: Path) -> str:
 def _push(file: Path, place: str) -> list[list[str]]:
     """Push beside, then rename: a push that was cut off leaves nothing that looks whole. Then note the digest."""
     digest = atomic.sha256(file) if file.is_file() else "SHA256"
-    done = f"mv {place}.part {place} && chmod 755 {place} && echo {digest} > {place}.sha256"
+    whole, part, noted = (shlex.quote(f"{place}{end}") for end in ("", ".part", ".sha256"))
+    done = f"mv {part} {whole} && chmod 755 {whole} && echo {digest} > {noted}"
     return [["shell", f"mkdir -p {place.rpartition('/')[0]}"], ["push", str(file), f"{place}.part"], ["shell", done]]
 
 
 def _there(file: Path, place: str) -> bool:
     """Whether the phone has these bytes (by the digest that was noted after a whole push)."""
-    return adb.shell(f"cat {place}.sha256 2>/dev/null || true").strip() == atomic.sha256(file)
+    return adb.shell(f"cat {shlex.quote(place)}.sha256 2>/dev/null || true").strip() == atomic.sha256(file)

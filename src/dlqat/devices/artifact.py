@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dlqat import atomic
 from dlqat.refusal import Refusal
@@ -56,7 +56,7 @@ def find(folder: Path) -> Artifact:
     folder = Path(folder)
     if not folder.is_dir():
         raise Refusal(f"{folder} is not a folder; give the folder that dlqat-export wrote (model_dir/onnx)")
-    manifest = read_json(folder / "manifest.json")
+    manifest = _manifest(folder / "manifest.json")
     generator = _generator(folder, manifest)
     if isinstance(named := manifest.get("model"), str):
         program = _named(folder, named, "manifest.json")
@@ -67,6 +67,18 @@ def find(folder: Path) -> Artifact:
         what = f"{len(found)} programs ({', '.join(p.name for p in found)})" if found else "no program"
         raise Refusal(f"{folder} holds {what} ({', '.join(PROGRAMS)}); expected one, as dlqat-export writes it")
     return Artifact(folder, found[0], generator or found[0], manifest)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What all else relies on: "files" names files with their checksums, "context" is a number of tokens."""
+    found = read_json(path)
+    files: Any = found.get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in cast("Any", files).values()):
+        raise Refusal(f'{path}: "files" does not give each file its checksum; export again')
+    context = found.get("context")
+    if context is not None and (type(context) is not int or context < 1):
+        raise Refusal(f'{path}: "context" is {context!r}, and should be a number of tokens; export again')
+    return found
 
 
 def _generator(folder: Path, manifest: Mapping[str, Any]) -> Path | None:

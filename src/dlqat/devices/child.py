@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -50,21 +51,23 @@ class Worker:
         self.name = name
         self._fault: str | None = None
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the worker
+        scratch = tempfile.mkdtemp(prefix="dlqat-device-")  # a browser that is killed leaves its profile
         try:
             self._process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=dict(environment or os.environ),
+                env={**(environment or os.environ), "TMPDIR": scratch},
                 start_new_session=True,  # its own group: what it starts is killed with it
             )
         except OSError as error:
+            _remove(scratch)
             raise DeviceFailure(f"{name}: {command[0]} cannot be started ({error})") from error
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
-        self._stop = weakref.finalize(self, _kill, self._process, self._errors)
+        self._stop = weakref.finalize(self, _kill, self._process, self._errors, scratch)
 
     @property
     def pid(self) -> int:
@@ -103,8 +106,8 @@ class Worker:
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
-        self._stop()
         process_tree.end(started)
+        self._stop()
 
     def _give_up(self, sentence: str) -> DeviceFailure:
         self._fault = sentence
@@ -153,13 +156,23 @@ def _wait(deadline: float, read: int | None = None, write: int | None = None) ->
         raise TimeoutError
 
 
-def _kill(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], errors: IO[bytes], scratch: str) -> None:
     process_tree.kill(process.pid)
     process.wait()
     for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()
+    _remove(scratch)
+
+
+def _remove(scratch: str) -> None:
+    """The worker's temporary files. Processes that were just killed may still write there."""
+    for _ in range(20):
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not Path(scratch).exists():
+            return
+        time.sleep(0.05)
 
 
 class ChildSession:

@@ -30,6 +30,14 @@ def executable() -> str | None:
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
+def fault() -> str | None:
+    """None if there is a program to start, else the reason why not."""
+    found = executable()
+    if found is None:
+        return "no Chromium; dlqat-devices --set-up chromium, or name one in DLQAT_CHROMIUM"
+    return None if shutil.which(found) else f"DLQAT_CHROMIUM names {found}, which is no program"
+
+
 def environment() -> dict[str, str | float | bool]:
     """The environment in which it finds the libraries that were unpacked beside it."""
     folders = [f for lib in _unpacked().glob("usr/lib/*-linux-gnu") for f in (lib, lib / "pulseaudio") if f.is_dir()]

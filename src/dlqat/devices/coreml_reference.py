@@ -7,10 +7,7 @@ does not prove what Apple's runtime makes of them; that is the device host-corem
 
 from __future__ import annotations
 
-import io
-import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -20,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import machine
+from dlqat.devices import machine, packed
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 from dlqat.devices.mil_blobs import Damaged
 
@@ -53,10 +50,9 @@ class CoremlReference:
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        """`program`: a package as a zip file (runtime_tests.readers.coreml_cut)."""
-        with tempfile.TemporaryDirectory() as folder:
-            zipfile.ZipFile(io.BytesIO(program)).extractall(folder)
-            small = _load(Path(folder) / "linear.mlpackage", PRECISION[setting.activations])
+        """`program`: a package as a zip file (packed.py)."""
+        with packed.unpacked(program) as package:
+            small = _load(package, PRECISION[setting.activations])
             return [_run(small, batch, None)[small.function.outputs[0]] for batch in batches]
 
 

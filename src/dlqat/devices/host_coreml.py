@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import io
 import platform
-import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import machine
+from dlqat.devices import machine, packed
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
@@ -53,10 +50,9 @@ class HostCoreml:
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        """`program`: a package as a zip file (runtime_tests.readers.coreml_cut)."""
-        with tempfile.TemporaryDirectory() as folder:
-            zipfile.ZipFile(io.BytesIO(program)).extractall(folder)
-            model = _load(Path(folder) / "linear.mlpackage", setting)
+        """`program`: a package as a zip file (packed.py)."""
+        with packed.unpacked(program) as package:
+            model = _load(package, setting)
             results: list[NDArray[np.float32]] = []
             for batch in batches:
                 fed = {n: v.astype(np.float16 if v.dtype.kind == "f" else np.int32) for n, v in batch.items()}

@@ -21,15 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import child, chromium, setup
+from dlqat.devices import child, chromium, machine, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
+from dlqat.devices.host_ort import ACCURACY_LEVEL
 from dlqat.devices.ort_spec import integer_products, options, shipped_level, spec
 from dlqat.devices.wire import Message
 
 SLOW = Limits(load=300.0, call=240.0, token=5.0)
 """WebGPU on a software adapter is a hundred times slower than native code."""
 NODE = 20
+ASK = 30.0
+"""Seconds that Node may take to say its version."""
 DENSE = ("disable_quant_qdq", "1")
 """The qdq form, its weights turned into float32 when it is loaded: seven times faster in wasm, twice the memory."""
 
@@ -50,18 +53,16 @@ class WebOrt:
             return "onnx not installed; pip install 'dlqat[onnx]'"
         folder = setup.home() / "npm"
         wanted = "onnxruntime-node" if self.provider == "cpu" else "onnxruntime-web"
-        if not (folder / "node_modules" / wanted / "package.json").is_file():
-            return f"{wanted} is not in {folder}; dlqat-devices --set-up web (npm)"
+        if not all((folder / name).is_file() for name in ("ready", f"node_modules/{wanted}/package.json")):
+            return f"{wanted} is not in {folder}, or not wholly; dlqat-devices --set-up web (npm)"
         if self.provider == "cpu":
             return _node_fault()
         if importlib.util.find_spec("playwright") is None:
             return "playwright not installed; pip install 'dlqat[devices]'"
-        if chromium.executable() is None:
-            return "no Chromium; dlqat-devices --set-up chromium, or name one in DLQAT_CHROMIUM"
-        return None
+        return chromium.fault()
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        count = max(2, threads) if self.threaded else 1
+        count = threads if self.provider == "cpu" else max(2, threads) if self.threaded else 1
         float_on, float_off = Setting("float", True, count), Setting("float", False, count)
         if integer_products(program):
             return Setting("int8", True, count), Setting("int8", False, count)
@@ -97,9 +98,10 @@ class WebSession(ChildSession):
     """A ChildSession whose worker is told what the graph looks like."""
 
     def __init__(self, worker: Worker, program: Path, setting: Setting, provider: str) -> None:
-        extra = {
+        extra: dict[str, Any] = machine.facts() | {
             "graph_optimization": "all" if setting.optimize else "disabled",
-            "accuracy_level": "as in the artifact",
+            "accuracy_level": _level(program, setting, provider),
+            **({"threads": setting.threads, "kleidiai": machine.kleidiai()} if provider == "cpu" else {}),
         }
         self._opening = {"op": "open", "spec": spec(program), "options": options(setting, provider)}
         super().__init__(worker, program, setting, SLOW, extra)
@@ -108,12 +110,24 @@ class WebSession(ChildSession):
         return Message(self._opening)
 
 
+def _level(program: Path, setting: Setting, provider: str) -> int | str:
+    """The accuracy_level that runs, or why there is none."""
+    if integer_products(program):
+        return "none: the artifact rounds by operators of its own"
+    if provider == "wasm":
+        return "none: the WebAssembly kernels ignore it"
+    level = shipped_level(program)
+    return ACCURACY_LEVEL[setting.activations] if level is None else level
+
+
 @cache
 def _node_fault() -> str | None:
     if shutil.which("node") is None:
         return f"node is not on PATH; install Node {NODE} or newer"
-    shown = subprocess.run(
-        ["node", "--version"], capture_output=True, text=True, check=False, timeout=60
-    ).stdout.strip()
+    try:
+        done = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False, timeout=ASK)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"node does not say its version ({error}); install Node {NODE} or newer"
+    shown = done.stdout.strip()
     major = shown.lstrip("v").partition(".")[0]
     return None if major.isdigit() and int(major) >= NODE else f"node is {shown or 'broken'}; {NODE} or newer is needed"

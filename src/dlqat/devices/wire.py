@@ -67,9 +67,12 @@ def with_payload(header: dict[str, Any], payload: bytes) -> Message:
         raise Garbled("a message without arrays")
     shapes: Sequence[Mapping[str, Any]] = header.pop("arrays")
     arrays, at = dict[str, NDArray[Any]](), 0
-    for one in shapes:
-        dtype = np.dtype(one["dtype"])
-        size = math.prod(one["shape"]) * dtype.itemsize
-        arrays[one["name"]] = np.frombuffer(payload[at : at + size], dtype).reshape(one["shape"])
-        at += size
+    try:
+        for one in shapes:
+            dtype = np.dtype(one["dtype"])
+            size = math.prod(one["shape"]) * dtype.itemsize
+            arrays[one["name"]] = np.frombuffer(payload[at : at + size], dtype).reshape(one["shape"])
+            at += size
+    except (KeyError, TypeError, ValueError) as error:
+        raise Garbled(f"arrays that its payload does not hold ({error})") from error
     return Message(header, arrays)

@@ -120,18 +120,17 @@ def choose(
     deployment_target: str | None = None,
 ) -> Options:
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
-    chosen = _one_of(module, "FORMS", "--form", form, target)
-    positions = _one_of(module, "LOGITS", "--logits", logits, target)
-    system = _one_of(module, "DEPLOYMENT_TARGETS", "--deployment-target", deployment_target, target)
+    chosen = _one_of(module.FORMS, "--form", form, target)
+    positions = _one_of(module.LOGITS, "--logits", logits, target)
+    system = _one_of(module.DEPLOYMENT_TARGETS, "--deployment-target", deployment_target, target)
     longest = architecture.read(model.config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
     return Options(chosen, max_context or min(longest, DEFAULT_CONTEXT), positions, system)
 
 
-def _one_of(module: Target, choices: str, option: str, asked: str | None, target: str) -> str:
-    """`asked`, or the first of the choices that the target's module names; "" where it names none."""
-    known: tuple[str, ...] = getattr(module, choices, ())
+def _one_of(known: tuple[str, ...], option: str, asked: str | None, target: str) -> str:
+    """`asked`, or the first of the choices that the target has; "" where it has none."""
     if asked and asked not in known:
         names = f"known: {', '.join(known)}" if known else "it has no such choice"
         raise Refusal(f"{option} {asked} is not known to target {target}; {names}")

@@ -15,6 +15,7 @@ from dlqat.exporters.manifest import Manifest
 from dlqat.exporters.target import Options, Row, parameters, rows
 
 FORMS = ("stateful",)
+LOGITS = ()
 DEPLOYMENT_TARGETS = coreml_package.TARGETS
 NAME = "model.mlpackage"
 

@@ -30,6 +30,7 @@ from dlqat.refusal import Refusal
 
 FORMS = ("xnnpack",)
 LOGITS = ("last", "all")
+DEPLOYMENT_TARGETS = ()
 PROGRAM = "model.pte"
 SCORED = 128
 """Tokens per step of `score`: its logits take 4 * vocabulary bytes each, reserved when the method is loaded."""

@@ -19,6 +19,8 @@ from dlqat.exporters.onnx_qdq import Qdq
 from dlqat.exporters.target import Options, Row, parameters, rows
 
 FORMS = ("qdq", "ort", "web")
+LOGITS = ()
+DEPLOYMENT_TARGETS = ()
 FORMAT = "1"
 """Version of the naming that onnx_qdq.py, onnx_ort.py and onnx_web.py define; the readers of runtime_tests follow it."""
 

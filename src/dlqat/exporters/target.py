@@ -53,7 +53,11 @@ class Target(Protocol):
     """A module of this package that writes one kind of artifact."""
 
     FORMS: tuple[str, ...]
-    """The first one is the default."""
+    """Choices of --form, the default first."""
+    LOGITS: tuple[str, ...]
+    """Choices of --logits, the default first; empty where the artifact has one way only."""
+    DEPLOYMENT_TARGETS: tuple[str, ...]
+    """Choices of --deployment-target, the default first; empty where there is no such thing."""
 
     def plan(self, model: FoldedModel, source: Path, options: Options) -> list[Row]:
         """What each layer would become. Writes nothing. Refusal if `source` lacks what the artifact needs."""

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dlqat import __version__, refusal
+from dlqat import __version__, atomic, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
@@ -50,6 +50,8 @@ class Request:
     rungs: Sequence[str] = RUNGS
     quick: bool = False
     threads: int = 1
+    output: Path | None = None
+    """Where the report goes, and a result of dlqat-eval may lie; None: the artifact's folder."""
 
     @property
     def command(self) -> str:
@@ -82,7 +84,9 @@ def prove(request: Request, console: Console) -> Report:
         def tell(what: str) -> None:
             bar.update(task, description=escape(what[-90:]))
 
-        proof = ladder.Proof(request.artifact, reference, isolated(chosen), request.threads, request.quick, tell)
+        proof = ladder.Proof(
+            request.artifact, reference, isolated(chosen), request.threads, request.quick, tell, request.output
+        )
         for check in ladder.run(proof, request.rungs):
             checks.append(check)
             bar.console.print(_line(check))
@@ -107,17 +111,39 @@ def check(
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
     device_name: Annotated[
-        str | None, typer.Option("--device", help=f"Where it runs: {', '.join(DEVICES)}. Default: by the artifact.")
+        str | None,
+        typer.Option(
+            "--device",
+            help=f"Where it runs: {', '.join(DEVICES)}. Default: by the artifact. dlqat-devices tells which can run here.",
+        ),
     ] = None,
-    level: Annotated[list[str] | None, typer.Option(help="Only this rung (L0 ... L5); may be repeated.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="Only this rung, L0 to L5; may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="L0 and a short L2: seconds.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Where the report goes. Default: into the artifact folder.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
-    """Prove that an artifact holds the integers of folded/ and computes with them."""
+    r"""Prove that an artifact holds the integers of folded/ and computes with them, on a device.
+
+    \b
+    L0  files as written; every code, scale and zero-point equal to folded/
+    L1  every linear alone, against float64
+    L2  logits: prefill and decode, against folded/ in PyTorch
+    L3  greedy text, and where it stops
+    L4  accuracy, as dlqat-eval has measured it
+    L5  the artifact damaged on purpose: the checks must notice
+
+    \b
+    Exit code 0: nothing failed ("not verified" is listed, and never counts as passed).
+    1: a check failed. 2: bad input, nothing was checked.
+
+    \b
+    dlqat-check model_dir/onnx
+    dlqat-check model_dir/onnx --device browser-wasm --output reports/browser
+    """
+    refusal.unwind_when_terminated()
     found = artifacts.find(artifact)
     request = Request(
         artifact=found,
@@ -126,8 +152,9 @@ def check(
         rungs=_rungs(level, quick=quick),
         quick=quick,
         threads=threads or os.cpu_count() or 1,
+        output=output,
     )
-    if not os.access(target := output or artifact, os.W_OK):
+    if not atomic.writable(target := output or artifact):
         raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
     console = Console(stderr=as_json)
     result = prove(request, console)

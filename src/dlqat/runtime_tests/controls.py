@@ -29,6 +29,9 @@ from dlqat.runtime_tests.readers.reader import Contents, Span, Weight, parts
 FACTORS = (1 + 2**-7, 1.05, 1.25, 1.5, 2.0)
 """What a scale is multiplied by for L2 to notice; the first is one step of an 8-bit mantissa."""
 
+PREFIX = ".dlqat-check-"
+"""Names of the copies begin so; the number of the process that made them follows."""
+
 Change = Callable[[bytearray], None]
 
 
@@ -45,7 +48,8 @@ def altered(artifact: Artifact, span: Span, change: Change) -> Generator[Artifac
     """A copy of the artifact in which `change` was applied to the bytes of `span`."""
     parent = artifact.folder.resolve().parent
     place = parent if os.access(parent, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix=".dlqat-check-", dir=place) as name:
+    _sweep(parent)
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=place) as name:
         copy = Path(name)
         for path in (p for p in artifact.folder.rglob("*") if p.is_file()):
             target = copy / path.relative_to(artifact.folder)
@@ -57,6 +61,18 @@ def altered(artifact: Artifact, span: Span, change: Change) -> Generator[Artifac
                 _link(path, target)
         program, generator = (copy / p.relative_to(artifact.folder) for p in (artifact.program, artifact.generator))
         yield replace(artifact, folder=copy, program=program, generator=generator)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the copies of checks that were killed and could not do it themselves."""
+    for left in parent.glob(f"{PREFIX}*-*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # it runs, as another user
+            continue
 
 
 def flip(content: bytearray) -> None:

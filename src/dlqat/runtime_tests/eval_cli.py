@@ -44,7 +44,8 @@ def command(
     ] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="A task of lm_eval: arc_easy; repeat, or use commas.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with TASK_SPLIT.jsonl: questions without a network.")
+        Path | None,
+        typer.Option(help="Folder with TASK_SPLIT.jsonl (arc_easy_test.jsonl): questions without a network."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions of each task.", min=1)] = None,
     shots: Annotated[int | None, typer.Option(help="Examples in the prompt. Default: the task's own.", min=0)] = None,
@@ -58,11 +59,23 @@ def command(
         str | None,
         typer.Option(help="float or int8: how the runtime multiplies. Default: what the device trusts most."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all.", min=0)] = 0,
     output: Annotated[Path | None, typer.Option(help="Where results go. Default: into the artifact folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result file instead of the table.")] = False,
 ) -> None:
-    """Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text."""
+    r"""Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text.
+
+    The same questions go to the reference, folded/ in PyTorch; differences are paired, intervals are 95 %.
+    Every answer is kept: after a kill the same command goes on. dlqat-check takes the result up as rung L4.
+
+    \b
+    Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured.
+
+    \b
+    dlqat-eval model_dir/onnx --text wiki.txt --tokens 8192
+    dlqat-eval model_dir/onnx --tasks arc_easy,piqa --limit 200 --data FOLDER
+    """
+    refusal.unwind_when_terminated()
     found = artifacts.find(artifact)
     names = tuple(t.strip() for entry in tasks or () for t in entry.split(",") if t.strip())
     if not names and text is None:
@@ -74,7 +87,7 @@ def command(
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
     if reference is not None and not (reference / "config.json").is_file():
         raise Refusal(f"{reference} is no model folder; name folded/ with --reference, or use --no-reference")
-    if not os.access(folder := output or artifact, os.W_OK):
+    if not atomic.writable(folder := output or artifact):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     request = Request(
         found, isolated(chosen), None if no_reference else reference or _beside(artifact), names, data, limit, shots, text, tokens,

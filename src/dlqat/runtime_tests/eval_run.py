@@ -84,7 +84,11 @@ def token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:
         return []
     if not text.is_file():
         raise Refusal(f"{text} is not a file; give a text file to --text")
-    ids = list(tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"])[:most]
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{text} is no UTF-8 text ({error}); give a text file to --text") from error
+    ids = list(tokenizer(content, verbose=False)["input_ids"])[:most]
     if len(ids) < 2:
         raise Refusal(f"{text} has {len(ids)} tokens; perplexity needs two")
     return ids

@@ -51,10 +51,18 @@ def tasks(
 
 
 def _per_question(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """The metrics that are a number per question, in the order of the questions."""
-    rows = sorted(rows, key=lambda row: (row["doc_id"], str(row.get("filter"))))
-    names = [m for m in rows[0].get("metrics", []) if all(isinstance(row.get(m), int | float) for row in rows)]
-    return {name: [float(row[name]) for row in rows] for name in names}
+    """The metrics that are a number per question, in the order of the questions; one for each way to read an answer.
+
+    lm_eval calls these ways filters; a task with several has a row per question and filter.
+    """
+    found = dict[str, list[float]]()
+    filters = list(dict.fromkeys(str(row.get("filter")) for row in rows))
+    for one in filters:
+        own = sorted((row for row in rows if str(row.get("filter")) == one), key=lambda row: row["doc_id"])
+        for name in own[0].get("metrics", []):
+            if all(isinstance(row.get(name), int | float) for row in own):
+                found[name if len(filters) == 1 else f"{name}, {one}"] = [float(row[name]) for row in own]
+    return found
 
 
 def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accuracy.WINDOW) -> list[tuple[float, int]]:

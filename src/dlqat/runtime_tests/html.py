@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from dlqat.runtime_tests import charts
+from dlqat.runtime_tests.eval_table import is_share
 from dlqat.runtime_tests.html_style import CSS
 
 
@@ -136,15 +137,13 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[str]:
         )
     for task, metrics in found["tasks"].items():
         for metric, row in metrics.items():
-            ours, theirs = row["artifact"], row.get("reference")
+            share, gap = is_share(row), row.get("difference")
             cells = [f"{task} {metric}, {row['questions']} questions"]
-            for order, one in enumerate((ours, theirs)):
-                cells.append(
-                    f"{charts.interval(one['low'], one['value'], one['high'], order)} {_span(one)}" if one else ""
-                )
-            gap = row.get("difference")
+            for order, one in enumerate((row["artifact"], row.get("reference"))):
+                cells.append(f"{_drawn(one, order) if share else ''} {_span(one) if share else _span(one, 1, '')}")
             changed = f" ({gap['better']} better, {gap['worse']} worse)" if gap else ""
-            rows.append((*cells, f"{_span(gap, unit=' points')}{changed}" if gap else ""))
+            shown = (_span(gap, unit=" points") if share else _span(gap, 1, "")) if gap else ""
+            rows.append((*cells, f"{shown}{changed}"))
     yield from _table(("", "artifact", "reference", "difference"), rows, raw=(1, 2, 3))
     yield f"<pre>{escape(found['command'])}</pre></section>"
 
@@ -200,6 +199,13 @@ def _table(
 
 def _fact_table(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("fact", "value"), ((k.replace("_", " "), _show(v)) for k, v in facts.items()), kind="facts")
+
+
+def _drawn(one: Mapping[str, Any] | None, order: int) -> str:
+    """A share with its interval; a mean's normal interval may leave the axis, or not be there (one question)."""
+    if not one or one["low"] is None or one["high"] is None:
+        return ""
+    return charts.interval(max(0.0, one["low"]), one["value"], min(1.0, one["high"]), order)
 
 
 def _span(one: Mapping[str, Any] | None, factor: float = 100, unit: str = " %") -> str:

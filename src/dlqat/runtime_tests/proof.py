@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class Proof:
     threads: int
     quick: bool
     progress: Callable[[str], None]
+    results: Path | None = None
+    """Where results of dlqat-eval may lie besides the artifact."""
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @cached_property
@@ -60,7 +63,10 @@ class Proof:
     @cached_property
     def plans(self) -> list[Plan]:
         """The plans that fit into the model's context."""
-        return [p for p in (parity.QUICK if self.quick else parity.PLANS) if p.length <= self.positions]
+        plans = parity.QUICK if self.quick else parity.PLANS
+        if all(p.length > self.positions for p in plans):
+            plans = parity.PLANS  # its shortest is one token
+        return [p for p in plans if p.length <= self.positions]
 
     @cached_property
     def texts(self) -> list[list[int]]:

@@ -13,6 +13,7 @@ costs k - 1 more. NLL in float64.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -104,12 +105,17 @@ def _finite(rows: Iterable[NDArray[np.float32]], tokens: int) -> None:
         raise DeviceFailure(f"NaN or infinite logits among {tokens} tokens")
 
 
-def scores(session: Session, questions: Sequence[Question]) -> Iterator[tuple[Question, Score]]:
-    """Every question with its score, in an order of its own. DeviceFailure if rows are missing or not numbers."""
+def scores(
+    session: Session, questions: Sequence[Question], limit: int = sys.maxsize
+) -> Iterator[tuple[Question, Score]]:
+    """Every question with its score, in an order of its own. DeviceFailure if rows are missing or not numbers.
+
+    `limit`: tokens that the session has room for; a question may have one more, its last, which is not read.
+    """
     asked: dict[tuple[int, ...], list[Question]] = {}
     for question in sorted(set(questions)):
         asked.setdefault(question.context, []).append(question)
-    short = [c for c, qs in asked.items() if _tokens(c, qs) <= SHORT]
+    short = [c for c, qs in asked.items() if _tokens(c, qs) <= min(SHORT, limit)]
     if isinstance(session, Batching) and session.batches and len(short) > 1 and not _shared(short):
         yield from _batched(session, [(c, asked.pop(c)) for c in sorted(short, key=len)])
     feed = Feed(session)

@@ -37,7 +37,9 @@ class Subject:
         unknown = [q for q in every if self.journal.get(_key(q)) is None]
         known = len(every) - len(unknown)
         self.tell(known, len(every))
-        for done, (question, score) in enumerate(scores(self.session, unknown) if unknown else (), known + 1):
+        for done, (question, score) in enumerate(
+            scores(self.session, unknown, self.limit) if unknown else (), known + 1
+        ):
             self.journal.put(_key(question), [score.logprob, score.greedy])
             self.tell(done, len(every))
         return [Score(*self._known(q)) for q in asked]

@@ -8,6 +8,7 @@ the documents come from changes. Splits without a file are removed, so nothing i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,27 @@ def _splits(name: str, data: Path) -> dict[str, Path]:
     return {split: path for split in SPLITS if (path := data / f"{name}_{split}.jsonl").is_file()}
 
 
-def _local(name: str, data: Path) -> dict[str, Any]:
+def _definition(name: str) -> Path | None:
+    """The packaged definition: NAME.yaml, or else the file that says `task: NAME` (winogrande/default.yaml)."""
     import lm_eval
+
+    paths = sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml"))
+    if named := [p for p in paths if p.stem == name]:
+        return named[0]
+    line = re.compile(rf"^task: *{re.escape(name)} *$".encode(), re.MULTILINE)
+    return next((p for p in paths if line.search(p.read_bytes())), None)
+
+
+def _local(name: str, data: Path) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    found = sorted((Path(lm_eval.__file__).parent / "tasks").rglob(f"{name}.yaml"))
-    if not found:
-        raise Refusal(f"lm_eval has no task {name!r} of which it packages {name}.yaml; `lm-eval ls tasks` lists them")
+    found = _definition(name)
+    if found is None:
+        raise Refusal(f"lm_eval has no task {name!r} of its own (groups need a network); `lm-eval ls tasks` lists them")
     splits = _splits(name, data)
     if not splits:
         raise Refusal(f"{data} has no {name}_test.jsonl and no {name}_validation.jsonl; one document per line")
-    packaged: dict[str, Any] = load_yaml(found[0])
+    packaged: dict[str, Any] = load_yaml(found)
     if not any(packaged.get(SPLITS[s]) for s in ("validation", "test") if s in splits):
         raise Refusal(f"{name} does not ask the questions of {', '.join(map(str, splits.values()))}")
     own = {key: (packaged.get(key) and split if split in splits else None) for split, key in SPLITS.items()}

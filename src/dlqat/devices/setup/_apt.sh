@@ -12,6 +12,7 @@ unpack() {
   shift 3
   command -v apt-get >/dev/null || { echo "error: this script unpacks Debian packages, and apt-get is missing" >&2; exit 1; }
   state="$(mktemp -d)"
+  trap "rm -rf '$state'" EXIT  # also where it fails or is stopped: hundreds of MB
   mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$folder"
   local options=(-o "APT::Architecture=$arch" -o "APT::Architectures::=$arch" -o "Dir::State=$state"
     -o "Dir::State::lists=$state/lists" -o "Dir::State::status=$status" -o "Dir::Cache=$state/cache"

@@ -27,13 +27,17 @@ from dlqat.runtime_tests.report import Check
 
 def text(proof: Proof) -> Iterator[Check]:
     """L3 with the program that apps run, under the first setting."""
-    if proof.settings[0].activations == "int8":
-        yield from _text_int8(proof)
-        return
     reference = proof.reference
-    found: list[greedy.Text] = []
     asked = prompts.prompts(reference.folder, reference.vocab_size)
     tokens = min(tolerances.GREEDY_TOKENS, proof.positions - max(len(p) for p in asked))
+    if tokens < 1:
+        why = f"a context of {proof.positions} tokens has no room for an answer to the prompts"
+        yield Check("L3", "greedy text", "not verified", why)
+        return
+    if proof.settings[0].activations == "int8":
+        yield from _text_int8(proof, asked, tokens)
+        return
+    found: list[greedy.Text] = []
     with closing(proof.device.open(proof.artifact.generator, proof.settings[0])) as session:
         for number, prompt in enumerate(asked, 1):
             proof.progress(f"prompt {number} of {len(asked)}")
@@ -46,14 +50,12 @@ def text(proof: Proof) -> Iterator[Check]:
     yield _stops(proof, sum(t.stop_step is not None for t in found), len(found))
 
 
-def _text_int8(proof: Proof) -> Iterator[Check]:
+def _text_int8(proof: Proof, asked: Sequence[Sequence[int]], tokens: int) -> Iterator[Check]:
     reference, setting = proof.reference, proof.settings[0]
     found = proof.arithmetics(setting)
     if unknown := sorted(n for n, arithmetic in found.items() if arithmetic is None):
         yield Check("L3", "greedy text", "not verified", f"the arithmetic of {unknown[0]} is not stated")
         return
-    asked = prompts.prompts(reference.folder, reference.vocab_size)
-    tokens = min(tolerances.GREEDY_TOKENS, proof.positions - max(len(p) for p in asked))
     got, floors, stops = list[Rows](), [list[Rows]() for _ in range(tolerances.NUDGES)], 0
     with closing(proof.device.open(proof.artifact.generator, replace(setting, generate=True))) as session:
         own = session.facts().get("eos")
