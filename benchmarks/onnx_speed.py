@@ -18,43 +18,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from _common import Results, smollm2
+from _common import Results, base_model, command, smollm2
 from _race import measure
 
-from dlqat import adapter, checkpoint, source
-from dlqat.checkpoint import FoldedModel, Lazy
-from dlqat.recipe import portable
-from dlqat.trainer.search import search
+from dlqat import source
 
 BUILDER = "genai builder, last logits"
 
 
-def fold(target: Path) -> None:
-    """The model rounded to nearest: speed does not depend on which integers they are."""
-    origin = source.resolve(smollm2())
-    weights = source.weights(origin)
-    shapes = {n.removesuffix(".weight"): tuple(weights[n].shape) for n in weights if n.endswith(".weight")}
-    specs = portable().layers({n: (s[0], s[1]) for n, s in shapes.items() if len(s) == 2})
-
-    def layer(name: str) -> Any:
-        weight, grid = weights[f"{name}.weight"], specs[name].grid
-        return adapter.fold(weight, adapter.Adapter(grid, *search(weight, grid)))
-
-    plain = [n for n in weights if n.removesuffix(".weight") not in specs]
-    files = target.parent / "files"
-    loaded = source.load(origin)
-    loaded.files(files)
-    loaded.model.save_pretrained(files)  # what the builder reads
-    made = FoldedModel(origin.config, Lazy(list(specs), layer), Lazy(plain, weights.__getitem__), specs)
-    checkpoint.write(made, target, files)
-
-
 def exports(home: Path) -> dict[str, Path]:
     """Our two forms and the builder's model, each written by its own command."""
-    fold(home / "folded")
-    ours = [sys.executable, "-m", "dlqat.exporters.cli", str(home / "folded"), "--no-verify", "--form"]
+    loaded = source.load(source.resolve(smollm2()))
+    loaded.files(home / "files")
+    loaded.model.save_pretrained(home / "files")  # what the builder reads
+    ours = command("exporters.cli", base_model(), "--no-verify", "--form")
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(home / "files"), "-p", "int4"]
     extra = ["-e", "cpu", "--extra_options", "block_size=32"]
     extra += ["is_symmetric=true", "algo_config=rtn_last", "accuracy_level=4"]
@@ -64,9 +42,9 @@ def exports(home: Path) -> dict[str, Path]:
         "genai builder": ([*builder, "-o", str(home / "builder"), *extra], home / "builder"),
         BUILDER: ([*builder, "-o", str(home / "pruned"), *extra, "prune_lm_head=true"], home / "pruned"),
     }
-    for name, (command, _) in commands.items():
+    for name, (words, _) in commands.items():
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(words, check=True, capture_output=True)
         print(f"{name}: exported in {time.perf_counter() - began:.0f} s", flush=True)
     return {name: folder for name, (_, folder) in commands.items()}
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is it the float model again? Distance to it, and tasks that no training text here resembles, for rows of quality.py.
 
-    python benchmarks/quality.py --keep adapters/ && python benchmarks/recovery.py adapters/
+    python benchmarks/quality.py && python benchmarks/recovery.py [ADAPTERS]     rows of which quality.py kept adapters
 
 `kl`: mean KL(float || row) in nats over 16 x 512 tokens of WikiText-2 test, under bf16 autocast. Perplexity can
 fall because a model learns the domain, or grows less sure of itself; this distance cannot. ARC-Easy and PIQA: the
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from _common import Results, smollm2, text
+from _common import ADAPTERS, Results, smollm2, text
 from quality import LENGTH, Run, rows, tokens
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,8 +90,11 @@ def restore(model: PreTrainedModel, run: Run, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapters", type=Path, help="folder that quality.py --keep has filled")
+    parser.add_argument("adapters", type=Path, nargs="?", default=ADAPTERS, help="what quality.py has kept")
     folder = parser.parse_args().adapters
+    if not any(folder.glob("*.safetensors")):
+        print(f"{folder} holds no adapters, so there is nothing to measure; quality.py keeps those of rows it trains")
+        return
     results, origin = Results("recovery"), source.resolve(smollm2())
     reference = source.load(origin)
     ids = tokens(reference, "test")

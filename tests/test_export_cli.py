@@ -14,11 +14,13 @@ from typing import Any
 
 import onnx
 import pytest
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import models
 import unions
-from dlqat import checkpoint
+from dlqat import atomic, checkpoint, refusal
 from dlqat.exporters import cli, fold, onnx_target
 from dlqat.folded import Sum
 from dlqat.recipe import Recipe, Rule
@@ -163,6 +165,12 @@ REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "unknown target": (lambda path: [model_dir(path), "--target", "tflite"], "known: onnx"),
     "unknown form": (lambda path: [model_dir(path), "--form", "qoperator"], "known: qdq, ort"),
     "context beyond the model": (lambda path: [model_dir(path), "--max-context", 129], "1 to 128"),
+    "output is the model_dir": (lambda path: [model_dir(path), "-o", path / "model"], "choose another --output"),
+    "output is a file": (lambda path: [model_dir(path), "-o", path / "source" / "tokenizer.json"], "no artifact"),
+    "output is not ours": (
+        lambda path: [model_dir(path), "-o", path / "source"],
+        "source is not empty and no artifact",
+    ),
     "no end token": (lambda path: [model_dir(path, generation={"eos_token_id": None})], "eos_token_id"),
     "end token of another family": (lambda path: [model_dir(path, generation={"eos_token_id": 7})], "'</s>'"),
     "end token beyond the vocabulary": (lambda path: [model_dir(path, generation={"eos_token_id": [2, 999]})], "999"),
@@ -180,13 +188,13 @@ def test_refusals(tmp_path: Path, case: str) -> None:
     given = arguments(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for extra in ("--no-verify", "--dry-run"):
-        with pytest.raises(Refusal, match=said) as refusal:
+        with pytest.raises(Refusal, match=said) as refused:
             run(*given, extra)
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_adapters_are_folded_when_they_are_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_are_folded_when_folded_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fold.fold is called for a stale folder only; what it does is tested with the trainer."""
     folder, called = model_dir(tmp_path), list[Path]()
     (folder / "adapters.safetensors").touch()
@@ -195,6 +203,33 @@ def test_adapters_are_folded_when_they_are_newer(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(fold, "stale", lambda _, stale=stale: stale)
         assert cli.fold_if_needed(folder) == folder / "folded"
         assert called == [folder] * stale
+
+
+def test_an_old_artifact_and_an_empty_folder_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind a link, which stays one; but not the folder that the user stands in."""
+    source, out = model_dir(tmp_path), tmp_path / "elsewhere"
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    for form in onnx_target.FORMS[:2]:
+        run(source, "--form", form, "-o", tmp_path / "link", "--no-verify")
+        assert json.loads((out / "manifest.json").read_text())["form"] == form
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "link", "model", "source"]
+    monkeypatch.chdir(out)
+    with pytest.raises(Refusal, match="the folder you are in"):
+        run(source, "-o", ".", "--no-verify")
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    source = model_dir(tmp_path)
+    (source / "folded").rename(source / ".folded.old")
+    with pytest.raises(Stop), atomic.folder(source / "folded"):
+        raise Stop
+    assert checkpoint.read(source / "folded").layers
+    assert [p.name for p in source.iterdir()] == ["folded"]
+
+
+class Stop(Exception):
+    """What ends a write before its renames."""
 
 
 def test_failed_export_leaves_the_old_one(tmp_path: Path) -> None:
@@ -215,6 +250,37 @@ def test_command_ends_with_2_and_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+LIMITED = """
+import resource, sys
+from dlqat.exporters import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+cli.main()
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk; every write is refused half-way."""
+    source = model_dir(tmp_path)
+    run(source, "--no-verify")
+    before = {p: p.read_bytes() for p in source.rglob("*") if p.is_file()}
+    command = [sys.executable, "-c", LIMITED, str(source), "--form", "ort", "--no-verify"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: File too large")
+    assert {p: p.read_bytes() for p in source.rglob("*") if p.is_file()} == before
+
+
+def test_what_safetensors_says_of_the_disk_is_understood(tmp_path: Path) -> None:
+    """Its errors are of its own class; what is no matter of the disk stays an error of ours."""
+    with pytest.raises(SafetensorError) as nowhere:
+        save_file({}, tmp_path / "none" / "x")
+    full = SafetensorError(str(nowhere.value).replace("os error 2", "os error 28"))
+    assert refusal.disk(full) == "No space left on device"
+    assert refusal.disk(PermissionError(13, "", "/there")) == "Permission denied: /there"
+    assert [refusal.disk(e) for e in (nowhere.value, FileNotFoundError(2, "", "x"), KeyError("x"))] == [None] * 3
 
 
 def test_result_of_the_check_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,13 @@ def load(path: Path) -> dict[str, Tensor]:
         raise Refusal(f"{path} cannot be read ({error}); train again") from error
 
 
+def need(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of that name. Refusal if there is none."""
+    if name not in tensors:
+        raise Refusal(f"{name} is missing among the adapters; delete the folder and train again")
+    return tensors[name]
+
+
 def read(
     path: Path, grids: Mapping[str, tuple[Grid, float]], tensors: Mapping[str, Tensor] | None = None
 ) -> dict[str, Adapter]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write beside, then rename: a reader sees the old content or the new, never a half (kill -9 included)."""
+"""Write beside, then rename: a reader sees the old content or the new, never a half (kill -9 included).
+
+A folder takes two renames. A kill between them leaves the old folder beside its place; the next write puts it back.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ from pathlib import Path
 @contextmanager
 def folder(target: Path) -> Generator[Path]:
     """A fresh folder beside `target` that takes its place when the block ends, or vanishes if it raises."""
-    target = Path(target)
+    target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft")
     old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir()

@@ -7,7 +7,7 @@
                            5.23 cannot load packed zero-points; norms, biases and the rest as dense float32
     integers.safetensors   codes and scales of what stands dense above: embeddings (transformers has no
                            quantized Embedding), low-rank and clustered layers; same four suffixes
-    dlqat.json             format version, structure and training spec of every layer
+    dlqat.json             format version, structure and training spec of every layer, digest of the adapters
     tokenizer, generation_config, chat template as the source model has them
 
 AutoModelForCausalLM.from_pretrained(folder) is therefore the reference, and none of our code is in it.
@@ -72,8 +72,10 @@ class FoldedModel:
     specs: Mapping[str, LayerSpec]
 
 
-def write(model: FoldedModel, target: Path, files: Path) -> None:
-    """Write folded/ atomically at `target`; tokenizer and generation files are copied from `files`."""
+def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> None:
+    """Write folded/ atomically at `target`; tokenizer and generation files are copied from `files`.
+
+    adapters: the sha256 of what was folded, which tells later whether that has changed."""
     main: dict[str, Tensor] = {name: t.to(torch.float32).contiguous() for name, t in model.tensors.items()}
     aside: dict[str, Tensor] = {}
     for name, layer in model.layers.items():
@@ -92,6 +94,7 @@ def write(model: FoldedModel, target: Path, files: Path) -> None:
         "format": FORMAT,
         "layers": structure,
         "specs": {name: asdict(spec) for name, spec in model.specs.items()},
+        "adapters": adapters,
     }
     with atomic.folder(target) as draft:
         copy_tokenizer(files, draft)

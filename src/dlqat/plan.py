@@ -82,13 +82,16 @@ class Leaf:
     shape: Shape
     own: bool
     """A factor or centroids: it stands on a weight of its own, not on the module's."""
+    pruned: bool = False
 
 
 def leaves(node: Node, path: str, shape: Shape, own: bool = False) -> Iterator[Leaf]:
     """Every leaf of a node that stands at `path` and means a weight of `shape`."""
     match node:
-        case (LayerSpec() as spec) | Pruned(_, _, spec):
-            yield Leaf(path, spec, shape, own)
+        case LayerSpec():
+            yield Leaf(path, node, shape, own)
+        case Pruned(_, _, spec):
+            yield Leaf(path, spec, shape, own, pruned=True)
         case Factors(rank, left, right):
             yield from leaves(left, f"{path}.left", (shape[0], rank), own=True)
             yield from leaves(right, f"{path}.right", (rank, shape[1]), own=True)

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input: one clear line (what, where, what to do), exit code 2, before any work."""
+"""Bad input: one clear line (what, where, what to do), exit code 2, before any work.
+
+A disk that is full or a folder that may not be written to is no mistake of ours either: one line, too, and as every
+write is atomic, what stood there before still stands.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -27,6 +34,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            if (reason := disk(error)) is None:
+                raise
+            print(f"error: {reason}; nothing that was there before is lost", file=sys.stderr)
+            sys.exit(2)
 
     return run
 
@@ -34,3 +46,24 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 def unwind_when_terminated() -> None:
     """SIGTERM (a time-out, a CI that cancels) ends the command as Ctrl-C does: temporary copies and processes go."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
+
+
+def disk(error: Exception) -> str | None:
+    """What the disk refused, if that is what `error` says: an OSError, or safetensors' "... (os error 28)"."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    if code is None or code not in _DISK:
+        return None
+    where = getattr(error, "filename", None)
+    return os.strerror(code) + (f": {where}" if where else "")

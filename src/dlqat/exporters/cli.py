@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -62,10 +64,9 @@ def export(
 ) -> None:
     """Write the integers of MODEL_DIR as an artifact that a runtime loads."""
     module = load(target)
-    folded = fold_if_needed(model_dir, base)
-    model = checkpoint.read(folded)
+    folder = destination(model_dir, target, output)
+    model, folded = opened(model_dir, base, write=not dry_run)
     options = choose(module, target, form, max_context, model, logits, deployment_target)
-    folder = output or (model_dir.parent if folded == model_dir else model_dir) / target
     plan = module.plan(model, folded, options)
     if dry_run:
         Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
@@ -77,6 +78,7 @@ def export(
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
         f"{target} {options.form}",
+        markup=False,
         soft_wrap=True,
     )
     if verify:
@@ -94,20 +96,52 @@ def load(name: str) -> Target:
         raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
 
 
+def destination(model_dir: Path, target: str, output: Path | None) -> Path:
+    """Where the artifact goes. Refusal for a place that holds anything but an artifact: writing would delete it."""
+    folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / target
+    if folder.resolve() == Path.cwd():
+        raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / manifest.NAME).is_file():
+        raise Refusal(
+            f"{folder} is not empty and no artifact (it has no {manifest.NAME}), and would be replaced as a whole; "
+            "choose another --output"
+        )
+    return folder
+
+
+def is_folded(folder: Path) -> bool:
+    """Whether it is a folded/ folder itself, not a model_dir that has one."""
+    return (folder / "integers.safetensors").is_file()
+
+
 def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
-    """The folded/ folder of `model_dir`, written first if the adapters are newer; `model_dir` itself if it is one."""
-    if (model_dir / "integers.safetensors").is_file():
+    """The folded/ folder of `model_dir`, written first if it is not of these adapters; `model_dir` itself if it is one."""
+    if is_folded(model_dir):
         return model_dir
     if (model_dir / ADAPTERS).is_file():
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):
-            with console.status(f"folding {model_dir}"):
+            with console.status(escape(f"folding {model_dir}")):
                 fold.fold(model_dir, base)
     folded = model_dir / "folded"
     if not folded.is_dir():
+        if (model_dir / "training").is_dir():
+            raise Refusal(f"{model_dir}: training is not finished; the same dlqat-train command continues it")
         raise Refusal(f"{model_dir} holds neither adapters nor folded/; give a folder that dlqat-train wrote")
     return folded
+
+
+def opened(model_dir: Path, base: str | None, *, write: bool) -> tuple[FoldedModel, Path]:
+    """The folded model, and the folder with its tokenizer. Not `write`: what is not folded yet is folded in memory."""
+    if not write and (model_dir / ADAPTERS).is_file():
+        from dlqat.exporters import fold
+
+        if fold.stale(model_dir):
+            return fold.opened(model_dir, base), model_dir
+    folded = fold_if_needed(model_dir, base)
+    return checkpoint.read(folded), folded
 
 
 def choose(
@@ -157,14 +191,14 @@ def check(folder: Path, folded: Path) -> None:
     command = [sys.executable, "-m", CHECK, str(folder), "--reference", str(folded), "--quick"]
     if code := subprocess.run(command, check=False).returncode:
         raise typer.Exit(code)
-    console.print(f"the whole proof: dlqat-check {folder}")
+    console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", markup=False, soft_wrap=True)
 
 
 def table(plan: list[Row], title: str) -> Table:
     """The plan for people."""
-    view = Table("layers", "count", "grid", "becomes", "refused", title=title, title_justify="left")
+    view = Table("layers", "count", "grid", "becomes", "refused", title=escape(title), title_justify="left")
     for row in plan:
-        view.add_row(row.layers, str(row.count), row.grid, row.becomes, row.refused or "")
+        view.add_row(row.layers, str(row.count), *map(escape, (row.grid, row.becomes, row.refused or "")))
     return view
 
 

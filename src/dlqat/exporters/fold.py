@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dlqat import adapter, checkpoint, plan, recipe, source
-from dlqat.adapter import ADAPTERS, RECORD
+from dlqat import adapter, atomic, checkpoint, plan, recipe, source
+from dlqat.adapter import ADAPTERS, RECORD, need
 from dlqat.checkpoint import FoldedModel, Lazy
 from dlqat.folded import Folded, Quantized
 from dlqat.plan import Leaf, Node
@@ -26,9 +26,17 @@ FOLDED = "folded"
 
 
 def stale(model_dir: Path) -> bool:
-    """Whether model_dir has adapters that are newer than its folded/ (or no folded/ at all)."""
-    adapters, folded = model_dir / ADAPTERS, model_dir / FOLDED / RECORD
-    return adapters.exists() and (not folded.exists() or folded.stat().st_mtime < adapters.stat().st_mtime)
+    """Whether model_dir has adapters that its folded/ was not made from (or no folded/ at all).
+
+    By content: a copy may keep times or change them, and folded/ of other adapters would pass every check."""
+    adapters, record = model_dir / ADAPTERS, model_dir / FOLDED / RECORD
+    if not adapters.exists():
+        return False
+    try:
+        made_from = json.loads(record.read_text(encoding="utf-8")).get("adapters")
+    except (OSError, ValueError):
+        return True
+    return made_from != atomic.sha256(adapters)
 
 
 def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], None] = lambda name: None) -> Path:
@@ -36,6 +44,15 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
 
     Refusal if the base is not the one that was trained on, or an adapter is damaged.
     """
+    model = opened(model_dir, base, progress)
+    checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
+    return model_dir / FOLDED
+
+
+def opened(
+    model_dir: Path, base: str | None = None, progress: Callable[[str], None] = lambda name: None
+) -> FoldedModel:
+    """What `fold` would write, layer by layer as they are asked for; nothing is written."""
     record = _record(model_dir)
     try:
         origin = source.resolve(base or record["source"])
@@ -60,32 +77,40 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
         progress(name)
 
         def one(path: str) -> Quantized:
-            weight = _need(tensors, f"{path}.weight") if leaves[path].own else weights[f"{name}.weight"]
+            weight = need(tensors, f"{path}.weight") if leaves[path].own else weights[f"{name}.weight"]
             return _leaf(path, weight, adapters[path], leaves[path])
 
-        return plan.fold(nodes[name], name, one, lambda path: _need(tensors, path))
+        return plan.fold(nodes[name], name, one, lambda path: need(tensors, path))
 
     plain = [n for n in weights if n.removesuffix(".weight") not in nodes]
-    model = FoldedModel(origin.config, Lazy(list(nodes), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))
-    checkpoint.write(model, model_dir / FOLDED, files=model_dir)
-    return model_dir / FOLDED
+    return FoldedModel(origin.config, Lazy(list(nodes), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))
 
 
 def _leaf(path: str, weight: Tensor, own: adapter.Adapter, leaf: Leaf) -> Quantized:
-    expected = (leaf.shape[0], leaf.spec.grid.groups(leaf.shape[1]))
     if tuple(weight.shape) != leaf.shape:
         raise Refusal(f"{path}: the weight has shape {tuple(weight.shape)}, the plan says {leaf.shape}; train again")
-    if own.scales.shape != expected:
-        raise Refusal(f"{path}: scales have shape {tuple(own.scales.shape)}, the weight needs {expected}; train again")
+    for field, shape in _trained(path, leaf).items():
+        tensor: Tensor | None = getattr(own, field)
+        if tensor is None:
+            raise Refusal(f"{path}.{field} is missing among the adapters; train again")
+        if tuple(tensor.shape) != shape:
+            raise Refusal(f"{path}.{field} has shape {tuple(tensor.shape)}, the weight needs {shape}; train again")
+    if own.offset is not None and tuple(own.offset.shape) != leaf.shape:
+        raise Refusal(f"{path}.offset has shape {tuple(own.offset.shape)}, the weight {leaf.shape}; train again")
     if leaf.spec.base_bits:  # what training saw: base_bits needs fixed scales, so these are those of its start
         weight = adapter.fixed_point(weight, own.scales, leaf.spec.grid)
     return adapter.fold(weight, own)
 
 
-def _need(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise Refusal(f"{name} is missing among the adapters; train again")
-    return tensors[name]
+def _trained(path: str, leaf: Leaf) -> dict[str, tuple[int, int]]:
+    """What training has written of a leaf, and its shape. Without one of these it would fold into other integers."""
+    (out, inputs), spec = leaf.shape, leaf.spec
+    groups = out, spec.grid.groups(inputs)
+    found = {"scales": groups} | ({"mask": leaf.shape} if leaf.pruned else {})
+    if path.endswith("embed_tokens"):  # rounded, and nothing in it trained, whatever its spec says
+        return found
+    lora = {"lora_a": (spec.rank, inputs), "lora_b": (out, spec.rank)} if spec.rank else {}
+    return found | lora | ({"magnitude": groups} if spec.magnitude else {})
 
 
 def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, LayerSpec]:
@@ -99,6 +124,9 @@ def _record(model_dir: Path) -> dict[str, Any]:
     if not path.exists():
         raise Refusal(f"{model_dir} holds no {RECORD}: it is no model_dir of dlqat-train")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Refusal(f"{path} is no JSON ({error}); train again") from error
+    if missing := {"source", "fingerprint", "recipe"} - set(found):
+        raise Refusal(f"{path} says nothing of {min(missing)}: it is no record of dlqat-train")
+    return found

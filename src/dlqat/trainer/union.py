@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlqat.adapter import need
 from dlqat.plan import Factors, Node, Parts, Pruned, Shared
 from dlqat.recipe import LayerSpec
-from dlqat.refusal import Refusal
 from dlqat.trainer.layer import QATLinear, Switched
 
 
@@ -91,7 +91,7 @@ def _module(
             return LowRankLinear(base, *parts)
         case Shared(_, centroids):
             inner = _module(centroids, f"{path}.centroids", linear, None, tensors)
-            return ClusteredLinear(base, inner, _need(tensors, f"{path}.labels"))
+            return ClusteredLinear(base, inner, need(tensors, f"{path}.labels"))
         case Parts(nodes):
             return SumLinear(base, [_module(n, f"{path}.{i}", linear, None, tensors) for i, n in enumerate(nodes)])
 
@@ -101,7 +101,7 @@ def _leaf(
 ) -> QATLinear:
     own = base or _bare(tensors.get(f"{path}.weight", linear.weight))
     rest = (tensors.get(f"{path}.{field}") for field in ("zero_points", "offset", "mask"))
-    return QATLinear(own, spec, _need(tensors, f"{path}.scales"), *rest)
+    return QATLinear(own, spec, need(tensors, f"{path}.scales"), *rest)
 
 
 def _bare(weight: Tensor) -> nn.Linear:
@@ -109,9 +109,3 @@ def _bare(weight: Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     return linear
-
-
-def _need(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise Refusal(f"tensor {name} is missing; delete the folder and train again")
-    return tensors[name]
