@@ -47,6 +47,7 @@ def unwind_when_terminated() -> None:
     """SIGTERM (a time-out, a CI that cancels) ends the command as Ctrl-C does: temporary copies and processes go."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
+
 _DISK = {
     errno.ENOSPC,
     errno.EDQUOT,
