@@ -7,13 +7,15 @@ distribution, until the model ends its text or the example is full.
 
 Texts are kept in chunks, cache/self-<key>/00000.jsonl, ..., one JSON list of token ids a line, each chunk
 written at once. The key is a digest of everything that decides the text, and chunk i depends on (key, i)
-alone: a killed run continues where it stopped, and a longer one takes the chunks of a shorter.
+alone: a killed run continues where it stopped, one with other rates or bits finds the texts (writing them
+takes longer than training on them), and a longer one takes the chunks of a shorter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import atomic, source
+from dlqat import source
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.trainer import examples
@@ -35,6 +37,11 @@ ROWS = 32
 """Examples in a chunk: they are written in one batch."""
 GREEDY = (3, 5)
 VERSION = 1
+
+
+def home() -> Path:
+    """The cache of all runs of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlqat"
 
 
 def silent(done: int, wanted: int) -> None:
@@ -59,14 +66,22 @@ def load(loaded: Loaded, length: int, count: int, seed: int, cache: Path, progre
         path = folder / f"{chunk:05}.jsonl"
         if not path.exists():
             if chunk == 0:
-                atomic.text(folder / "made_of.json", json.dumps(made_of, indent=1) + "\n")
+                _put(folder / "made_of.json", json.dumps(made_of, indent=1) + "\n")
             number = int.from_bytes(hashlib.sha256(f"{key} {chunk}".encode()).digest()[:7], "big")
             tick = partial(_tick, progress, chunk * ROWS * length, count * length)
             written = write(loaded.model, loaded.tokenizer, length, ROWS, number, tick)
-            atomic.text(path, "".join(f"{json.dumps(row)}\n" for row in written))
+            _put(path, "".join(f"{json.dumps(row)}\n" for row in written))
         rows += _read(path)
         _tick(progress, 0, count * length, len(rows) * length)
     return examples.gather(((row, [True] * len(row)) for row in rows[:count]), length)
+
+
+def _put(path: Path, content: str) -> None:
+    """Atomic, and with a draft of its own: runs side by side write the same text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(content, encoding="utf-8")
+    draft.replace(path)
 
 
 def _tick(progress: Progress, before: int, wanted: int, done: int) -> None:
