@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import source
+from dlqat import atomic, source
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.trainer import examples
@@ -66,22 +66,14 @@ def load(loaded: Loaded, length: int, count: int, seed: int, cache: Path, progre
         path = folder / f"{chunk:05}.jsonl"
         if not path.exists():
             if chunk == 0:
-                _put(folder / "made_of.json", json.dumps(made_of, indent=1) + "\n")
+                atomic.text(folder / "made_of.json", json.dumps(made_of, indent=1) + "\n")
             number = int.from_bytes(hashlib.sha256(f"{key} {chunk}".encode()).digest()[:7], "big")
             tick = partial(_tick, progress, chunk * ROWS * length, count * length)
             written = write(loaded.model, loaded.tokenizer, length, ROWS, number, tick)
-            _put(path, "".join(f"{json.dumps(row)}\n" for row in written))
+            atomic.text(path, "".join(f"{json.dumps(row)}\n" for row in written))
         rows += _read(path)
         _tick(progress, 0, count * length, len(rows) * length)
     return examples.gather(((row, [True] * len(row)) for row in rows[:count]), length)
-
-
-def _put(path: Path, content: str) -> None:
-    """Atomic, and with a draft of its own: runs side by side write the same text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(path)
 
 
 def _tick(progress: Progress, before: int, wanted: int, done: int) -> None:
