@@ -241,8 +241,10 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_rounding_to_nearest_needs_no_data(tmp_path: Path) -> None:
-    call(base(tmp_path), tmp_path / "out", "--method", "rtn", data=False)
+@pytest.mark.parametrize("extra", [[], ["--data", "self"]])
+def test_rounding_to_nearest_needs_no_data(tmp_path: Path, extra: list[str]) -> None:
+    """And looks at none."""
+    call(base(tmp_path), tmp_path / "out", "--method", "rtn", *extra, data=False)
     assert checkpoint.read(fold.fold(tmp_path / "out")).layers
 
 
@@ -253,4 +255,15 @@ def test_a_lost_factor_is_named(road: Road, tmp_path: Path) -> None:
     tensors = load_file(out / "adapters.safetensors")
     save_file({n: t for n, t in tensors.items() if n != f"{QUERY}.left.weight"}, tmp_path / "adapters.safetensors")
     with pytest.raises(Refusal, match=r"q_proj\.left\.weight is missing"):
+        fold.fold(tmp_path)
+
+
+def test_a_lost_mask_is_named(road: Road, tmp_path: Path) -> None:
+    """Without it the pruned weights would come back."""
+    out = road("nm")
+    for name in ("dlqat.json", "plan.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    tensors = load_file(out / "adapters.safetensors")
+    save_file({n: t for n, t in tensors.items() if n != f"{QUERY}.0.mask"}, tmp_path / "adapters.safetensors")
+    with pytest.raises(Refusal, match=r"q_proj\.0\.mask is missing"):
         fold.fold(tmp_path)

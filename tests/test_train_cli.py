@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from dlqat import checkpoint
+from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
-from dlqat.folded import dense
+from dlqat.folded import Quantized, dense
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run
+from dlqat.trainer import cli, run, self_data
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -32,9 +34,9 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def call(base: Path, *extra: str, output: str = "out") -> None:
-    """One dlqat-train of a few steps; a Refusal comes through."""
-    data = str(base.parent / "text.txt")
+def call(base: Path, *extra: str, output: str = "out", data: str = "") -> None:
+    """One dlqat-train of a few steps on text.txt; a Refusal comes through."""
+    data = data or str(base.parent / "text.txt")
     arguments = [str(base), "-o", str(base.parent / output), "--data", data, "--steps", "3", "--sequence-length", "16"]
     result = CliRunner().invoke(cli.app, [*arguments, "--rank", "4", "--precision", "fp32", *extra])
     if result.exception is not None:
@@ -70,8 +72,28 @@ def test_the_same_command_again_does_nothing_and_another_one_is_refused(base: Pa
     assert adapters.stat().st_mtime_ns == before
     with pytest.raises(Refusal, match="another options .seed 0, now 7"):
         call(base, "--seed", "7")
-    with pytest.raises(Refusal, match="another recipe"):
+    with pytest.raises(Refusal, match=r"another recipe \(rule 1: bits 4, now 3\)"):
         call(base, "--bits", "3")
+    tiny("llama-tied", seed=1).save_pretrained(base.parent / "other")
+    toy_tokenizer().save_pretrained(base.parent / "other")
+    with pytest.raises(Refusal, match=f"another base model .{base.resolve()}"):
+        call(base.parent / "other")
+
+
+def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
+    """Nothing was learned yet, so the folder is no obstacle; what another model or method left there goes."""
+    text, out = base.parent / "text.txt", base.parent / "out"
+    right = text.read_text(encoding="utf-8")
+    text.write_text("short", encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(Refusal, match="less than one block"):
+            call(base)
+    for name in ("plan.json", "vocab.json", "training/examples.sha256"):
+        (out / name).write_text("{}", encoding="utf-8")
+    text.write_text(right, encoding="utf-8")
+    call(base, "--seed", "7")
+    assert (out / "adapters.safetensors").exists()
+    assert not (out / "plan.json").exists() and not (out / "vocab.json").exists()
 
 
 class Killed(Exception):
@@ -128,13 +150,63 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
         (["--init", "magic"], "not one of"),
         (["--kd", "0"], "not both 0"),
         (["--data", "nowhere.txt"], "does not exist"),
-        (["--steps", "0"], "too small"),
+        (["--steps", "0"], "--steps 0 is too small; 1 is the least"),
+        (["--sequence-length", "1"], "too small"),
+        (["--micro-batch", "-2"], "too small"),
+        (["--warmup", "-5"], "too small"),
+        (["--save-every", "-1"], "too small"),
+        (["--rank", "-1"], "rank = -1"),
+        (["--alpha", "nan"], "alpha = nan"),
+        (["--lr", "nan"], "--lr nan is no number"),
+        (["--magnitude-lr", "-1"], "--magnitude-lr -1.0 is no number"),
+        (["--ce", "inf"], "--ce inf is no number"),
+        (["--recipe", "nowhere.toml"], "nowhere.toml"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(base: Path, extra: list[str], says: str) -> None:
     with pytest.raises(Refusal, match=says):
         call(base, *extra)
     assert not (base.parent / "out").exists()
+
+
+def test_a_recipe_file_changes_layers_and_a_rule_for_none_is_refused(base: Path) -> None:
+    path = base.parent / "recipe.toml"
+    path.write_text("[[rule]]\nmatch = '.*down_proj'\nbits = 8\n\n[[rule]]\nmatch = 'lm_head'\n", encoding="utf-8")
+    call(base, "--recipe", str(path))
+    layers = checkpoint.read(fold.fold(base.parent / "out")).layers
+    bits = {name.rpartition(".")[2]: layer.grid.bits for name, layer in layers.items() if isinstance(layer, Quantized)}
+    assert bits.pop("down_proj") == bits.pop("embed_tokens") == 8
+    assert set(bits.values()) == {4}
+    path.write_text("[[rule]]\nmatch = 'down_proj'\nbits = 8\n", encoding="utf-8")
+    with pytest.raises(Refusal, match="rule 'down_proj' matches no module"):
+        call(base, "--recipe", str(path), output="typo")
+    assert not (base.parent / "typo").exists()
+
+
+def test_the_teachers_texts_serve_later_runs(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other bits and fewer steps: the same texts, not written again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base.parent / "cache"))
+    call(base, data="self")
+    (chunk,) = (base.parent / "cache" / "dlqat").glob("self-*/*.jsonl")
+    monkeypatch.setattr(self_data, "write", None)
+    call(base, "--bits", "3", "--steps", "2", data="self", output="other")
+    assert (base.parent / "other" / ADAPTERS).exists()
+    assert [p.name for p in chunk.parent.iterdir() if p.name != "made_of.json"] == [chunk.name]
+    chunk.unlink()
+    with pytest.raises(TypeError):  # the control: now somebody would have to write
+        call(base, "--bits", "2", data="self", output="third")
+
+
+def test_help_shows_what_a_recipe_file_holds() -> None:
+    assert " [[rule]] " in CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output
+
+
+def test_the_next_command_can_be_pasted(base: Path) -> None:
+    out = base.parent / "an [old] model"
+    words = [str(base), "-o", str(out), "--method", "rtn", "--precision", "fp32"]
+    result = CliRunner().invoke(cli.app, words, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert f"dlqat-export --target onnx '{out}'\n" in result.output
 
 
 def test_fold_refuses_a_changed_base_and_damaged_adapters(base: Path) -> None:
@@ -151,12 +223,58 @@ def test_fold_refuses_a_changed_base_and_damaged_adapters(base: Path) -> None:
     save_file(cut, out / "adapters.safetensors")
     with pytest.raises(Refusal, match=r"model\.layers\.1\.mlp\.up_proj\.scales is missing"):
         fold.fold(out)
+    up = "model.layers.1.mlp.up_proj"
+    for fields in (["magnitude"], ["lora_a", "lora_b"]):  # it would fold all the same, into other integers
+        save_file({n: adapters[n] for n in adapters if n not in {f"{up}.{f}" for f in fields}}, out / ADAPTERS)
+        with pytest.raises(Refusal, match=f"{up}.{fields[0]} is missing"):
+            fold.fold(out)
+    for field in ("lora_a", "lora_b", "magnitude"):
+        save_file({**adapters, f"{up}.{field}": adapters[f"{up}.{field}"][:, :-1].contiguous()}, out / ADAPTERS)
+        with pytest.raises(Refusal, match=f"{up}.{field} has shape"):
+            fold.fold(out)
+    save_file({**adapters, f"{up}.offset": torch.zeros(3, 3, dtype=torch.int8)}, out / ADAPTERS)
+    with pytest.raises(Refusal, match=f"{up}.offset has shape"):
+        fold.fold(out)
     save_file(adapters, out / "adapters.safetensors")
     weights = load_file(base / "model.safetensors")
     save_file({n: t * 1.01 for n, t in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Refusal, match="is not the model that"):
         fold.fold(out)
+    (out / "dlqat.json").write_text('{"format": 1}', encoding="utf-8")
+    with pytest.raises(Refusal, match="says nothing of fingerprint"):
+        fold.fold(out)
     assert not (out / "folded").exists()
+
+
+def test_other_adapters_are_folded_again_however_old_they_look(base: Path) -> None:
+    call(base)
+    out = base.parent / "out"
+    fold.fold(out)
+    path = out / ADAPTERS
+    os.utime(path, (0, 0))
+    assert not fold.stale(out)
+    adapters = load_file(path)
+    name = next(n for n in adapters if n.endswith("magnitude"))
+    save_file({**adapters, name: adapters[name] * 1.5}, path)
+    os.utime(path, (0, 0))
+    assert fold.stale(out)
+
+
+def test_a_dry_run_folds_nothing(base: Path) -> None:
+    """It shows the plan of the adapters as they are now, and writes no folded/ either."""
+    call(base)
+    out = base.parent / "out"
+    before = sorted(out.iterdir())
+    said = CliRunner().invoke(export_cli.app, [str(out), "--dry-run"], env={"COLUMNS": "200"})
+    assert said.exit_code == 0, said.output
+    assert "int4 sym g32" in said.output
+    assert sorted(out.iterdir()) == before
+
+
+def test_an_unfinished_training_is_not_exported(base: Path) -> None:
+    kill_before_training(base)
+    with pytest.raises(Refusal, match="the same dlqat-train command continues it"):
+        export_cli.fold_if_needed(base.parent / "out")
 
 
 def test_a_base_that_has_moved_is_named_at_export(base: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What every layer becomes: ordered rules (regex -> fields), later wins. Read from and written to TOML.
+r"""What every layer becomes: ordered rules (regex -> fields), later wins. Read from TOML, kept as JSON.
 
     [[rule]]
     match = 'model\.layers\.\d+\..*'          # re.fullmatch on the module name
@@ -18,6 +18,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,12 @@ def read(path: Path) -> Recipe:
     """A recipe from a TOML file. Refusal names the rule and field that is wrong."""
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no TOML, or no UTF-8
         raise Refusal(f"{path}: {error}") from error
-    if set(tables) != {"rule"}:
+    rules = tables.get("rule")
+    if set(tables) != {"rule"} or not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
         raise Refusal(f"{path}: a recipe is a list of [[rule]] tables, found {sorted(tables) or 'nothing'}")
-    return parse(tables["rule"], str(path))
+    return parse(rules, str(path))
 
 
 def parse(tables: Iterable[Mapping[str, Any]], where: str) -> Recipe:
@@ -157,6 +159,8 @@ def parse(tables: Iterable[Mapping[str, Any]], where: str) -> Recipe:
             raise Refusal(f"{where}: rule {number}: {error}") from error
         if spec.activation_bits not in (0, 8):
             raise Refusal(f"{where}: rule {number}: activation_bits = {spec.activation_bits} is not 0 or 8")
+        if spec.rank < 0 or not 0 <= spec.alpha < inf:
+            raise Refusal(f"{where}: rule {number}: rank = {spec.rank}, alpha = {spec.alpha}: numbers of 0 or more")
         rules.append(Rule(table["match"], changes))
     return Recipe(tuple(rules))
 
@@ -164,13 +168,3 @@ def parse(tables: Iterable[Mapping[str, Any]], where: str) -> Recipe:
 def tables(recipe: Recipe) -> list[dict[str, Any]]:
     """The rule tables of a recipe; `parse` reads them back."""
     return [{"match": r.match, **r.changes} for r in recipe.rules]
-
-
-def dumps(recipe: Recipe) -> str:
-    """The recipe as TOML; `read` gives it back."""
-
-    def value(v: object) -> str:
-        return str(v).lower() if isinstance(v, bool) else f"'{v}'" if isinstance(v, str) else repr(v)
-
-    blocks = ["\n".join(["[[rule]]", *(f"{k} = {value(v)}" for k, v in t.items())]) for t in tables(recipe)]
-    return "\n\n".join(blocks) + "\n"

@@ -108,6 +108,8 @@ def load(source: Source) -> Loaded:
     """The whole model and its tokenizer. Refusal if the tokenizer is missing or cannot be read."""
     where = {"gguf_file": source.path.name} if source.path.is_file() else {}
     folder = source.path.parent if source.path.is_file() else source.path
+    if not where and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise Refusal(f"{folder} has no tokenizer.json; copy the tokenizer's files there from the model it came from")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **where)
     except (OSError, ValueError, KeyError) as error:

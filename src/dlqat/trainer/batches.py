@@ -74,10 +74,6 @@ class Batches:
         """Tokens with loss in the whole batch of a step: what the summed loss is divided by."""
         return sum(int(self.examples.example(index)[1].sum()) for index in self.indices(step))
 
-    def steps(self, epochs: float = 1) -> int:
-        """Steps that show every example `epochs` times, the last one rounded up."""
-        return -(-int(np.ceil(len(self.examples) * epochs)) // self.size)
-
 
 @lru_cache(maxsize=4)
 def _order(total: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,7 @@ def train(
     recipe_file: Annotated[
         Path | None,
         typer.Option(
-            "--recipe", help="TOML with [[rule]] tables, applied after the options above.", rich_help_panel=WHAT
+            "--recipe", help=r"TOML with [\[rule]] tables, applied after the options above.", rich_help_panel=WHAT
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank; 0: no LoRA (PEQA).", rich_help_panel=WHAT)] = 16,
@@ -66,12 +67,6 @@ def train(
     train_scales: Annotated[
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
-    base_bits: Annotated[
-        int,
-        typer.Option(
-            help="8: frozen weights as int8 while training (half the memory); 0: as they are.", rich_help_panel=RUN
-        ),
-    ] = 0,
     init: Annotated[
         str, typer.Option(help="Start: mse | weighted | gptq | blocks.", rich_help_panel=HOW)
     ] = _DEFAULT.init,
@@ -95,6 +90,12 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=RUN)
     ] = False,
+    base_bits: Annotated[
+        int,
+        typer.Option(
+            help="8: frozen weights as int8 while training (half the memory); 0: as they are.", rich_help_panel=RUN
+        ),
+    ] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between resumable states.", rich_help_panel=RUN)] = (
         _DEFAULT.save_every
     ),
@@ -150,7 +151,7 @@ def train(
     if not trained:  # only what a method without training reads: other choices make no other result
         rules.append(Rule(BLOCKS, UNTRAINED))
         options = replace(_DEFAULT, steps=0, sequence_length=sequence_length, seed=seed, precision=precision)
-    _check_data(data or [], compression, then)
+    sources = _sources(data or [], compression, then)
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
     try:
@@ -158,9 +159,12 @@ def train(
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Console(stderr=True)
-    folder = run(Request(model, output, tuple(data or ()), checked, options, parallel, compression), console)
+    folder = run(Request(model, output, sources, checked, options, parallel, compression), console)
     console.print(
-        f"[b]{folder}[/b] is {'trained' if trained else 'compressed'}. Next: dlqat-export --target onnx {folder}"
+        f"{folder} is {'trained' if trained else 'compressed'}. "
+        f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -177,10 +181,12 @@ def _method(name: str, settings: list[str], then: str, init: str) -> Method | No
     return parse(name, settings)
 
 
-def _check_data(data: list[str], method: Method | None, then: str) -> None:
+def _sources(data: list[str], method: Method | None, then: str) -> tuple[str, ...]:
+    """What is read of --data: nothing by a method that needs no text. Refusal if text is needed and there is none."""
     needed = "training" if method is None or then else "calibration" if method.calibrated or method.influenced else ""
     if needed and not data:
         raise Refusal(f"--data is missing: {needed} needs text (or --data self: the model writes it)")
+    return tuple(data) if needed else ()
 
 
 def _check(options: Options, parallel: str) -> None:
@@ -192,18 +198,11 @@ def _check(options: Options, parallel: str) -> None:
     for name, (value, known) in choices.items():
         if value not in known:
             raise Refusal(f"{name} {value} is not one of {', '.join(known)}")
-    for name in ("steps", "batch_size", "sequence_length"):
-        if getattr(options, name) < 1 + (name == "sequence_length"):
-            raise Refusal(f"--{name.replace('_', '-')} {getattr(options, name)} is too small")
-    if options.kd < 0 or options.ce < 0 or options.kd + options.ce == 0:
-        raise Refusal("--kd and --ce are weights: not negative, and not both 0")
+    if (reason := options.refuses()) is not None:
+        raise Refusal(reason)
 
 
-def _main() -> None:
-    app(standalone_mode=True)
-
-
-main = refusal.command(_main)
+main = refusal.command(app)
 
 if __name__ == "__main__":
     main()

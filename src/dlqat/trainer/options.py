@@ -42,6 +42,18 @@ class Options:
     save_every: int = 20
     """Steps between resumable states."""
 
+    def refuses(self) -> str | None:
+        """Which of these makes no sense, as the option of dlqat-train that sets it; None if all do."""
+        least = {"steps": 1, "batch_size": 1, "sequence_length": 2, "micro_batch": 0, "warmup": 0, "save_every": 0}
+        for name, low in least.items():
+            if (value := getattr(self, name)) < low:
+                return f"--{name.replace('_', '-')} {value} is too small; {low} is the least"
+        rates = {"--lr": self.learning_rate, "--magnitude-lr": self.magnitude_rate, "--kd": self.kd, "--ce": self.ce}
+        for name, value in rates.items():
+            if not (math.isfinite(value) and value >= 0):
+                return f"{name} {value} is no number of 0 or more"
+        return "--kd and --ce are weights, and not both 0" if self.kd + self.ce == 0 else None
+
     def rate(self, step: int) -> float:
         """The schedule: linear warm-up, then a cosine to zero; a factor on both learning rates."""
         if step < self.warmup:

@@ -11,16 +11,18 @@
       tokenizer, chat template, generation_config
 
 The same command again continues where it was stopped. Everything is refused before the weights are read
-that can be refused then.
+that can be refused then. What stopped before there was a start (a mistake in the data, say) may be asked for anew.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +33,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, plan, recipe, source
+from dlqat import adapter, atomic, checkpoint, plan, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
-from dlqat.trainer import compress, data, log, plan_table, plot, start, state
+from dlqat.trainer import compress, data, log, plan_table, plot, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.methods import known
@@ -46,7 +48,7 @@ from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
 TRAINING = "training"
-EXAMPLES = "training/examples.sha256"
+EXAMPLES, START = "training/examples.sha256", "training/start.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,9 @@ def run(request: Request, console: Console) -> Path:
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     if first:
+        if not _begun(request.output):
+            for name in (EXAMPLES, plan.FILE, *checkpoint.TOKENIZER_FILES):  # of another model or method, perhaps
+                (request.output / name).unlink(missing_ok=True)
         (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
         atomic.text(request.output / RECORD, json.dumps(record, indent=1) + "\n")
     with log.bar(console, quiet=not first) as progress:
@@ -108,13 +113,19 @@ def run(request: Request, console: Console) -> Path:
 
 
 def check_recipe(origin: Source, rules: Recipe) -> None:
-    """Refusal, before any weight is read, for a grid that does not fit the model's shapes."""
+    """Refusal, before any weight is read, for a grid that does not fit the model's shapes, or a rule for no module."""
     decoder = origin.decoder
     shapes = {**decoder.linears(), EMBEDDING: (decoder.vocab_size, decoder.hidden_size)}
     if not decoder.tied:
         shapes[HEAD] = shapes[EMBEDDING]
     if not rules.layers(shapes):
         raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
+    for rule in rules.rules:
+        if not any(re.fullmatch(rule.match, name) for name in (*shapes, HEAD)):
+            raise Refusal(
+                f"the recipe's rule {rule.match!r} matches no module of this model; it must match a whole name, "
+                f"as model.layers.0.self_attn.q_proj, {EMBEDDING} or {HEAD}"
+            )
 
 
 def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
@@ -130,30 +141,42 @@ def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any
     }
 
 
+def _begun(output: Path) -> bool:
+    """Whether there is a start or a result: work that another request would spoil."""
+    return (output / START).exists() or (output / ADAPTERS).exists()
+
+
 def _finished(output: Path, record: dict[str, Any]) -> bool:
-    """Whether `output` holds the result of this very request. Refusal if it holds that of another."""
+    """Whether `output` holds the result of this very request. Refusal if it holds that of another, or its start."""
     path = output / RECORD
     if not path.exists():
         if output.exists() and any(output.iterdir()):
             raise Refusal(f"{output} exists and is no model_dir; choose another --output")
         return False
+    if not _begun(output):
+        return False
     old = json.loads(path.read_text(encoding="utf-8"))
     old.setdefault("method", {"name": "dlqat"})
     for key in ("fingerprint", "method", "recipe", "data", "options"):
         if old.get(key) != record[key]:
+            what = f"base model ({old.get('source')}" if key == "fingerprint" else f"{key} ("
             raise Refusal(
-                f"{output} was begun with another {key} ({_difference(old.get(key), record[key])}); "
+                f"{output} was begun with another {what}{_difference(old.get(key), record[key])}); "
                 "choose another --output, delete it, or repeat its own options to continue it"
             )
     return (output / ADAPTERS).exists()
 
 
 def _difference(old: Any, new: Any) -> str:
+    """What of a dictionary has changed, or in which rules of a recipe; nothing of two digests."""
     if isinstance(old, dict) and isinstance(new, dict):
         before, now = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         return ", ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
-    return "see its dlqat.json"
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = list(zip_longest(cast("list[Any]", old), cast("list[Any]", new), fillvalue={}))
+        return "; ".join(f"rule {i}: {_difference(a, b)}" for i, (a, b) in enumerate(pairs, 1) if a != b)
+    return ""
 
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
@@ -166,7 +189,7 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
         progress.update(task, completed=done, total=wanted, note="the teacher writes")
 
     with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
-        examples = data.load(names, loaded, drawn, request.output / TRAINING, tell)
+        examples = data.load(names, loaded, drawn, self_data.home(), tell)
     progress.update(task, total=1, completed=1, note=examples.summary())
     pad = loaded.tokenizer.pad_token_id
     return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
@@ -190,7 +213,7 @@ def _start(
     console: Console,
 ) -> None:
     """Scales and prepared start: found in training/start.safetensors, or made and left there."""
-    path, model, seed = request.output / TRAINING / "start.safetensors", loaded.model, request.options.seed
+    path, model, seed = request.output / START, loaded.model, request.options.seed
     task = progress.add_task("scales", total=None, note="")
 
     def tell(name: str) -> None:
@@ -273,7 +296,7 @@ def _finish(request: Request, trained: Mapping[str, Tensor]) -> None:
     output = request.output
     if request.options.steps:
         plot.write(output / log.FILE, output / "loss.png")
-    start_file = load_file(output / TRAINING / "start.safetensors")
+    start_file = load_file(output / START)
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)
     shutil.rmtree(output / TRAINING)

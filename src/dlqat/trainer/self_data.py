@@ -7,13 +7,15 @@ distribution, until the model ends its text or the example is full.
 
 Texts are kept in chunks, cache/self-<key>/00000.jsonl, ..., one JSON list of token ids a line, each chunk
 written at once. The key is a digest of everything that decides the text, and chunk i depends on (key, i)
-alone: a killed run continues where it stopped, and a longer one takes the chunks of a shorter.
+alone: a killed run continues where it stopped, one with other rates or bits finds the texts (writing them
+takes longer than training on them), and a longer one takes the chunks of a shorter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,11 @@ ROWS = 32
 """Examples in a chunk: they are written in one batch."""
 GREEDY = (3, 5)
 VERSION = 1
+
+
+def home() -> Path:
+    """The cache of all runs of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlqat"
 
 
 def silent(done: int, wanted: int) -> None:
