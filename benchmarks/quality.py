@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _autoround import autoround
-from _common import HERE, Results, smollm2, text
+from _common import ADAPTERS, Results, smollm2, text
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -40,8 +40,6 @@ from dlqat.trainer.train import accelerator, train
 WINDOWS, LENGTH = 16, 512
 TOKENS = 40 * 4 * 256
 """What every trained row sees, and every calibrated start."""
-KEPT = HERE.parent / ".cache" / "adapters"
-"""Adapters of the measured rows, for recovery.py."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
     parser.add_argument(
-        "--keep", type=Path, default=KEPT, help="folder for the adapters of the rows, as KEY.safetensors"
+        "--keep", type=Path, default=ADAPTERS, help="folder for the adapters of the rows, as KEY.safetensors"
     )
     arguments = parser.parse_args()
     wanted, keep = arguments.only, arguments.keep

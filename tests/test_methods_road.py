@@ -133,13 +133,15 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
     assert any(c.status == "failed" and path in str(c) for c in failed), (path, leaf.grid)
 
 
-@pytest.mark.parametrize("target", ["executorch", "coreml"])
+@pytest.mark.parametrize(("target", "form"), [("onnx", "ort"), ("onnx", "web"), ("executorch", None), ("coreml", None)])
 @pytest.mark.parametrize("case", ["swsc", "casp", "nm"])
-def test_every_target_takes_the_whole_union(road: Road, case: str, target: str, tmp_path: Path) -> None:
+def test_every_target_takes_the_whole_union(
+    road: Road, case: str, target: str, form: str | None, tmp_path: Path
+) -> None:
     module = export_cli.load(target)
     folder = road(case) / "folded"
     model = checkpoint.read(folder)
-    options = export_cli.choose(module, target, None, 128, model)
+    options = export_cli.choose(module, target, form, 128, model)
     assert [row.refused for row in module.plan(model, folder, options) if row.refused] == []
     export_cli.write(module, model, folder, tmp_path / target, options)
     artifact = find(tmp_path / target)
