@@ -94,7 +94,7 @@ ROADS: dict[str, Road] = {
 """What a reader learns most from comes first."""
 KEPT = HERE.parent / ".cache" / "methods"
 THEN = "+dlqat"
-ALONE = ("casp-2b", "nm-ternary-4:8-spread", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
+ALONE = ("nm-ternary-4:8-spread", "nm-2:4-3b", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
 """Prefixes of rows that nothing is trained from here."""
 ELSEWHERE = ("-ce-", "l4q", "fq_lora", "-a8-", "slow", "lr4e-3-3b-seed", "lr4e-3-4b", "seed1", "seed2")
 """Rows of quality.json that are ablations of DL-QAT: docs/training.md has them."""
