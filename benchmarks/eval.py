@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from _common import DATA, HERE, Results, text
+from _common import DATA, HERE, Results, lacks, text
 
 DEVICES = {"onnx": "host-ort", "executorch": "host-executorch"}
 TASKS = ("arc_easy", "piqa")
@@ -55,8 +55,7 @@ def main() -> None:
     given = parser.parse_args()
     known = {form: device for form, device in DEVICES.items() if (given.model / form).is_dir()}
     if not known:
-        print(f"{given.model} has no artifacts; run: make demo", file=sys.stderr)
-        sys.exit(2)
+        lacks(f"{given.model} has no artifacts; run: make demo")
     results, folder = Results("eval"), HERE.parent / ".cache" / "benchmark-eval"
     folder.mkdir(parents=True, exist_ok=True)
     for form, device in known.items():

@@ -173,12 +173,13 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
     return ids[-WINDOWS * LENGTH :] if tail else ids[: WINDOWS * LENGTH]
 
 
-def started(run: Run, results: Results) -> dict[str, float]:
-    """What is known of the run's start, if an untrained row is just that."""
-    row = results.rows.get(f"{run.options.init}-{run.bits}b")
-    if row is None or not run.options.steps or run.options.seed or run.changes:
-        return {}
-    return {"start_seconds": row["start_seconds"], "start_test": row["test"], "start_held": row["held"]}
+def started(run: Run, results: Results, keep: Path) -> tuple[Path | None, dict[str, float]]:
+    """The adapters of the untrained row that is just the run's start, and what is known of it; None, {} if there is none."""
+    key = f"{run.options.init}-{run.bits}b"
+    row, adapters = results.rows.get(key), keep / f"{key}.safetensors"
+    if row is None or not adapters.exists() or not run.options.steps or run.options.seed or run.changes:
+        return None, {}
+    return adapters, {"start_seconds": row["start_seconds"], "start_test": row["test"], "start_held": row["held"]}
 
 
 def main() -> None:
@@ -197,11 +198,9 @@ def main() -> None:
     for key, run in rows():
         if key in results.rows or not key.startswith(wanted):
             continue
-        before, ready = started(run, results), keep / f"{run.options.init}-{run.bits}b.safetensors"
-        row = measure(
-            run, source.load(origin), keep / f"{key}.safetensors", ready if before and ready.exists() else None
-        )
-        results.add(key, row | before)
+        start_from, known = started(run, results, keep)
+        row = measure(run, source.load(origin), keep / f"{key}.safetensors", start_from)
+        results.add(key, row | known)
         print(key, results.rows[key], flush=True)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from _common import Results
+from _common import Results, lacks
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from playwright.sync_api import sync_playwright
@@ -187,8 +187,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in ("browser-wasm", "browser-wasm-threads"):
         if (reason := DEVICES[name].available()) is not None:
-            print(f"{name}: {reason}")
-            raise SystemExit(2)
+            lacks(f"{name}: {reason}")
     results = Results("web_linears")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         names = write(Path(folder))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -250,22 +251,13 @@ def test_rounding_to_nearest_needs_no_data(tmp_path: Path, extra: list[str]) -> 
     assert checkpoint.read(fold.fold(tmp_path / "out")).layers
 
 
-def test_a_lost_factor_is_named(road: Road, tmp_path: Path) -> None:
-    out = road("casp")
+@pytest.mark.parametrize(("case", "lost"), [("casp", "left.weight"), ("nm", "0.mask")])
+def test_a_lost_part_is_named(road: Road, case: str, lost: str, tmp_path: Path) -> None:
+    """A factor; a mask, without which the pruned weights would come back."""
+    out = road(case)
     for name in ("dlqat.json", "plan.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     tensors = load_file(out / "adapters.safetensors")
-    save_file({n: t for n, t in tensors.items() if n != f"{QUERY}.left.weight"}, tmp_path / "adapters.safetensors")
-    with pytest.raises(Refusal, match=r"q_proj\.left\.weight is missing"):
-        fold.fold(tmp_path)
-
-
-def test_a_lost_mask_is_named(road: Road, tmp_path: Path) -> None:
-    """Without it the pruned weights would come back."""
-    out = road("nm")
-    for name in ("dlqat.json", "plan.json"):
-        (tmp_path / name).write_bytes((out / name).read_bytes())
-    tensors = load_file(out / "adapters.safetensors")
-    save_file({n: t for n, t in tensors.items() if n != f"{QUERY}.0.mask"}, tmp_path / "adapters.safetensors")
-    with pytest.raises(Refusal, match=r"q_proj\.0\.mask is missing"):
+    save_file({n: t for n, t in tensors.items() if n != f"{QUERY}.{lost}"}, tmp_path / "adapters.safetensors")
+    with pytest.raises(Refusal, match=re.escape(f"q_proj.{lost} is missing")):
         fold.fold(tmp_path)

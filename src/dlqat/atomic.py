@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 
@@ -38,11 +38,11 @@ def folder(target: Path) -> Generator[Path]:
 
 
 @contextmanager
-def file(target: Path) -> Generator[Path]:
-    """A path beside `target` to write to; renamed over `target` when the block ends."""
+def _over(target: Path, name: str) -> Generator[Path]:
+    """The path of `name` beside `target`, to write to; renamed over `target` when the block ends."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.draft")
+    draft = target.with_name(name)
     try:
         yield draft
         os.replace(draft, target)
@@ -50,16 +50,17 @@ def file(target: Path) -> Generator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def file(target: Path) -> AbstractContextManager[Path]:
+    """A path beside `target` to write to; renamed over `target` when the block ends.
+
+    The path is always the same, so that the large draft of a killed writer is overwritten by the next: one at a time."""
+    return _over(target, f".{Path(target).name}.draft")
+
+
 def text(target: Path, content: str) -> None:
     """Write `content` to `target` atomically; of two processes that do so at a time, the later one's stays."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
-    try:
+    with _over(target, f".{Path(target).name}.{os.getpid()}.draft") as draft:
         draft.write_text(content, encoding="utf-8")
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def writable(folder: Path) -> bool:
