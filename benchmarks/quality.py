@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from _autoround import autoround
+import _autoround
 from _common import ADAPTERS, Results, smollm2, text
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -53,6 +53,8 @@ class Run:
     activation_bits: int = 0
     autoround: bool = False
     """Rounded by AutoRound's own package instead of ours."""
+    after: str = ""
+    """Key of the row of AutoRound's that training starts from."""
 
 
 UNTRAINED = replace(Options(), steps=0)
@@ -80,6 +82,9 @@ def rows() -> Iterator[tuple[str, Run]]:
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})
         yield f"l4q-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False, "train_scales": True})
         yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=TOKENS))
+        # A symmetric grid of 2 bits has no code for AutoRound's +2.
+        grid = {"symmetric": False} if bits == 2 else {}
+        yield f"autoround+dlqat-kd-{bits}b-seed0", Run(bits, base, grid, after=f"autoround-{bits}b")
         yield from _blocks(bits, base, high)
     yield "fq_lora-kd-lr4e-3-3b-seed0", Run(3, high, {"magnitude": False})
 
@@ -118,11 +123,13 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
     rules = (*portable(run.bits, 32, run.activation_bits).rules, Rule(BLOCKS, run.changes))
     began = time.process_time()
     if run.autoround:
-        autoround(model, loaded.tokenizer, run.bits, batches.calibration(TOKENS, 256))
+        _autoround.autoround(model, loaded.tokenizer, run.bits, batches.calibration(TOKENS, 256))
         rules = tuple(rule for rule in rules if rule.match != BLOCKS)
     prepare(model, Recipe(rules), options.seed)
     if start_from is None:
         start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
+    elif run.after:
+        _autoround.start(qat_layers(model), load_file(start_from))
     else:
         load(model, load_file(start_from))
     prepared = time.process_time()
@@ -175,9 +182,10 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
 
 def started(run: Run, results: Results, keep: Path) -> tuple[Path | None, dict[str, float]]:
     """The adapters of the untrained row that is just the run's start, and what is known of it; None, {} if there is none."""
-    key = f"{run.options.init}-{run.bits}b"
+    key = run.after or f"{run.options.init}-{run.bits}b"
     row, adapters = results.rows.get(key), keep / f"{key}.safetensors"
-    if row is None or not adapters.exists() or not run.options.steps or run.options.seed or run.changes:
+    usable = run.after or (run.options.steps and not run.options.seed and not run.changes)
+    if row is None or not adapters.exists() or not usable:
         return None, {}
     return adapters, {"start_seconds": row["start_seconds"], "start_test": row["test"], "start_held": row["held"]}
 
@@ -199,6 +207,9 @@ def main() -> None:
         if key in results.rows or not key.startswith(wanted):
             continue
         start_from, known = started(run, results, keep)
+        if run.after and start_from is None:
+            print(f"{key}: {keep} holds nothing of {run.after}; measure that row first")
+            continue
         row = measure(run, source.load(origin), keep / f"{key}.safetensors", start_from)
         results.add(key, row | known)
         print(key, results.rows[key], flush=True)
