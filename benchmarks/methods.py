@@ -51,7 +51,8 @@ from dlqat.trainer.methods import known
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import load, prepare
-from dlqat.trainer.run import Request, run
+from dlqat.trainer.request import Request
+from dlqat.trainer.run import run
 from dlqat.trainer.train import accelerator, train
 
 TRAINED = Options(save_every=0)

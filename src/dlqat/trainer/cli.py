@@ -155,7 +155,8 @@ def train(
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
     try:
-        from dlqat.trainer.run import Request, run
+        from dlqat.trainer.request import Request
+        from dlqat.trainer.run import run
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Console(stderr=True)

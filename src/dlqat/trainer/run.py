@@ -10,8 +10,8 @@
       adapters.safetensors    the result; its presence says that training is complete
       tokenizer, chat template, generation_config
 
-The same command again continues where it was stopped. Everything is refused before the weights are read
-that can be refused then. What stopped before there was a start (a mistake in the data, say) may be asked for anew.
+The same command again continues where it was stopped (request.py). Everything is refused before the weights are read
+that can be refused then.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -33,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, checkpoint, plan, recipe, source
+from dlqat import adapter, atomic, checkpoint, plan, source
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
@@ -41,34 +37,13 @@ from dlqat.source import Loaded, Source
 from dlqat.trainer import compress, data, log, plan_table, plot, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
-from dlqat.trainer.methods import known
-from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
+from dlqat.trainer.request import START, Request, begun, finished, record
 from dlqat.trainer.train import accelerator, train
 
 TRAINING = "training"
-EXAMPLES, START = "training/examples.sha256", "training/start.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call of dlqat-train."""
-
-    model: str
-    output: Path
-    data: tuple[str, ...]
-    recipe: Recipe
-    options: Options
-    parallel: str = "ddp"
-    method: Method | None = None
-    """What makes the start of the blocks' linears; None: DL-QAT's own (`options.init`). Untrained: options.steps = 0."""
-
-    @property
-    def calibration(self) -> int:
-        """Sequences of calibration text that the method must see."""
-        needed = self.method is not None and (self.method.calibrated or self.method.influenced)
-        return max(1, self.options.calibration_tokens // self.options.sequence_length) if needed else 0
+EXAMPLES = "training/examples.sha256"
 
 
 def run(request: Request, console: Console) -> Path:
@@ -80,18 +55,18 @@ def run(request: Request, console: Console) -> Path:
         if not request.method.influenced:
             console.print(plan_table.table(request.method, nodes, origin.decoder))
     names = data.sources(request.data) if request.data else []
-    record = _record(request, origin, names)
-    if _finished(request.output, record):
+    wanted = record(request, origin, names)
+    if finished(request.output, wanted):
         console.print(f"{request.output} is already trained with these options; nothing to do")
         return request.output
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     if first:
-        if not _begun(request.output):
+        if not begun(request.output):
             for name in (EXAMPLES, plan.FILE, *checkpoint.TOKENIZER_FILES):  # of another model or method, perhaps
                 (request.output / name).unlink(missing_ok=True)
         (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
-        atomic.text(request.output / RECORD, json.dumps(record, indent=1) + "\n")
+        atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")
     with log.bar(console, quiet=not first) as progress:
         loaded = source.load(origin)
         if first:
@@ -126,57 +101,6 @@ def check_recipe(origin: Source, rules: Recipe) -> None:
                 f"the recipe's rule {rule.match!r} matches no module of this model; it must match a whole name, "
                 f"as model.layers.0.self_attn.q_proj, {EMBEDDING} or {HEAD}"
             )
-
-
-def _record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "source": origin.text,
-        "fingerprint": source.fingerprint(origin),
-        "recipe": recipe.tables(request.recipe),
-        "data": data.digests(names),
-        "options": asdict(request.options),
-        "method": known.record(request.method) if request.method else {"name": "dlqat"},
-        "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
-    }
-
-
-def _begun(output: Path) -> bool:
-    """Whether there is a start or a result: work that another request would spoil."""
-    return (output / START).exists() or (output / ADAPTERS).exists()
-
-
-def _finished(output: Path, record: dict[str, Any]) -> bool:
-    """Whether `output` holds the result of this very request. Refusal if it holds that of another, or its start."""
-    path = output / RECORD
-    if not path.exists():
-        if output.exists() and any(output.iterdir()):
-            raise Refusal(f"{output} exists and is no model_dir; choose another --output")
-        return False
-    if not _begun(output):
-        return False
-    old = json.loads(path.read_text(encoding="utf-8"))
-    old.setdefault("method", {"name": "dlqat"})
-    for key in ("fingerprint", "method", "recipe", "data", "options"):
-        if old.get(key) != record[key]:
-            what = f"base model ({old.get('source')}" if key == "fingerprint" else f"{key} ("
-            raise Refusal(
-                f"{output} was begun with another {what}{_difference(old.get(key), record[key])}); "
-                "choose another --output, delete it, or repeat its own options to continue it"
-            )
-    return (output / ADAPTERS).exists()
-
-
-def _difference(old: Any, new: Any) -> str:
-    """What of a dictionary has changed, or in which rules of a recipe; nothing of two digests."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        before, now = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
-        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        return ", ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
-    if isinstance(old, list) and isinstance(new, list):
-        pairs = list(zip_longest(cast("list[Any]", old), cast("list[Any]", new), fillvalue={}))
-        return "; ".join(f"rule {i}: {_difference(a, b)}" for i, (a, b) in enumerate(pairs, 1) if a != b)
-    return ""
 
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of dlqat-train, what model_dir keeps of it (dlqat.json), and whether another call asks for the same.
+
+A run that has a start is continued only by its own request: other data or rates would give adapters of which nobody
+could say how they were made. What stopped before there was a start may be asked for anew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, cast
+
+from dlqat import recipe, source
+from dlqat.adapter import ADAPTERS, RECORD
+from dlqat.recipe import Recipe
+from dlqat.refusal import Refusal
+from dlqat.source import Source
+from dlqat.trainer import data
+from dlqat.trainer.methods import known
+from dlqat.trainer.methods.method import Method
+from dlqat.trainer.options import Options
+
+START = "training/start.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of dlqat-train."""
+
+    model: str
+    output: Path
+    data: tuple[str, ...]
+    recipe: Recipe
+    options: Options
+    parallel: str = "ddp"
+    method: Method | None = None
+    """What makes the start of the blocks' linears; None: DL-QAT's own (`options.init`). Untrained: options.steps = 0."""
+
+    @property
+    def calibration(self) -> int:
+        """Sequences of calibration text that the method must see."""
+        needed = self.method is not None and (self.method.calibrated or self.method.influenced)
+        return max(1, self.options.calibration_tokens // self.options.sequence_length) if needed else 0
+
+
+def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
+    """dlqat.json: all that decides the result, with digests of what lies in files."""
+    return {
+        "format": 1,
+        "source": origin.text,
+        "fingerprint": source.fingerprint(origin),
+        "recipe": recipe.tables(request.recipe),
+        "data": data.digests(names),
+        "options": asdict(request.options),
+        "method": known.record(request.method) if request.method else {"name": "dlqat"},
+        "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
+    }
+
+
+def begun(output: Path) -> bool:
+    """Whether there is a start or a result: work that another request would spoil."""
+    return (output / START).exists() or (output / ADAPTERS).exists()
+
+
+def finished(output: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `output` holds the result of this very request. Refusal if it holds that of another, or its start."""
+    path = output / RECORD
+    if not path.exists():
+        if output.exists() and any(output.iterdir()):
+            raise Refusal(f"{output} exists and is no model_dir; choose another --output")
+        return False
+    if not begun(output):
+        return False
+    old = json.loads(path.read_text(encoding="utf-8"))
+    old.setdefault("method", {"name": "dlqat"})
+    for key in ("fingerprint", "method", "recipe", "data", "options"):
+        if old.get(key) != wanted[key]:
+            what = f"base model ({old.get('source')}" if key == "fingerprint" else f"{key} ("
+            raise Refusal(
+                f"{output} was begun with another {what}{_difference(old.get(key), wanted[key])}); "
+                "choose another --output, delete it, or repeat its own options to continue it"
+            )
+    return (output / ADAPTERS).exists()
+
+
+def _difference(old: Any, new: Any) -> str:
+    """What of a dictionary has changed, or in which rules of a recipe; nothing of two digests."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        before, now = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
+        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        return ", ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = list(zip_longest(cast("list[Any]", old), cast("list[Any]", new), fillvalue={}))
+        return "; ".join(f"rule {i}: {_difference(a, b)}" for i, (a, b) in enumerate(pairs, 1) if a != b)
+    return ""
