@@ -77,6 +77,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def reset_peak() -> None:
+    """Begin to count peak_gb anew: a script may measure several rows."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_gb() -> float:
+    """GB that this process has taken at most since reset_peak (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return round(int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9, 2)
+
+
 class Results:
     """One JSON file of rows by key; a row is written the moment it is known, and not measured again."""
 

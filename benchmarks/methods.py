@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import tempfile
 import time
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import HERE, Results, smollm2, text
+from _common import HERE, Results, peak_gb, reset_peak, smollm2, text
 from quality import tokens
 from recovery import accuracy as tasks
 from rich.console import Console
@@ -119,7 +118,7 @@ def compressed(key: str, keep: Path) -> tuple[Path, dict[str, float]]:
         shutil.rmtree(folder, ignore_errors=True)
         began = time.process_time()
         run(Request(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made()), Console(stderr=True))
-        atomic.text(cost, json.dumps({"seconds": round(time.process_time() - began, 1), "peak_gb": _peak()}))
+        atomic.text(cost, json.dumps({"seconds": round(time.process_time() - began, 1), "peak_gb": peak_gb()}))
     return folder, json.loads(cost.read_text(encoding="utf-8"))
 
 
@@ -144,7 +143,7 @@ def trained_row(key: str, keep: Path, results: Results) -> dict[str, Any]:
     seconds = time.process_time() - began
     adapter.write(trained, keep / f"{key}{THEN}.safetensors")
     kept = {k: before[k] for k in ("method", "settings", "bits", "bits_paper", "bits_linears", "bits_file")}
-    times = {"seconds": round(before["seconds"] + seconds, 1), "train_seconds": round(seconds, 1), "peak_gb": _peak()}
+    times = {"seconds": round(before["seconds"] + seconds, 1), "train_seconds": round(seconds, 1), "peak_gb": peak_gb()}
     return {**kept, "then": "dlqat", "start": before["test"], **times, "test": _perplexity(model.eval(), loaded)}
 
 
@@ -189,11 +188,6 @@ def _file_bits(folded: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = cli.write(cli.load(name), model, folded, Path(folder) / name, options)["bits_per_weight"]
     return found
-
-
-def _peak() -> float:
-    """GB that the process has taken at most until now."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 
 def everything(results: Results) -> dict[str, dict[str, Any]]:
@@ -291,6 +285,7 @@ def main() -> None:
         if arguments.tasks or row or not wanted:
             continue
         start = key.removesuffix(THEN)
+        reset_peak()
         results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
         print(key, results.rows[key], flush=True)
         plot(results)

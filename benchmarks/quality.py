@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import _autoround
-from _common import ADAPTERS, Results, smollm2, text
+from _common import ADAPTERS, Results, peak_gb, reset_peak, smollm2, text
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -143,7 +143,7 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
             runtime = accelerator(options)
             quiet = replace(options, save_every=0)
             train(model, batches, quiet, Path(folder), runtime, lambda row: losses.append(row.loss))
-    trained = time.process_time()
+    trained, peak = time.process_time(), peak_gb()
     _keep(model, run, keep)
     return {
         "bits": run.bits,
@@ -151,6 +151,7 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
         "start_seconds": round(prepared - began, 1),
         "train_seconds": round(trained - began_training, 1),
         "last_loss": losses[-1] if losses else None,
+        "peak_gb": peak,
         **before,
         **evaluate(model, loaded),
     }
@@ -210,6 +211,7 @@ def main() -> None:
         if run.after and start_from is None:
             print(f"{key}: {keep} holds nothing of {run.after}; measure that row first")
             continue
+        reset_peak()
         row = measure(run, source.load(origin), keep / f"{key}.safetensors", start_from)
         results.add(key, row | known)
         print(key, results.rows[key], flush=True)
