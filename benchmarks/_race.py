@@ -36,12 +36,12 @@ class Contestant(Protocol):
 class Genai:
     """A folder in onnxruntime-genai."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, options: Mapping[str, str] | None = None) -> None:
         import onnxruntime_genai as og
 
         config = og.Config(str(folder))
-        options = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
-        config.overlay(json.dumps(options))
+        session = {"intra_op_num_threads": threads, **(options or {})}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.og, self.model = og, og.Model(config)
 
     def prefill(self) -> None:
