@@ -59,7 +59,7 @@ def model(smollm2: Path, smollm2_folded: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("target", ["onnx", "coreml"])
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
 def test_every_kind_of_union_on_the_real_model(target: str, model: Path, tmp_path: Path) -> None:
     module, back = cli.load(target), checkpoint.read(model)
     cli.write(module, back, model, tmp_path / target, cli.choose(module, target, None, 256, back))

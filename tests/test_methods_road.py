@@ -44,6 +44,10 @@ CASES: dict[str, list[str]] = {
     "nm": ["--method", "nm", "--set", "low_rank=0.25"],
     "ternary": ["--method", "nm", "--set", "score=ternary", "--set", "n=4", "--set", "m=8", "--bits", "2"],
     "spread": ["--method", "nm", "--set", "n=4", "--set", "m=8", "--set", "spread=1"],
+    "gptq+dlqat": ["--method", "gptq", "--bits", "3", "--then", "dlqat"],
+    "ternary+dlqat": [
+        *("--method", "nm", "--set", "score=ternary", "--set", "n=4", "--set", "m=8", "--bits", "2", "--then", "dlqat")
+    ],
     "swsc+dlqat": ["--method", "swsc", "--set", "rounding=gptq", "--then", "dlqat"],
     "casp+dlqat": ["--method", "casp", "--then", "dlqat"],
     "nm+dlqat": ["--method", "nm", "--set", "low_rank=0.25", "--then", "dlqat"],
@@ -171,7 +175,9 @@ def test_what_a_method_makes_of_a_layer(road: Road, case: str) -> None:
         assert len(moved) == len(list(folded.leaves(trained.layers[QUERY])))
 
 
-@pytest.mark.parametrize(("case", "n", "m"), [("nm", 2, 4), ("nm+dlqat", 2, 4), ("ternary", 4, 8)])
+@pytest.mark.parametrize(
+    ("case", "n", "m"), [("nm", 2, 4), ("nm+dlqat", 2, 4), ("ternary", 4, 8), ("ternary+dlqat", 4, 8)]
+)
 def test_zeros_stay_zeros(road: Road, case: str, n: int, m: int) -> None:
     model = checkpoint.read(road(case) / "folded")
     for name in (UP, QUERY):
