@@ -125,6 +125,21 @@ def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.parametrize(
+    ("extra", "start"),
+    [([], "mse"), (["--bits", "2"], "gptq"), (["--bits", "2", "--init", "mse"], "mse"), (["--recipe", "two"], "gptq")],
+)
+def test_two_bits_start_from_gptq(base: Path, extra: list[str], start: str) -> None:
+    if "--recipe" in extra:
+        extra = ["--recipe", str(base.parent / "two.toml")]
+        Path(extra[1]).write_text("[[rule]]\nmatch = '.*up_proj'\nbits = 2\n", encoding="utf-8")
+    call(base, *extra)
+    record = json.loads((base.parent / "out" / "dlqat.json").read_text(encoding="utf-8"))
+    assert record["options"]["init"] == start
+    stored = load_file(base.parent / "out" / "adapters.safetensors")
+    assert any(name.endswith(".offset") for name in stored) == (start == "gptq")
+
+
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])
 def test_edited_data_is_refused(base: Path, finished: bool) -> None:
     (call if finished else kill_before_training)(base)

@@ -21,6 +21,8 @@ from dlqat.trainer.options import INITS, Options
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
 DLQAT = "dlqat"
+TWO_BITS = "gptq"
+"""Start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
 UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
@@ -68,8 +70,11 @@ def train(
         bool, typer.Option("--train-scales", help="Train the scales too (L4Q).", rich_help_panel=WHAT)
     ] = False,
     init: Annotated[
-        str, typer.Option(help="Start: mse | weighted | gptq | blocks.", rich_help_panel=HOW)
-    ] = _DEFAULT.init,
+        str | None,
+        typer.Option(
+            help="Start: mse | weighted | gptq | blocks. Default: mse; gptq if a layer has 2 bits.", rich_help_panel=HOW
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)
@@ -141,7 +146,7 @@ def train(
         warmup=warmup,
         kd=kd,
         ce=ce,
-        init=init,
+        init=_DEFAULT.init if init is None else init,
         seed=seed,
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
@@ -154,6 +159,8 @@ def train(
     sources = _sources(data or [], compression, then)
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
+    if compression is None and init is None and any(rule.changes.get("bits") == 2 for rule in checked.rules):
+        options = replace(options, init=TWO_BITS)
     try:
         from dlqat.trainer.request import Request
         from dlqat.trainer.run import run
@@ -169,7 +176,7 @@ def train(
     )
 
 
-def _method(name: str, settings: list[str], then: str, init: str) -> Method | None:
+def _method(name: str, settings: list[str], then: str, init: str | None) -> Method | None:
     """None: DL-QAT by itself."""
     if then not in ("", DLQAT):
         raise Refusal(f"--then {then} is not {DLQAT}")
@@ -177,7 +184,7 @@ def _method(name: str, settings: list[str], then: str, init: str) -> Method | No
         if settings or then:
             raise Refusal("--set and --then belong to another --method than dlqat")
         return None
-    if init != _DEFAULT.init:
+    if init is not None:
         raise Refusal(f"--init is of --method dlqat; with --method {name} the method makes the start")
     return parse(name, settings)
 
