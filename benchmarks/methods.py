@@ -4,7 +4,7 @@
     python benchmarks/methods.py              all rows that are not in results/methods.json yet, and the plot
     python benchmarks/methods.py --only nm    rows whose key begins so
     python benchmarks/methods.py --tasks      ARC-Easy and PIQA of the rows that have none yet
-    python benchmarks/methods.py --table      the table of docs/methods.md
+    python benchmarks/methods.py --plot       only draw the plot (benchmarks/table.py writes the table of docs/methods.md)
 
 A row is a user's road: dlqat-train --method, fold, export; KEY+dlqat trains on from what KEY left in .cache. Same model,
 same 16 x 512 tokens of WikiText-2 test, same text for training and same evaluation as benchmarks/quality.py and
@@ -203,6 +203,7 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
         if key in results.rows:  # rtn's, measured here on the processor's clock
             seconds = results.rows[key]["seconds"]
         kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
+        kept |= {k: row[k] for k in ("peak_gb",) if k in row}
         found[key] = {**kept, "seconds": seconds, "test": row["test"], **recovery.get(key, {})}
     return found
 
@@ -267,11 +268,10 @@ def main() -> None:
     )
     parser.add_argument("--exact", help="the one row to measure")
     parser.add_argument("--tasks", action="store_true", help="measure ARC-Easy and PIQA of known rows instead")
-    parser.add_argument("--table", action="store_true", help="print the table and draw the plot; measure nothing")
+    parser.add_argument("--plot", action="store_true", help="draw the plot; measure nothing")
     arguments = parser.parse_args()
     results = Results("methods")
-    if arguments.table:
-        print("\n".join(table(results)))
+    if arguments.plot:
         plot(results)
         return
     keep: Path = arguments.keep

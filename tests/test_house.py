@@ -171,3 +171,8 @@ def test_commands_start_without_torch(module: str) -> None:
     """--help answers at once, and TQDM_DISABLE, which tqdm reads once (torch imports it), can still be set."""
     code = f"import sys, dlqat.{module}; sys.exit('torch' in sys.modules or 'tqdm' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
+
+
+def test_the_pages_show_the_committed_results() -> None:
+    found = run(sys.executable, ROOT / "benchmarks" / "table.py", "--check")
+    assert found.returncode == 0, f"run python benchmarks/table.py: {found.stdout}{found.stderr}"
