@@ -127,9 +127,9 @@ def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "start"),
-    [([], "mse"), (["--bits", "2"], "gptq"), (["--bits", "2", "--init", "mse"], "mse"), (["--recipe", "two"], "gptq")],
+    [([], "mse"), (["--bits", "2"], "blocks"), (["--bits", "2", "--init", "mse"], "mse"), (["--recipe", "two"], "blocks")],
 )
-def test_two_bits_start_from_gptq(base: Path, extra: list[str], start: str) -> None:
+def test_two_bits_start_from_blocks(base: Path, extra: list[str], start: str) -> None:
     if "--recipe" in extra:
         extra = ["--recipe", str(base.parent / "two.toml")]
         Path(extra[1]).write_text("[[rule]]\nmatch = '.*up_proj'\nbits = 2\n", encoding="utf-8")
@@ -137,7 +137,7 @@ def test_two_bits_start_from_gptq(base: Path, extra: list[str], start: str) -> N
     record = json.loads((base.parent / "out" / "dlqat.json").read_text(encoding="utf-8"))
     assert record["options"]["init"] == start
     stored = load_file(base.parent / "out" / "adapters.safetensors")
-    assert any(name.endswith(".offset") for name in stored) == (start == "gptq")
+    assert any(name.endswith(".offset") for name in stored) == (start == "blocks")
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])

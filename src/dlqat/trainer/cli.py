@@ -21,7 +21,7 @@ from dlqat.trainer.options import INITS, Options
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
 DLQAT = "dlqat"
-TWO_BITS = "gptq"
+TWO_BITS = "blocks"
 """Start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
 UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
@@ -72,7 +72,7 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start: mse | weighted | gptq | blocks. Default: mse; gptq if a layer has 2 bits.", rich_help_panel=HOW
+            help="Start: mse | weighted | gptq | blocks. Default: mse; blocks if a layer has 2 bits.", rich_help_panel=HOW
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
