@@ -197,8 +197,10 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
     for key, row in quality.items():
         if any(word in key for word in ELSEWHERE):
             continue
-        plain = row.get("bits") == 3 and ("plain" in key or "autoround" in key)
+        plain = row.get("bits") == 3 and ("plain" in key or key == "autoround-3b")
         sizes = results.rows.get(f"rtn-{row.get('bits')}b{'-plain' if plain else ''}", {})
+        if key == "autoround+dlqat-kd-2b-seed0":  # with zero-points, which rtn's files have not
+            sizes = {}
         seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
         if key in results.rows:  # rtn's, measured here on the processor's clock
             seconds = results.rows[key]["seconds"]
