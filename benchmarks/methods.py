@@ -25,10 +25,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _common import HERE, Results, peak_gb, reset_peak, smollm2, text
@@ -53,6 +53,10 @@ from dlqat.trainer.prepare import load, prepare
 from dlqat.trainer.request import Request
 from dlqat.trainer.run import run
 from dlqat.trainer.train import accelerator, train
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
 TRAINED = Options(save_every=0)
 UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
@@ -232,15 +236,6 @@ def plot(results: Results) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(10, 7))
-    for key, row in everything(results).items():
-        if row["test"] > 1e4 or "bits_file" not in row:
-            continue
-        at, trained = (min(row["bits_file"].values()), row["test"]), "dlqat" in key or "-kd-" in key
-        axes.plot(*at, marker="o" if trained else "x", color="C0" if trained else "C1")
-        right = trained and not key.startswith("peqa")  # those lie on the trained ones
-        label = key.removesuffix("-seed0").replace("-lr4e-3", "").replace("-kd", "")
-        side: dict[str, Any] = {"xytext": (6, -2)} if right else {"xytext": (-6, -2), "ha": "right"}
-        axes.annotate(label, at, **side, textcoords="offset points", fontsize=7)
     floor = Results("quality").rows["float"]["test"]
     axes.axhline(floor, color="grey", linewidth=0.8)
     axes.text(3.5, floor, " float, 32 bits", va="bottom", fontsize=7, color="grey")
@@ -251,15 +246,37 @@ def plot(results: Results) -> None:
         [f"{floor:.1f}", *["31", "33", "36", "40", "50", "75", "150", "400", "1000"]],
     )
     axes.set(
-        xlim=(3.5, 5.6),
+        xlim=(3.5, 5.7),
         ylim=(29.4, 1000),
         xlabel="bits per parameter of the file (the smaller of onnx and coreml iOS26)",
     )
     axes.set_ylabel("WikiText-2 test perplexity (log of what it is above 29)")
     axes.set_title("SmolLM2-135M-Instruct; x: not trained, o: 40 steps of 1024 tokens", fontsize=9)
     figure.tight_layout()
+    taken: list[Bbox] = []
+    for key, row in everything(results).items():
+        if row["test"] > 1e4 or "bits_file" not in row:
+            continue
+        at, trained = (min(row["bits_file"].values()), row["test"]), "dlqat" in key or "-kd-" in key
+        axes.plot(*at, marker="o" if trained else "x", color="C0" if trained else "C1")
+        label = key.removesuffix("-seed0").replace("-lr4e-3", "").replace("-kd", "")
+        taken.append(_label(axes, at, label, trained and not key.startswith("peqa"), taken))  # PEQA lies on DL-QAT
     figure.savefig(HERE / "results" / "methods.png", dpi=120)
     plt.close(figure)
+
+
+def _label(axes: Axes, at: tuple[float, float], label: str, right: bool, taken: Sequence[Bbox]) -> Bbox:
+    """Write a label beside its point, as near to its height as the labels that are there let it."""
+    for shift in (0, 9, -9, 18, -18, 27, -27, 36, -36):
+        side: dict[str, Any] = {"xytext": (6 if right else -6, shift - 2), "ha": "left" if right else "right"}
+        text = axes.annotate(label, at, **side, textcoords="offset points", fontsize=7)
+        box = text.get_window_extent()
+        if not any(box.overlaps(other) for other in taken):
+            break
+        text.remove()
+    else:
+        text = axes.annotate(label, at, fontsize=7)
+    return text.get_window_extent()
 
 
 def main() -> None:
