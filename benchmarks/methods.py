@@ -87,6 +87,7 @@ ROADS: dict[str, Road] = {
     "swsc-4b": Road("swsc", 4),
     "swsc-3b": Road("swsc", 3),
     "swsc-2b": Road("swsc", 2),
+    "swsc-gptq-2b": Road("swsc", 2, ("rounding=gptq",)),
     "casp-4b": Road("casp", 4),
     "nm-4:8-4b": Road("nm", 4, ("n=4", "m=8")),
     "nm-2:4-lowrank-4b": Road("nm", 4, ("low_rank=0.1",)),
@@ -100,7 +101,7 @@ ROADS: dict[str, Road] = {
 """What a reader learns most from comes first."""
 KEPT = HERE.parent / ".cache" / "methods"
 THEN = "+dlqat"
-ALONE = ("nm-ternary-4:8-spread", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
+ALONE = ("swsc-2b", "nm-ternary-4:8-spread", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
 """Prefixes of rows that nothing is trained from here."""
 ELSEWHERE = ("-ce-", "l4q", "fq_lora", "-a8-", "slow", "120steps", "lr4e-3-3b-seed", "lr4e-3-4b", "seed1", "seed2")
 """Rows of quality.json that are ablations of DL-QAT: docs/training.md has them."""
