@@ -86,6 +86,10 @@ def rows() -> Iterator[tuple[str, Run]]:
         grid = {"symmetric": False} if bits == 2 else {}
         yield f"autoround+dlqat-kd-{bits}b-seed0", Run(bits, base, grid, after=f"autoround-{bits}b")
         yield from _blocks(bits, base, high)
+    short = replace(base, init="gptq", calibration_tokens=16384)
+    for seed in (0, 1, 2):
+        yield f"gptq16k+dlqat-kd-3b-seed{seed}", Run(3, replace(short, seed=seed))
+    yield "gptq16k+dlqat-kd-4b-seed0", Run(4, short)
     for bits in (4, 3):
         yield f"dlqat-kd-120steps-{bits}b-seed0", Run(bits, replace(base, steps=120))
     yield "fq_lora-kd-lr4e-3-3b-seed0", Run(3, high, {"magnitude": False})
@@ -187,7 +191,8 @@ def started(run: Run, results: Results, keep: Path) -> tuple[Path | None, dict[s
     """The adapters of the untrained row that is just the run's start, and what is known of it; None, {} if there is none."""
     key = run.after or f"{run.options.init}-{run.bits}b"
     row, adapters = results.rows.get(key), keep / f"{key}.safetensors"
-    usable = run.after or (run.options.steps and not run.options.seed and not run.changes)
+    plain = not run.options.seed and not run.changes and run.options.calibration_tokens == TOKENS
+    usable = run.after or (run.options.steps and plain)
     if row is None or not adapters.exists() or not usable:
         return None, {}
     return adapters, {"start_seconds": row["start_seconds"], "start_test": row["test"], "start_held": row["held"]}
