@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The road over adb: a real adb client and server, and a test daemon that plays the phone (adbd.py).
 
-The daemon's runner is our Python worker, so what runs is the road, not Android. A server that is killed, a phone that
-is unplugged or does not answer, a full disk: one sentence, and nothing hangs or stays behind.
+The daemon's runner is our Python worker, or the runner in C++ that a phone gets, built for this machine: what runs is the
+road, not Android. A server that is killed, a phone that is unplugged or does not answer, a full disk: one sentence, and
+nothing hangs or stays behind.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import pytest
 import adbd
 import artifacts
 import dlqat
+import runners
 from dlqat.devices import adb, android
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.android import Android
 from dlqat.devices.child import Limits
 from dlqat.devices.device import DeviceFailure
+from dlqat.runtime_tests.readers import read
 
 pytest.importorskip("adbutils")
 ADB = adb.client()
@@ -132,6 +135,34 @@ def test_a_program_on_the_phone(phone: Callable[..., Phone], program: Path) -> N
     before = pushed.stat().st_mtime_ns
     device.open(program, setting).close()
     assert pushed.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("form", ["ort", "web"])
+def test_the_runner_on_the_phone(
+    phone: Callable[..., Phone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """The folder with dlqat_runner and its library is pushed; every setting gives this machine's numbers, bit for bit."""
+    one, device = phone(), ort()
+    monkeypatch.setenv(android.RUNNER["onnx"], str(runners.onnxruntime(tmp_path / "runner")))
+    program = folders.find(artifacts.export(tmp_path / "model", form, "llama-tied")).program
+    settings = device.settings(program, 1)
+    assert {s.activations for s in settings} == {"ort": {"float", "int8"}, "web": {"int8"}}[form]
+    for setting in settings:
+        session: Any = device.open(program, setting)
+        here = DEVICES["host-ort"].open(program, setting)
+        for step in ([5, 6, 7], [8]):
+            assert np.array_equal(session.logits(step), here.logits(step))
+        facts = session.facts()
+        assert (facts["phone"], facts["kernels"]) == ("Toy", here.facts()["kernels"])
+        session.close()
+    pushed = {p.name for p in (one.root / "data").rglob("runner-onnx/*") if p.suffix != ".sha256"}
+    assert pushed == {"dlqat_runner", "libonnxruntime.so"}
+    weight = next(w for w in read(program).weights if w.kind == "matmul")
+    x = np.random.default_rng(0).normal(size=(3, weight.load().codes.shape[1])).astype(np.float32)
+    for setting in settings:
+        (there,) = device.evaluate(weight.program(), [{weight.input: x}], setting)
+        (mine,) = DEVICES["host-ort"].evaluate(weight.program(), [{weight.input: x}], setting)
+        assert np.array_equal(there, mine)
 
 
 def test_a_name_with_spaces(phone: Callable[..., Phone], program: Path, tmp_path: Path) -> None:

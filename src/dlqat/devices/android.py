@@ -6,8 +6,8 @@ variable per runtime names the file or the folder that holds it (the program in 
 Every command is one that a person can type, and `commands` gives them. Each has a time limit; what was pushed stays in
 /data/local/tmp/dlqat for the next run, with the digest of its bytes beside it.
 
-The road is tested against a real adb client and server with a test daemon (tests/adbd.py). On hardware it is not
-verified, and no runner for Android is part of this repository.
+The road is tested against a real adb client and server with a test daemon (tests/adbd.py), the runners of this folder
+(runner/*.cpp) on it and on emulated ARM64. On hardware it is not verified.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dlqat import atomic
 from dlqat.devices import adb, child
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Session, Setting
+from dlqat.devices.host_ort import ort_settings
 from dlqat.devices.ort_spec import spec
 
 HOME = "/data/local/tmp/dlqat"
@@ -62,8 +63,9 @@ class Android:
         return adb.fault()
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        int8 = Setting("int8", True, threads)  # XNNPACK rounds by itself: ExecuTorch has no other setting
-        return (Setting("float", True, threads), int8) if self.format == "onnx" else (int8,)
+        if self.format == "onnx":
+            return ort_settings(program, threads, arm=True)
+        return (Setting("int8", True, threads),)  # XNNPACK rounds by itself: ExecuTorch has no other setting
 
     def open(self, program: Path, setting: Setting) -> Session:
         return _Session(self._worker(self._files(program)), program, setting)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device of this machine in an ARM64 Python under qemu-user: the real aarch64 kernels, on an emulated cortex-a76.
+"""An ARM64 CPU under qemu-user: the real aarch64 kernels, on an emulated cortex-a76, in the runners that phones get.
 
 Emulation, always labelled: no statement about a phone's speed, memory, NPU or Android's own libraries. What
 it shows is whether the kernels that ship for ARM64 compute our integers right, KleidiAI's among them. At
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import dlqat
 from dlqat.devices import child, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
@@ -38,7 +37,7 @@ SCRIPTS = {"onnx": "qemu", "executorch": "qemu-executorch"}
 
 @dataclass(eq=False)
 class Emulated:
-    """The runtime of one format, out of its aarch64 wheel, under qemu-user."""
+    """The runtime of one format, out of its aarch64 wheel, behind its runner (runner/*.cpp)."""
 
     name: str
     format: str
@@ -51,8 +50,11 @@ class Emulated:
 
     def available(self) -> str | None:
         where = setup.home() / FOLDERS[self.format]
-        if not (where / "ready").is_file() or not (setup.home() / "arm64" / "ready").is_file():
-            return f"no emulated ARM64 in {where}; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian or Ubuntu)"
+        wanted = (where / "ready", where / "runner" / "dlqat_runner", setup.home() / "arm64" / "ready")
+        if not all(path.is_file() for path in wanted):
+            return (
+                f"no emulated ARM64 in {where}, or not wholly; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian)"
+            )
         if self.format == "onnx" and importlib.util.find_spec("onnx") is None:
             return "onnx not installed; pip install 'dlqat[onnx]'"
         return None
@@ -75,7 +77,9 @@ class Emulated:
         return child.evaluate(found, program, batches, setting, LIMITS)
 
     def _worker(self, setting: Setting) -> Worker:
-        return Worker(self.name, [*emulator(cpu(setting)), *COMMANDS[self.format]()], environment())
+        program = setup.home() / FOLDERS[self.format] / "runner" / "dlqat_runner"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("LD_")}  # the host's libraries
+        return Worker(self.name, [*emulator(cpu(setting)), str(program)], environment)
 
 
 def cpu(setting: Setting) -> str:
@@ -88,26 +92,3 @@ def emulator(kind: str) -> list[str]:
     home = setup.home() / "arm64"
     host = home / "host" / "usr" / "bin" / "qemu-aarch64-static"
     return [str(host), "-L", str(home / "root"), "-cpu", kind]
-
-
-def python_worker() -> list[str]:
-    """onnxruntime: the worker of every device, in the emulated Python."""
-    python = setup.home() / "arm64" / "root" / "usr" / "bin" / "python3.11"
-    return [str(python), "-m", "dlqat.devices.worker", "dlqat.devices.host_ort:HostOrt"]
-
-
-def runner() -> list[str]:
-    """ExecuTorch: a runner without Python (runner/executorch.cpp), because its bindings for Python need all of torch."""
-    return [str(setup.home() / "arm64-executorch" / "runner" / "dlqat_runner")]
-
-
-COMMANDS = {"onnx": python_worker, "executorch": runner}
-
-
-def environment() -> dict[str, str]:
-    """The emulated Python's packages and ours; nothing of the host's Python."""
-    package, home = Path(dlqat.__file__).resolve().parents[1], setup.home() / "arm64"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
-    cache = str(home / "pycache")  # compiling is what an emulated import waits for
-    path = os.pathsep.join([str(home / "site"), str(package)])
-    return {**kept, "PYTHONPATH": path, "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": cache}

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other end of child.py, in Python: `python -m dlqat.devices.worker MODULE:CLASS` serves one device.
 
-Light on purpose: it also runs under qemu-user, where every import takes a hundred times longer. stdout
-belongs to the messages; whatever the runtime prints goes to stderr.
+stdout belongs to the messages; whatever the runtime prints goes to stderr.
 """
 
 from __future__ import annotations

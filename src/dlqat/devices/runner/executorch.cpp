@@ -1,30 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // A device without Python: ExecuTorch behind the messages of wire.hpp, as ../worker.py with ../host_executorch.py is.
 //
-// One process, one program, one cache. A wrong request is answered with {"error": one line}; a runtime that aborts ends
-// the process, and the driver says so. Built by ../setup/qemu-executorch.sh for an emulated ARM64 Linux, and with
-// CMakeLists.txt and the NDK for Android.
+// One process, one program, one cache. build-executorch.sh builds it for Linux, ../setup/qemu-executorch.sh for an
+// emulated ARM64 Linux; docs/devices.md says what Android needs.
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
-#include <sys/utsname.h>
 
 #include <algorithm>
-#include <chrono>
-#include <fstream>
 #include <memory>
-#include <set>
-#include <sstream>
 
-#include "wire.hpp"
-
-#ifdef __linux__
-#include <sys/auxv.h>
-#include <sys/prctl.h>
-
-#include <csignal>
-#endif
+#include "runner.hpp"
 
 #ifndef DLQAT_EXECUTORCH
 #define DLQAT_EXECUTORCH "of unknown version"
@@ -41,14 +28,10 @@ ThreadPool* get_threadpool();
 
 namespace {
 
-using dlqat::Answer, dlqat::Array, dlqat::Json, dlqat::Message, dlqat::quoted;
+using dlqat::Answer, dlqat::Array, dlqat::Json, dlqat::Message, dlqat::now, dlqat::quoted;
 using executorch::aten::ScalarType;
 using executorch::extension::Module;
 using executorch::runtime::EValue, executorch::runtime::Error, executorch::runtime::Program;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 [[noreturn]] void fail(const std::string& what, Error error) {
   throw std::runtime_error("executorch does not " + what + ": " + executorch::runtime::to_string(error));
@@ -89,7 +72,7 @@ class Runner {
     else if (op == "facts") found.members = "\"facts\":" + facts();
     else if (op == "evaluate") return evaluate(message);
     else throw std::runtime_error("this runner does not know " + op);
-    if (module_) found.members += (found.members.empty() ? "" : ",") + ("\"timings\":" + timings());
+    if (module_) found.members += (found.members.empty() ? "" : ",") + ("\"timings\":" + timings_.json());
     return found;
   }
 
@@ -98,8 +81,7 @@ class Runner {
   std::string method_;
   int64_t length_ = 0, longest_ = 1, context_ = 0, vocabulary_ = 0;
   int threads_ = 1;
-  double load_seconds_ = 0, seconds_[2] = {0, 0};  // prefill, decode
-  int64_t tokens_[2] = {0, 0};
+  dlqat::Timings timings_;
 
   void threads(const Json& setting) {
     threads_ = static_cast<int>(setting.at("threads").number);
@@ -118,7 +100,7 @@ class Runner {
     auto names = module_->method_names();
     method_ = names.ok() && names->count("score") && !setting.at("generate").number ? "score" : "forward";
     if (Error error = module_->load_method(method_); error != Error::Ok) fail("load " + method_, error);
-    load_seconds_ = now() - start;
+    timings_.load_seconds = now() - start;
     longest_ = module_->method_meta(method_)->input_tensor_meta(0)->sizes()[1];
     auto first = [&](const char* name) { return numbers(name).empty() ? 0 : numbers(name)[0]; };
     context_ = first("get_max_context_len");
@@ -145,8 +127,7 @@ class Runner {
       Array given{"tokens", "int64", {1, step}, reinterpret_cast<const uint8_t*>(tokens + at)};
       Array where{"position", "int64", {1}, reinterpret_cast<const uint8_t*>(&position)};
       Answer::Rows rows = run(*module_, method_, {given, where}, "logits");
-      tokens_[step == 1] += step;
-      seconds_[step == 1] += now() - start;
+      timings_.count(step, now() - start);
       length_ += step;
       if (method_ != "score") all.values.clear();  // the last row only, as apps get it
       all.values.insert(all.values.end(), rows.values.begin(), rows.values.end());
@@ -166,13 +147,8 @@ class Runner {
     Module module(std::make_unique<executorch::extension::BufferDataLoader>(aligned.get(), content.bytes));
     if (Error error = module.load(Program::Verification::InternalConsistency); error != Error::Ok) fail("load it", error);
     Answer found;
-    for (int i = 0; i < static_cast<int>(message.header.at("batches").number); ++i) {
-      std::string prefix = std::to_string(i) + "/";
-      std::vector<Array> inputs;
-      for (const Array& one : message.arrays)
-        if (one.name.compare(0, prefix.size(), prefix) == 0) inputs.push_back(one);
-      found.arrays.push_back(run(module, "forward", inputs, std::to_string(i)));
-    }
+    for (int i = 0; i < static_cast<int>(message.header.at("batches").number); ++i)
+      found.arrays.push_back(run(module, "forward", message.batch(i), std::to_string(i)));
     return found;
   }
 
@@ -187,67 +163,15 @@ class Runner {
     return found;
   }
 
-  std::string timings() const {
-    std::ostringstream out;
-    out << "{\"load_seconds\":" << load_seconds_ << ",\"prefill_tokens\":" << tokens_[0] << ",\"prefill_seconds\":"
-        << seconds_[0] << ",\"decode_tokens\":" << tokens_[1] << ",\"decode_seconds\":" << seconds_[1] << "}";
-    return out.str();
-  }
-
   std::string facts() {
     if (!module_) throw std::runtime_error("no program is open");
-    utsname system{};
-    uname(&system);
-    std::string eos, features;
+    std::string eos;
     for (int64_t id : numbers("get_eos_ids")) eos += (eos.empty() ? "" : ",") + std::to_string(id);
-    for (const std::string& one : cpu_features()) features += (features.empty() ? "" : ",") + quoted(one);
-    return "{\"machine\":" + quoted(system.machine) + ",\"system\":" + quoted(system.sysname) + ",\"cpu_features\":[" +
-           features + "],\"runtime\":\"executorch " DLQAT_EXECUTORCH "\",\"method\":" + quoted(method_) +
-           ",\"eos\":[" + eos + "],\"threads\":" + std::to_string(threads_) + "}";
-  }
-
-  // Those that change the kernels of a quantized multiplication: asked of the kernel, where there is a way to ask.
-  static std::set<std::string> cpu_features() {
-    std::set<std::string> found;
-#if defined(__aarch64__) && defined(__linux__)
-    unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);  // bits of the kernel's asm/hwcap.h
-    if (first >> 10 & 1) found.insert("asimdhp");
-    if (first >> 20 & 1) found.insert("asimddp");
-    if (first >> 22 & 1) found.insert("sve");
-    if (second >> 13 & 1) found.insert("i8mm");
-    if (second >> 14 & 1) found.insert("bf16");
-    if (second >> 23 & 1) found.insert("sme");
-#else
-    const std::set<std::string> telling = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"};
-    std::ifstream info("/proc/cpuinfo");
-    for (std::string line; std::getline(info, line);) {
-      std::istringstream words(line.substr(std::min(line.find(':'), line.size())));
-      for (std::string word; words >> word;)
-        if (telling.count(word)) found.insert(word);
-    }
-#endif
-    return found;
+    return "{" + dlqat::machine_facts() + ",\"runtime\":\"executorch " DLQAT_EXECUTORCH "\",\"method\":" +
+           quoted(method_) + ",\"eos\":[" + eos + "],\"threads\":" + std::to_string(threads_) + "}";
   }
 };
 
 }  // namespace
 
-int main() try {
-#ifdef __linux__
-  prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive its driver
-#endif
-  dlqat::Wire wire;
-  Runner runner;
-  while (std::optional<Message> message = wire.read()) {
-    Answer answer;
-    try {
-      answer = runner.answer(*message);
-    } catch (const std::exception& error) {
-      answer = {"\"error\":" + quoted(error.what()), {}};
-    }
-    wire.write(answer);
-  }
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "%s\n", error.what());
-  return 1;
-}
+int main() { return dlqat::serve<Runner>(); }

@@ -159,6 +159,18 @@ struct Message {
       if (one.name == name) return one;
     throw std::runtime_error("a message without the array " + name);
   }
+
+  // The arrays that are named NUMBER/NAME, by NAME.
+  std::vector<Array> batch(int number) const {
+    std::string prefix = std::to_string(number) + "/";
+    std::vector<Array> found;
+    for (const Array& one : arrays) {
+      if (one.name.compare(0, prefix.size(), prefix) != 0) continue;
+      found.push_back(one);
+      found.back().name.erase(0, prefix.size());
+    }
+    return found;
+  }
 };
 
 // What goes back: JSON members without braces, and float32 arrays.

@@ -41,12 +41,8 @@ name = content[start : content.index(b"\0", start)]
 if name.count(new) == 1:  # in place: a shorter name, and the rest of its room filled with zeros
     path.write_bytes(content.replace(name + b"\0", name.replace(new, old).ljust(len(name) + 1, b"\0"), 1))
 EOF
-cross="$target.new/cross"
-unpack "$(dpkg --print-architecture)" "$cross" /var/lib/dpkg/status g++-aarch64-linux-gnu
-LD_LIBRARY_PATH="$(printf "%s:" "$cross"/usr/lib/*-linux-gnu)" bash "$SETUP/../runner/build.sh" \
-  "$target.new/executorch" "$target.new/torch/lib" "$target.new/runner" \
-  "$cross/usr/bin/aarch64-linux-gnu-g++" --sysroot="$cross"
-rm -rf "$cross" "$target.new/wheels" "$target.new/executorch/include"
+build_arm64 build-executorch.sh "$target.new/executorch" "$target.new/torch/lib" "$target.new/runner"
+rm -rf "$target.new/wheels" "$target.new/executorch/include"
 echo "$stamp" >"$target.new/ready"
 rm -rf "$target"
 mv "$target.new" "$target"

@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# An emulated ARM64 Linux with Python and onnxruntime, in $DLQAT_DEVICES/arm64: qemu-user, Debian's arm64 libraries,
-# arm64 wheels. Nothing in it says anything about the speed of a phone.
+# An emulated ARM64 Linux with onnxruntime, in $DLQAT_DEVICES/arm64: qemu-user, Debian's arm64 libraries, the library of
+# the aarch64 wheel, and dlqat_runner (../runner), which is built here. Nothing in it says anything about the speed of a
+# phone. The headers, which no wheel has, are those of Debian 13: older than the library, which serves them (include/).
 set -euo pipefail
 source "$(dirname "$0")/_apt.sh"
 target="$HOME_OF_DEVICES/arm64"
 python="${PYTHON:-python3}"
-onnxruntime="${ONNXRUNTIME:-1.31.1}" onnx="${ONNX:-1.23.2}"
-stamp="onnxruntime $onnxruntime onnx $onnx"
+onnxruntime="${ONNXRUNTIME:-1.31.1}"
+stamp="onnxruntime $onnxruntime runner $(cat "$SETUP/../runner/"* | cksum | cut -d' ' -f1)"
 if [ "$(cat "$target/ready" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 rm -rf "$target.new"
 unpack "$(dpkg --print-architecture)" "$target.new/host" /var/lib/dpkg/status qemu-user-static
-unpack arm64 "$target.new/root" /dev/null \
-  libc6 libstdc++6 libgcc-s1 python3.11-minimal libpython3.11-stdlib libgomp1 zlib1g libexpat1 libffi8
+find "$target.new/host" -type f ! -name qemu-aarch64-static -delete  # one of thirty
+unpack arm64 "$target.new/root" /dev/null libc6 libstdc++6 libgcc-s1 libgomp1 zlib1g
+unpack_of trixie "$target.new/headers" libonnxruntime-dev
+mv "$target.new/headers/usr/include/onnxruntime" "$target.new/include"
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$target.new/site" \
-  --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 --abi abi3 \
-  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
-  --platform manylinux2014_aarch64 \
-  "onnxruntime==$onnxruntime" "onnx==$onnx" "numpy<2.4" flatbuffers protobuf packaging ml_dtypes typing_extensions
+  --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 --platform manylinux_2_28_aarch64 \
+  --platform manylinux_2_27_aarch64 "onnxruntime==$onnxruntime"
+build_arm64 build-onnxruntime.sh "$target.new/include" "$target.new"/site/onnxruntime/capi/libonnxruntime.so.* \
+  "$target.new/runner"
+rm -rf "$target.new/headers" "$target.new/site"
 # qemu 7.2 shows the x86 /proc/cpuinfo to the program, and onnxruntime crashes on it. -L redirects this path, too.
 # The file must fit the -cpu that is emulated: cortex-a76.
 mkdir -p "$target.new/root/proc"

@@ -28,7 +28,7 @@ from dlqat.runtime_tests.readers import read
 
 SETTING = Setting("int8")
 HOST = DEVICES["host-executorch"]
-SOURCE = Path(executorch_runtime.__file__).parent / "runner" / "build.sh"
+SOURCE = Path(executorch_runtime.__file__).parent / "runner" / "build-executorch.sh"
 
 
 @pytest.fixture(scope="module")
