@@ -212,7 +212,9 @@ def test_as_lm_eval_itself(exported: Path, data: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported)
     config = tasks.configs(["arc_easy"], data)
     subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
-    ours, _ = evaluate.tasks(subject, tokenizer, config, None, None)
+    answers = evaluate.tasks(subject, tokenizer, config, None, None)
+    ours = answers.samples
+    assert answers.higher_is_better == {"arc_easy": {"acc": True, "acc_norm": True}}
     network = Reference(exported.parent / "folded").network
     theirs: Any = lm_eval.simple_evaluate(
         HFLM(pretrained=network, tokenizer=tokenizer, batch_size=1, device="cpu"),
@@ -411,6 +413,35 @@ def test_one_window(exported: Path, data: Path, tmp_path: Path, monkeypatch: pyt
     (check,) = ladder.run(proof, ["L4"])
     assert (check.name, check.status) == ("perplexity", "not verified")
     assert check.summary.startswith("49 tokens")
+
+
+@pytest.mark.parametrize(
+    ("higher", "gap", "status"),
+    [
+        (True, 0.25, "passed"),
+        (True, -0.25, "failed"),
+        (False, 0.25, "failed"),  # more wrong answers, say
+        (False, -0.25, "passed"),
+        (None, 0.25, "not verified"),
+    ],
+)
+def test_l4_where_less_is_better(exported: Path, tmp_path: Path, higher: bool | None, gap: float, status: str) -> None:
+    """The direction is the one that lm_eval states of the metric; 1000 questions, of which a quarter changed."""
+    changed, rest = [0.5 + 2 * gap] * 250, [0.0, 1.0] * 375
+    ours, theirs = (
+        evaluate.Answers({"t": {"m": values}}, {}, {"t": {"m": higher}})
+        for values in ([*changed, *rest], [*(1 - x for x in changed), *rest])
+    )
+    row = evaluate.compared(ours, theirs)["t"]["m"]
+    assert row["difference"]["value"] == gap
+    if higher is not None:
+        assert row["difference"]["better"] == (250 if higher == (gap > 0) else 0)
+    result = {"program": {"sha256": fingerprint(folders.find(exported))}, "setting": "x", "text": None}
+    (tmp_path / "eval-host-ort.json").write_text(json.dumps(result | {"tasks": {"t": {"m": row}}}))
+    proof = artifacts.proof(exported, exported.parent / "folded")
+    proof.results = tmp_path
+    (check,) = ladder.run(proof, ["L4"])
+    assert check.status == status, check.summary
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"program": 5}'])

@@ -36,7 +36,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     subjects = [eval_request.artifact(request, chosen)]
     subjects += [eval_request.reference(request, request.reference)] if request.reference else []
     windows: list[Any] = []
-    answers: list[Any] = []
+    answers: list[evaluate.Answers] = []
     seconds: dict[str, float] = {}
     try:
         for subject in subjects:
@@ -57,9 +57,9 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         "setting": str(chosen),
         "seconds": time.monotonic() - start,
         "cost": cost,
-        "tasks": evaluate.compared(*(samples for samples, _ in answers)) if configs else {},
+        "tasks": evaluate.compared(*answers) if configs else {},
         "text": {"file": str(request.text), **evaluate.compared_text(*windows)} if ids else None,
-        "lm_eval": {s.name: own for s, (_, own) in zip(subjects, answers, strict=True)} if configs else None,
+        "lm_eval": {s.name: a.own for s, a in zip(subjects, answers, strict=True)} if configs else None,
     }
     return report.plain({**about, **figures})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlqat.refusal import Refusal
@@ -21,14 +21,25 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]
 """Task -> metric -> one figure per question."""
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a Subject answered to the questions of all tasks."""
+
+    samples: Samples
+    own: Mapping[str, Mapping[str, Any]]
+    """lm_eval's own results."""
+    higher_is_better: Mapping[str, Mapping[str, bool | None]]
+    """Task -> metric -> what lm_eval says of it; None if it does not."""
+
+
 def tasks(
     subject: Subject,
     tokenizer: Any,
     configs: tuple[Sequence[str | dict[str, Any]], Any],
     limit: int | None,
     shots: int | None,
-) -> tuple[Samples, dict[str, dict[str, Any]]]:
-    """Figures per question, and lm_eval's own results. `configs`: what tasks.configs returns."""
+) -> Answers:
+    """All questions of the tasks. `configs`: what tasks.configs returns."""
     import lm_eval
 
     from dlqat.runtime_tests.harness import SubjectLM
@@ -47,7 +58,12 @@ def tasks(
     if found is None:
         raise Refusal("lm_eval returned no results")
     samples = {name: _per_question(rows) for name, rows in found["samples"].items()}
-    return samples, {name: dict(values) for name, values in found["results"].items()}
+    own = {name: dict(values) for name, values in found["results"].items()}
+    higher = {
+        task: {name: found["higher_is_better"][task].get(name.partition(", ")[0]) for name in metrics}
+        for task, metrics in samples.items()
+    }
+    return Answers(samples, own, higher)
 
 
 def _per_question(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -72,27 +88,30 @@ def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accurac
     return [(-score.logprob, len(part) - 1) for score, part in zip(scores, parts, strict=True)]
 
 
-def compared(ours: Samples, theirs: Samples | None = None) -> dict[str, Any]:
+def compared(ours: Answers, theirs: Answers | None = None) -> dict[str, Any]:
     """Per task and metric: the artifact, the reference, and the paired difference (ours - theirs)."""
     return {
         task: {
-            name: _metric(values, None if theirs is None else theirs[task][name]) for name, values in metrics.items()
+            name: _metric(values, theirs and theirs.samples[task][name], ours.higher_is_better[task][name])
+            for name, values in metrics.items()
         }
-        for task, metrics in ours.items()
+        for task, metrics in ours.samples.items()
     }
 
 
-def _metric(ours: Sequence[float], theirs: Sequence[float] | None) -> dict[str, Any]:
+def _metric(ours: Sequence[float], theirs: Sequence[float] | None, higher: bool | None) -> dict[str, Any]:
     binary = set(ours) | set(theirs or ()) <= {0.0, 1.0}
-    found: dict[str, Any] = {"questions": len(ours), "artifact": asdict(_interval(ours, binary=binary))}
+    found: dict[str, Any] = {"questions": len(ours), "higher_is_better": higher}
+    found["artifact"] = asdict(_interval(ours, binary=binary))
     if theirs is None:
         return found
-    pairs = list(zip(ours, theirs, strict=True))
-    difference = intervals.paired(ours, theirs) if binary else intervals.mean([a - b for a, b in pairs])
+    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    difference = intervals.paired(ours, theirs) if binary else intervals.mean(gaps)
+    good = -1 if higher is False else 1
+    changed = {"better": sum(g * good > 0 for g in gaps), "worse": sum(g * good < 0 for g in gaps)}
     return found | {
         "reference": asdict(_interval(theirs, binary=binary)),
-        "difference": asdict(difference)
-        | {"better": sum(a > b for a, b in pairs), "worse": sum(a < b for a, b in pairs)},
+        "difference": asdict(difference) | changed,
     }
 
 

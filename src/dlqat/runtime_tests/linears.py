@@ -69,10 +69,11 @@ def status(linear: Linear, setting: Setting) -> str | None:
     return f"failed: {name} has relative error {linear.float_error:.1e}, the limit is {limit(setting):.0e}"
 
 
-def limit(setting: Setting) -> float:
-    """The largest relative error of a linear without rounding of ours (tolerances.py)."""
-    float16 = setting.activations == "float16"
-    return tolerances.FLOAT16_LINEAR_ERROR if float16 else tolerances.LINEAR_ERROR
+def limit(setting: Setting, leaf: Quantized | None = None) -> float:
+    """The largest relative error of a linear (of `leaf`) without rounding of ours (tolerances.py)."""
+    if setting.activations == "int8" and leaf is not None and leaf.grid.bits == 8:
+        return tolerances.BYTES_LINEAR_ERROR
+    return tolerances.FLOAT16_LINEAR_ERROR if setting.activations == "float16" else tolerances.LINEAR_ERROR
 
 
 def sqnr(error: float) -> float:
@@ -95,14 +96,16 @@ def _matmul(
     batches = [{weight.input: rows}, {weight.input: rows[:1]}]
     many, one = device.evaluate(weight.program(), batches, setting)
     float_error, best = float("inf"), (float("inf"), FLOAT)
+    most = limit(setting, leaf)
     for arithmetic in _candidates(leaf, setting):
-        reference = (arithmetic.round(x).double() @ dense.T + bias).numpy()
-        error = max(relative_error(many, reference), relative_error(one, reference[:1]))
-        float_error = error if arithmetic == FLOAT else float_error
-        best = min(best, (error, arithmetic), key=lambda pair: pair[0])
-        if error < limit(setting):
+        for rounded in arithmetic.roundings(x):
+            reference = (rounded.double() @ dense.T + bias).numpy()
+            error = max(relative_error(many, reference), relative_error(one, reference[:1]))
+            float_error = error if arithmetic == FLOAT else float_error
+            best = min(best, (error, arithmetic), key=lambda pair: pair[0])
+        if best[0] < most:
             break
-    fits = best[0] < limit(setting)
+    fits = best[0] < most
     return Linear(weight.name, best[1] if fits else None, best[0], float_error)
 
 

@@ -59,7 +59,7 @@ def accuracy(proof: Proof) -> Iterator[Check]:
     if text := found["text"]:
         gap = text.get("difference_nats")
         size = f"{text['tokens']} tokens"
-        check = _judged("perplexity", _worse(gap), PERPLEXITY, size, text)
+        check = _judged("perplexity", _worse(gap, higher_is_better=False), PERPLEXITY, size, text)
         yield _with_cause(check, found["setting"])
     for task, metrics in found["tasks"].items():
         if not metrics:
@@ -70,7 +70,13 @@ def accuracy(proof: Proof) -> Iterator[Check]:
             if "artifact" in row and not is_share(row):
                 yield Check("L4", name, "not verified", f"{size}: no share of right answers, so there is no limit", row)
                 continue
-            worse = _worse(row.get("difference"))
+            higher = row.get("higher_is_better", True)
+            if higher is None:
+                yield Check(
+                    "L4", name, "not verified", f"{size}: lm_eval does not say whether more of it is better", row
+                )
+                continue
+            worse = _worse(row.get("difference"), higher_is_better=higher)
             check = _judged(name, worse, SHARE, size, row)
             yield _with_cause(check, found["setting"])
 
@@ -85,13 +91,12 @@ def _with_cause(check: Check, setting: str) -> Check:
     return replace(check, summary=check.summary + cause)
 
 
-def _worse(difference: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """The interval as low and high of "the artifact is worse by"; NLL is larger, a share smaller, when worse."""
+def _worse(difference: Mapping[str, Any] | None, *, higher_is_better: bool) -> tuple[float, float] | None:
+    """The interval as low and high of "the artifact is worse by"."""
     if not difference or difference["low"] is None or difference["high"] is None:
         return None
-    if "better" in difference:
-        return -difference["high"], -difference["low"]
-    return difference["low"], difference["high"]
+    low, high = difference["low"], difference["high"]
+    return (-high, -low) if higher_is_better else (low, high)
 
 
 def _judged(name: str, worse: tuple[float, float] | None, limit: Limit, size: str, figures: Mapping[str, Any]) -> Check:
