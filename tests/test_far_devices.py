@@ -256,3 +256,20 @@ def test_kleidiai_rounds_per_token(exported: Path) -> None:
         (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], setting)
         assert relative_error(got, right.round(x).double().numpy() @ dense.T) < tolerances.LINEAR_ERROR
         assert relative_error(got, wrong.round(x).double().numpy() @ dense.T) > 1e-3
+
+
+def test_ties_in_blocks_on_arm64(exported: Path) -> None:
+    """Without KleidiAI, MLAS multiplies by the reciprocal of the scale there, and rounds halves away from zero."""
+    program, found = folders.find(exported).program, device("qemu-arm64-ort")
+    weight = next(w for w in read(program).weights if w.kind == "matmul" and w.load().codes.shape[1] == 64)
+    integers = weight.load()
+    dense = torch.from_numpy(integers.codes * np.repeat(integers.scales.astype(np.float64), integers.block, 1))
+    tops = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1, (64, 1)).astype(np.float32))
+    x = (torch.arange(64.0) % 32 + 0.5) * tops / 127.0  # in the middle between two codes, or a last bit off
+    x[:, ::32] = tops
+    one_way, other_way = Arithmetic(integers.block).roundings(x)
+    assert not torch.equal(one_way, other_way)
+    without = next(s for s in found.settings(program, 1) if s.options)
+    (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], without)
+    assert relative_error(got, (other_way.double() @ dense.T).numpy()) < tolerances.LINEAR_ERROR
+    assert relative_error(got, (one_way.double() @ dense.T).numpy()) > tolerances.LINEAR_ERROR

@@ -19,9 +19,9 @@ int8 per token   the input of every linear is rounded to int8 row by row, asymme
 
            KleidiAI, which multiplies for onnxruntime on ARM64 at accuracy_level 4 with 4-bit weights, rounds by the
            same formula (kai_lhs_quant_pack_qai8dxp_f32). Measured on an emulated cortex-a76: equal to 5e-8, where
-           MLAS's blocks are 1e-2 away. With KleidiAI off, and for 8-bit weights, MLAS's own kernels round there in
-           blocks, with q = round_to_even(x / scale) by way of 1 / scale: a last bit, which decides near ties only
-           (2 of SmolLM2's 1.7 million inputs; an error of up to 1e-3 in a row).
+           MLAS's blocks are 1e-2 away. With KleidiAI off, and for 8-bit weights, MLAS rounds there in blocks by its
+           NEON kernels: x * (1 / scale), halves away from zero. That decides near ties only (2 of SmolLM2's 1.7 million
+           inputs, an error of up to 1e-3 in their rows).
 
 int8 per token, symmetric   MLAS's formula above with the whole row as one block. The web form of ONNX writes its rounding
            out in operators: this for rows with one scale, blocks for groups. So every runtime of ONNX does it alike.
@@ -60,10 +60,10 @@ class Arithmetic:
         return x if self.block is None else round_blocks(x, self.block)
 
     def roundings(self, x: Tensor) -> Iterator[Tensor]:
-        """`round`, and for blocks the same with the last bit of MLAS's kernels on ARM64."""
+        """`round`, and for blocks the same with the ties of MLAS's kernels on ARM64."""
         yield self.round(x)
         if self.block is not None:
-            yield round_blocks(x, self.block, by_scale=True)
+            yield round_blocks(x, self.block, neon=True)
 
 
 FLOAT = Arithmetic()
@@ -84,10 +84,10 @@ def round_tokens(x: Tensor) -> Tensor:
     return ((q - zero) / scale).to(x.dtype)
 
 
-def round_blocks(x: Tensor, block: int, *, by_scale: bool = False) -> Tensor:
+def round_blocks(x: Tensor, block: int, *, neon: bool = False) -> Tensor:
     """x [..., inputs] rounded to int8 in blocks along the last axis (a short last block counts by itself).
 
-    `by_scale`: what x is multiplied with is the reciprocal of the scale, as a float, and not 127 / max|x|.
+    `neon`: as MLAS does on ARM64, x times the reciprocal of the scale and not times 127 / max|x|, halves away from zero.
     """
     inputs = x.shape[-1]
     padded = torch.nn.functional.pad(x.to(torch.float32), (0, -inputs % block))
@@ -95,9 +95,10 @@ def round_blocks(x: Tensor, block: int, *, by_scale: bool = False) -> Tensor:
     top = blocks.abs().amax(-1, keepdim=True)
     # a tensor by a tensor: torch computes 127.0 / top as 127 times the reciprocal, which is not the nearest float
     scale = top / torch.full_like(top, 127.0)
-    inverse = torch.ones_like(top) / scale if by_scale else torch.full_like(top, 127.0) / top
-    rounded = (blocks * torch.where(top > 0, inverse, torch.zeros_like(top))).round() * scale
-    return rounded.flatten(-2)[..., :inputs].to(x.dtype)
+    inverse = torch.ones_like(top) / scale if neon else torch.full_like(top, 127.0) / top
+    steps = blocks * torch.where(top > 0, inverse, torch.zeros_like(top))
+    codes = steps.trunc() + (2 * steps.frac()).trunc() if neon else steps.round()
+    return (codes * scale).flatten(-2)[..., :inputs].to(x.dtype)
 
 
 def apply(layer: Folded, name: str, x: Tensor, arithmetic: Callable[[str], Arithmetic]) -> Tensor:
