@@ -28,7 +28,7 @@ from dlqat.folded import Quantized
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import accuracy, controls, greedy, linears, parity, tolerances
-from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, apply, leaf_inputs, round_blocks
+from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, apply, leaf_inputs, round_blocks, round_tokens
 from dlqat.runtime_tests.parity import Divergence, Plan
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.reference import Nudge, Reference
@@ -134,6 +134,25 @@ def test_rounding(inputs: int, block: int, seed: int) -> None:
         assert bool(((got - part).abs() <= top / 254 * 1.0001).all())
         torch.testing.assert_close(got.abs().amax(-1, keepdim=True), top)
     assert torch.equal(round_blocks(torch.zeros(2, inputs), block), torch.zeros(2, inputs))
+
+
+def test_factors_are_divided_once() -> None:
+    """Ties are decided by a last bit of 255 / span and 127 / top: the nearest float, as C divides, for every row."""
+    x = torch.randn(20000, 8, generator=torch.Generator().manual_seed(0))
+    f, one = x.numpy(), np.float32(1)
+    low, high = f.min(-1, keepdims=True).clip(max=0), f.max(-1, keepdims=True).clip(min=0)
+    scale = np.float32(255) / (high - low)
+    ends = np.float32(-128) - low * scale, np.float32(127) - high * scale
+    low_errs_more = (low * scale - np.float32(128)) + (high * scale + np.float32(127)) > 0
+    zero = np.where(low_errs_more, *ends).clip(-128, 127).round()
+    codes = ((f * scale).round() + zero).clip(-128, 127)
+    np.testing.assert_array_equal(round_tokens(x).numpy(), (codes - zero) / scale)
+    top = np.abs(f).max(-1, keepdims=True)
+    step = top / np.float32(127)
+    np.testing.assert_array_equal(round_blocks(x, 8).numpy(), (f * (np.float32(127) / top)).round() * step)
+    steps = f * (one / step)
+    halves_away = np.copysign(np.floor(np.abs(steps.astype(np.float64)) + 0.5), steps).astype(np.float32)
+    np.testing.assert_array_equal(round_blocks(x, 8, neon=True).numpy(), halves_away * step)
 
 
 @pytest.mark.parametrize("asymmetric", [False, True], ids=["sym", "asym"])

@@ -76,7 +76,8 @@ def round_tokens(x: Tensor) -> Tensor:
     f = x.to(torch.float32)
     low, high = f.amin(-1, keepdim=True).clamp(max=0), f.amax(-1, keepdim=True).clamp(min=0)
     span = high - low
-    scale = torch.where(span == 0, torch.ones_like(span), 255.0 / span)
+    # a tensor by a tensor: torch computes 255.0 / span as 255 times the reciprocal, which is not the nearest float
+    scale = torch.where(span == 0, torch.ones_like(span), torch.full_like(span, 255.0) / span)
     from_low, from_high = -128.0 - low * scale, 127.0 - high * scale
     low_errs_more = (low * scale - 128.0) + (high * scale + 127.0) > 0
     zero = torch.where(low_errs_more, from_low, from_high).clamp(-128, 127).round()
@@ -93,8 +94,7 @@ def round_blocks(x: Tensor, block: int, *, neon: bool = False) -> Tensor:
     padded = torch.nn.functional.pad(x.to(torch.float32), (0, -inputs % block))
     blocks = padded.unflatten(-1, (-1, block))
     top = blocks.abs().amax(-1, keepdim=True)
-    # a tensor by a tensor: torch computes 127.0 / top as 127 times the reciprocal, which is not the nearest float
-    scale = top / torch.full_like(top, 127.0)
+    scale = top / torch.full_like(top, 127.0)  # and below, a tensor by a tensor: as in round_tokens
     inverse = torch.ones_like(top) / scale if neon else torch.full_like(top, 127.0) / top
     steps = blocks * torch.where(top > 0, inverse, torch.zeros_like(top))
     codes = steps.trunc() + (2 * steps.frac()).trunc() if neon else steps.round()
