@@ -258,18 +258,22 @@ def test_kleidiai_rounds_per_token(exported: Path) -> None:
         assert relative_error(got, wrong.round(x).double().numpy() @ dense.T) > 1e-3
 
 
-def test_ties_in_blocks_on_arm64(exported: Path) -> None:
-    """Without KleidiAI, MLAS multiplies by the reciprocal of the scale there, and rounds halves away from zero."""
+def test_ties_on_arm64(exported: Path) -> None:
+    """KleidiAI rounds halves away from zero, MLAS without it too, by the reciprocal of the scale: not as on x86."""
     program, found = folders.find(exported).program, device("qemu-arm64-ort")
     weight = next(w for w in read(program).weights if w.kind == "matmul" and w.load().codes.shape[1] == 64)
     integers = weight.load()
     dense = torch.from_numpy(integers.codes * np.repeat(integers.scales.astype(np.float64), integers.block, 1))
     tops = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1, (64, 1)).astype(np.float32))
-    x = (torch.arange(64.0) % 32 + 0.5) * tops / 127.0  # in the middle between two codes, or a last bit off
-    x[:, ::32] = tops
-    one_way, other_way = Arithmetic(integers.block).roundings(x)
-    assert not torch.equal(one_way, other_way)
-    without = next(s for s in found.settings(program, 1) if s.options)
-    (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], without)
-    assert relative_error(got, (other_way.double() @ dense.T).numpy()) < tolerances.LINEAR_ERROR
-    assert relative_error(got, (one_way.double() @ dense.T).numpy()) > tolerances.LINEAR_ERROR
+    in_blocks = (torch.arange(64.0) % 32 + 0.5) * tops / 127.0  # in the middle between two codes, or a last bit off
+    in_blocks[:, ::32] = tops
+    in_tokens = torch.arange(64.0).repeat(2, 1) - 31.5
+    in_tokens[:, 0], in_tokens[:, -1] = -127.0, 128.0  # the factor is 1
+    settings = [s for s in found.settings(program, 1) if s.activations == "int8" and s.optimize]
+    for setting, arithmetic, x in zip(
+        settings, (PER_TOKEN, Arithmetic(integers.block)), (in_tokens, in_blocks), strict=True
+    ):
+        there, here = ((r.double() @ dense.T).numpy() for r in reversed(list(arithmetic.roundings(x))))
+        (got,) = found.evaluate(weight.program(), [{weight.input: x.numpy()}], setting)
+        assert relative_error(got, there) < tolerances.LINEAR_ERROR
+        assert relative_error(got, here) > tolerances.LINEAR_ERROR

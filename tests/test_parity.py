@@ -153,6 +153,9 @@ def test_factors_are_divided_once() -> None:
     steps = f * (one / step)
     halves_away = np.copysign(np.floor(np.abs(steps.astype(np.float64)) + 0.5), steps).astype(np.float32)
     np.testing.assert_array_equal(round_blocks(x, 8, neon=True).numpy(), halves_away * step)
+    ties = torch.tensor([[-127.0, 0.5, 1.5, -2.5, 128.0]])  # the factor is 1
+    assert round_tokens(ties).tolist() == [[-127.0, 0.0, 2.0, -2.0, 128.0]]
+    assert round_tokens(ties, neon=True).tolist() == [[-127.0, 1.0, 2.0, -3.0, 128.0]]
 
 
 @pytest.mark.parametrize("asymmetric", [False, True], ids=["sym", "asym"])

@@ -17,14 +17,16 @@ int8 per token   the input of every linear is rounded to int8 row by row, asymme
                scale = 255 / (max - min), both with 0 included        zero = the end with the smaller error, rounded
                q = clip(round_to_even(x * scale) + zero, -128, 127)   x' = (q - zero) / scale
 
-           KleidiAI, which multiplies for onnxruntime on ARM64 at accuracy_level 4 with 4-bit weights, rounds by the
-           same formula (kai_lhs_quant_pack_qai8dxp_f32). Measured on an emulated cortex-a76: equal to 5e-8, where
-           MLAS's blocks are 1e-2 away. With KleidiAI off, and for 8-bit weights, MLAS rounds there in blocks by its
-           NEON kernels: x * (1 / scale), halves away from zero. That decides near ties only (2 of SmolLM2's 1.7 million
-           inputs, an error of up to 1e-3 in their rows).
+           KleidiAI, which multiplies 4-bit weights on ARM64 for XNNPACK and, at accuracy_level 4, for onnxruntime,
+           rounds by the same formula (kai_lhs_quant_pack_qai8dxp_f32), halves away from zero.
 
 int8 per token, symmetric   MLAS's formula above with the whole row as one block. The web form of ONNX writes its rounding
            out in operators: this for rows with one scale, blocks for groups. So every runtime of ONNX does it alike.
+
+On ARM64 ties fall elsewhere: KleidiAI rounds halves away from zero, and so does MLAS, which rounds in blocks there with
+KleidiAI off and for 8-bit weights, by x * (1 / scale). A tie is rare (2 to 4 of the 1.7 million inputs that SmolLM2's
+linears got) and moves its row by up to 3e-3; so `roundings` has both, and rung L1 holds each linear to one of them.
+Measured on an emulated cortex-a76: equal to 2e-7, where the other formula is 1e-2 away.
 """
 
 from __future__ import annotations
@@ -60,9 +62,11 @@ class Arithmetic:
         return x if self.block is None else round_blocks(x, self.block)
 
     def roundings(self, x: Tensor) -> Iterator[Tensor]:
-        """`round`, and for blocks the same with the ties of MLAS's kernels on ARM64."""
+        """`round`, and the same with the ties of the kernels on ARM64."""
         yield self.round(x)
-        if self.block is not None:
+        if self.per_token and not self.symmetric:
+            yield round_tokens(x, neon=True)
+        elif self.block is not None:
             yield round_blocks(x, self.block, neon=True)
 
 
@@ -71,8 +75,8 @@ PER_TOKEN = Arithmetic(per_token=True)
 PER_TOKEN_SYMMETRIC = Arithmetic(per_token=True, symmetric=True)
 
 
-def round_tokens(x: Tensor) -> Tensor:
-    """x [..., inputs] rounded to an asymmetric int8 grid of each row's own."""
+def round_tokens(x: Tensor, *, neon: bool = False) -> Tensor:
+    """x [..., inputs] rounded to an asymmetric int8 grid of each row's own; `neon`: as KleidiAI does."""
     f = x.to(torch.float32)
     low, high = f.amin(-1, keepdim=True).clamp(max=0), f.amax(-1, keepdim=True).clamp(min=0)
     span = high - low
@@ -81,14 +85,14 @@ def round_tokens(x: Tensor) -> Tensor:
     from_low, from_high = -128.0 - low * scale, 127.0 - high * scale
     low_errs_more = (low * scale - 128.0) + (high * scale + 127.0) > 0
     zero = torch.where(low_errs_more, from_low, from_high).clamp(-128, 127).round()
-    q = ((f * scale).round() + zero).clamp(-128, 127)
+    q = (_nearest(f * scale, neon) + zero).clamp(-128, 127)
     return ((q - zero) / scale).to(x.dtype)
 
 
 def round_blocks(x: Tensor, block: int, *, neon: bool = False) -> Tensor:
     """x [..., inputs] rounded to int8 in blocks along the last axis (a short last block counts by itself).
 
-    `neon`: as MLAS does on ARM64, x times the reciprocal of the scale and not times 127 / max|x|, halves away from zero.
+    `neon`: as MLAS does on ARM64, with the reciprocal of the scale in place of 127 / max|x|.
     """
     inputs = x.shape[-1]
     padded = torch.nn.functional.pad(x.to(torch.float32), (0, -inputs % block))
@@ -97,8 +101,12 @@ def round_blocks(x: Tensor, block: int, *, neon: bool = False) -> Tensor:
     scale = top / torch.full_like(top, 127.0)  # and below, a tensor by a tensor: as in round_tokens
     inverse = torch.ones_like(top) / scale if neon else torch.full_like(top, 127.0) / top
     steps = blocks * torch.where(top > 0, inverse, torch.zeros_like(top))
-    codes = steps.trunc() + (2 * steps.frac()).trunc() if neon else steps.round()
-    return (codes * scale).flatten(-2)[..., :inputs].to(x.dtype)
+    return (_nearest(steps, neon) * scale).flatten(-2)[..., :inputs].to(x.dtype)
+
+
+def _nearest(x: Tensor, away: bool) -> Tensor:
+    """The nearest integers; a half goes away from zero, or to the even one."""
+    return x.trunc() + (2 * x.frac()).trunc() if away else x.round()
 
 
 def apply(layer: Folded, name: str, x: Tensor, arithmetic: Callable[[str], Arithmetic]) -> Tensor:
