@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,21 @@ def test_temporary_files_go(end: str) -> None:
     else:
         toy.close()
     assert not folder.exists()
+
+
+def test_what_a_killed_driver_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After kill -9 nobody removes a worker's temporary files; the next worker does, and leaves those of others."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, running = (tmp_path / f"{child.PREFIX}{pid}-x" for pid in (ended.pid, os.getppid()))
+    for folder in (left, running):
+        (folder / "profile").mkdir(parents=True)
+    toy = worker("answer({})")
+    assert not left.exists()
+    assert running.exists()
+    toy.close()
+    assert list(tmp_path.iterdir()) == [running]
 
 
 def test_what_left_the_group_is_stopped_too() -> None:

@@ -408,6 +408,7 @@ def test_one_window(exported: Path, data: Path, tmp_path: Path, monkeypatch: pyt
     place = tmp_path / "new"
     shown = run(exported, "--text", data / "text.txt", "--tokens", 50, "--output", place, "--threads", 1)
     assert "nats [?, ?]" in shown
+    assert "[0.0" not in shown
     proof = artifacts.proof(exported, exported.parent / "folded")
     proof.results = place
     (check,) = ladder.run(proof, ["L4"])

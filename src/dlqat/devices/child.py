@@ -33,6 +33,8 @@ from dlqat.devices.wire import Message
 
 CHUNK = 1 << 20
 LAST_WORDS = 300
+PREFIX = "dlqat-device-"
+"""Names of the workers' temporary folders begin so; the number of the driver's process follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Worker:
         self.name = name
         self._fault: str | None = None
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the worker
-        scratch = tempfile.mkdtemp(prefix="dlqat-device-")  # a browser that is killed leaves its profile
+        process_tree.sweep(Path(tempfile.gettempdir()), PREFIX)
+        scratch = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")  # a browser that is killed leaves its profile
         try:
             self._process = subprocess.Popen(
                 list(command),

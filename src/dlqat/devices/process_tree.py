@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End a process with all that it started, whatever group or session that has made its own.
+"""End a process with all that it started, whatever group or session that has made its own, and with what it left.
 
 Killing the process group is not enough: playwright starts Chromium in a session of its own, and relies on Chromium
 seeing its pipe close. A browser that hangs does not see it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,3 +42,15 @@ def descendants(pid: int) -> list[int]:
     for one in found:  # grows while it is read
         found += children[one]
     return found
+
+
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove the folders PREFIX PID - ANYTHING of processes that were killed and could not do it themselves."""
+    for left in parent.glob(f"{prefix}*-*"):
+        pid = left.name.removeprefix(prefix).partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # it runs, as another user
+            continue

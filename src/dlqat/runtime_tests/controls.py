@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from dlqat.devices import process_tree
 from dlqat.devices.artifact import Artifact
 from dlqat.runtime_tests import integers, readers
 from dlqat.runtime_tests.integers import Wanted
@@ -48,7 +49,7 @@ def altered(artifact: Artifact, span: Span, change: Change) -> Generator[Artifac
     """A copy of the artifact in which `change` was applied to the bytes of `span`."""
     parent = artifact.folder.resolve().parent
     place = parent if os.access(parent, os.W_OK) else None
-    _sweep(parent)
+    process_tree.sweep(parent, PREFIX)
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=place) as name:
         copy = Path(name)
         for path in (p for p in artifact.folder.rglob("*") if p.is_file()):
@@ -61,18 +62,6 @@ def altered(artifact: Artifact, span: Span, change: Change) -> Generator[Artifac
                 _link(path, target)
         program, generator = (copy / p.relative_to(artifact.folder) for p in (artifact.program, artifact.generator))
         yield replace(artifact, folder=copy, program=program, generator=generator)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the copies of checks that were killed and could not do it themselves."""
-    for left in parent.glob(f"{PREFIX}*-*"):
-        pid = left.name.removeprefix(PREFIX).partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except (ValueError, ProcessLookupError):
-            shutil.rmtree(left, ignore_errors=True)
-        except OSError:  # it runs, as another user
-            continue
 
 
 def flip(content: bytearray) -> None:

@@ -137,6 +137,6 @@ def compared_text(
 def _perplexity(windows: Sequence[tuple[float, int]]) -> dict[str, float]:
     nll = intervals.mean([total / n for total, n in windows], [n for _, n in windows])
     return {"nll": nll.value} | {
-        name: math.exp(x) if x < 700 else math.inf
+        name: math.inf if x >= 700 else math.nan if x == -math.inf else math.exp(x)  # one window tells no end
         for name, x in (("value", nll.value), ("low", nll.low), ("high", nll.high))
     }
