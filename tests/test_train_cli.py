@@ -127,7 +127,12 @@ def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "start"),
-    [([], "mse"), (["--bits", "2"], "blocks"), (["--bits", "2", "--init", "mse"], "mse"), (["--recipe", "two"], "blocks")],
+    [
+        ([], "mse"),
+        (["--bits", "2"], "blocks"),
+        (["--bits", "2", "--init", "mse"], "mse"),
+        (["--recipe", "two"], "blocks"),
+    ],
 )
 def test_two_bits_start_from_blocks(base: Path, extra: list[str], start: str) -> None:
     if "--recipe" in extra:

@@ -72,7 +72,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start: mse | weighted | gptq | blocks. Default: mse; blocks if a layer has 2 bits.", rich_help_panel=HOW
+            help="Start: mse | weighted | gptq | blocks. Default: mse; blocks if a layer has 2 bits.",
+            rich_help_panel=HOW,
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
