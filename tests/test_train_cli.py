@@ -145,6 +145,15 @@ def test_two_bits_start_from_blocks(base: Path, extra: list[str], start: str) ->
     assert any(name.endswith(".offset") for name in stored) == (start == "blocks")
 
 
+def test_a_start_sees_as_much_text_as_it_is_given(base: Path) -> None:
+    """16 tokens are one sequence: another Hessian than 10 of them make."""
+    made: list[dict[str, torch.Tensor]] = []
+    for tokens in ("16", "160"):
+        call(base, "--init", "gptq", "--calibration-tokens", tokens, output=tokens)
+        made.append(load_file(base.parent / tokens / "adapters.safetensors"))
+    assert any(not torch.equal(made[0][name], made[1][name]) for name in made[0] if name.endswith(".offset"))
+
+
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])
 def test_edited_data_is_refused(base: Path, finished: bool) -> None:
     (call if finished else kill_before_training)(base)
@@ -174,6 +183,7 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
         (["--sequence-length", "1"], "too small"),
         (["--micro-batch", "-2"], "too small"),
         (["--warmup", "-5"], "too small"),
+        (["--calibration-tokens", "0"], "--calibration-tokens 0 is too small; 1 is the least"),
         (["--save-every", "-1"], "too small"),
         (["--rank", "-1"], "rank = -1"),
         (["--alpha", "nan"], "alpha = nan"),

@@ -76,6 +76,10 @@ def train(
             rich_help_panel=HOW,
         ),
     ] = None,
+    calibration_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens of the data that a start other than mse, or a method, sees.", rich_help_panel=HOW),
+    ] = _DEFAULT.calibration_tokens,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)
@@ -148,6 +152,7 @@ def train(
         kd=kd,
         ce=ce,
         init=_DEFAULT.init if init is None else init,
+        calibration_tokens=calibration_tokens,
         seed=seed,
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
@@ -156,7 +161,8 @@ def train(
     _check(options, parallel)
     if not trained:  # only what a method without training reads: other choices make no other result
         rules.append(Rule(BLOCKS, UNTRAINED))
-        options = replace(_DEFAULT, steps=0, sequence_length=sequence_length, seed=seed, precision=precision)
+        read = {"sequence_length": sequence_length, "calibration_tokens": calibration_tokens}
+        options = replace(_DEFAULT, steps=0, seed=seed, precision=precision, **read)
     sources = _sources(data or [], compression, then)
     # Through parse once more: the options of the command line are checked as those of a recipe file.
     checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")

@@ -34,7 +34,7 @@ class Options:
     ce: float = 0.0
     init: str = "mse"
     calibration_tokens: int = 40960
-    """Tokens of the training text that a prepared start (init weighted, gptq, blocks) sees."""
+    """Tokens of the training text that a prepared start (init weighted, gptq, blocks) or a method sees."""
     seed: int = 0
     precision: str = "bf16"
     """bf16: autocast; fp32."""
@@ -44,7 +44,15 @@ class Options:
 
     def refuses(self) -> str | None:
         """Which of these makes no sense, as the option of dlqat-train that sets it; None if all do."""
-        least = {"steps": 1, "batch_size": 1, "sequence_length": 2, "micro_batch": 0, "warmup": 0, "save_every": 0}
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "calibration_tokens": 1,
+            "sequence_length": 2,
+            "micro_batch": 0,
+            "warmup": 0,
+            "save_every": 0,
+        }
         for name, low in least.items():
             if (value := getattr(self, name)) < low:
                 return f"--{name.replace('_', '-')} {value} is too small; {low} is the least"
