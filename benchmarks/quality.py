@@ -89,7 +89,8 @@ def rows() -> Iterator[tuple[str, Run]]:
     short = replace(base, init="gptq", calibration_tokens=16384)
     for seed in (0, 1, 2):
         yield f"gptq16k+dlqat-kd-3b-seed{seed}", Run(3, replace(short, seed=seed))
-    yield "gptq16k+dlqat-kd-4b-seed0", Run(4, short)
+    slow = replace(base, init="gptq", calibration_tokens=TOKENS, magnitude_rate=3e-3)
+    yield "gptq+dlqat-kd-slow-4b-seed0", Run(4, slow)
     for bits in (4, 3):
         yield f"dlqat-kd-120steps-{bits}b-seed0", Run(bits, replace(base, steps=120))
     yield "fq_lora-kd-lr4e-3-3b-seed0", Run(3, high, {"magnitude": False})

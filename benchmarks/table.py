@@ -22,6 +22,7 @@ COLUMNS = ("bits", "method", "seconds", "test", "held", "KL", "ARC-Easy", "PIQA"
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
 PLAIN = "plain grid (not [mirrored](ADR)), LoRA at 4e-3"
 SLOW = "`--magnitude-lr 3e-3`"
+SHORT = "GPTQ on 16k tokens (`--init gptq --calibration-tokens 16384`)"
 SEEDS = ("seed0", "seed1", "seed2")
 
 NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -29,13 +30,14 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("*4", "round to nearest", ("rtn-4b",)),
     ("*4", "GPTQ (`--init gptq`, untrained)", ("gptq-4b",)),
     ("*4", "AutoRound (its own package, 40 iterations)", ("autoround-4b",)),
-    ("*4", "**DL-QAT**, seeds 0, 1, 2", tuple(f"dlqat-kd-4b-{seed}" for seed in SEEDS)),
+    ("*4", "**DL-QAT**", tuple(f"dlqat-kd-4b-{seed}" for seed in SEEDS)),
     ("*4", "DL-QAT, int8 activations", ("dlqat-kd-a8-4b-seed0",)),
     ("4", "DL-QAT, three times the tokens (120 steps)", ("dlqat-kd-120steps-4b-seed0",)),
     ("*4", "PEQA (magnitudes only, no LoRA)", ("peqa-kd-4b-seed0",)),
     ("4", "FQ_LORA (LoRA only, no magnitudes)", ("fq_lora-kd-4b-seed0",)),
     ("4", "L4Q (LoRA and trained scales)", ("l4q-kd-4b-seed0",)),
-    ("4", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-4b-seed0",)),
+    ("*4", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-4b-seed0",)),
+    ("*4", f"GPTQ, then DL-QAT, {SLOW}", ("gptq+dlqat-kd-slow-4b-seed0",)),
     ("*4", "AutoRound, then DL-QAT", ("autoround+dlqat-kd-4b-seed0",)),
     ("*4", "`--init blocks`, untrained", ("blocks-4b",)),
     ("*4", f"blocks, then DL-QAT, {SLOW}", ("blocks+dlqat-kd-slow-4b-seed0",)),
@@ -44,14 +46,15 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("*3", "GPTQ (`--init gptq`, untrained)", ("gptq-3b",)),
     ("3", f"GPTQ, {PLAIN.partition(',')[0]}", ("gptq-3b-plain",)),
     ("*3", "AutoRound", ("autoround-3b",)),
-    ("*3", "**DL-QAT**, seeds 0, 1, 2", tuple(f"dlqat-kd-3b-{seed}" for seed in SEEDS)),
+    ("*3", "**DL-QAT**", tuple(f"dlqat-kd-3b-{seed}" for seed in SEEDS)),
     ("*3", "DL-QAT, int8 activations", ("dlqat-kd-a8-3b-seed0",)),
     ("3", "DL-QAT, three times the tokens (120 steps)", ("dlqat-kd-120steps-3b-seed0",)),
-    ("3", f"DL-QAT, {PLAIN}, seeds 0, 1, 2", tuple(f"dlqat-kd-lr4e-3-3b-plain-{seed}" for seed in SEEDS)),
+    ("3", f"DL-QAT, {PLAIN}", tuple(f"dlqat-kd-lr4e-3-3b-plain-{seed}" for seed in SEEDS)),
     ("*3", "PEQA", ("peqa-kd-3b-seed0",)),
     ("*3", "FQ_LORA, LoRA at 4e-3 (better than 1e-3)", ("fq_lora-kd-lr4e-3-3b-seed0",)),
     ("3", "L4Q", ("l4q-kd-3b-seed0",)),
     ("3", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-3b-seed0",)),
+    ("*3", f"{SHORT}, then DL-QAT", tuple(f"gptq16k+dlqat-kd-3b-{seed}" for seed in SEEDS)),
     ("*3", "AutoRound, then DL-QAT", ("autoround+dlqat-kd-3b-seed0",)),
     ("*3", "`--init blocks`, untrained", ("blocks-3b",)),
     ("3", "blocks, then DL-QAT, LoRA at 4e-3", ("blocks+dlqat-kd-lr4e-3-3b-seed0",)),
@@ -89,7 +92,8 @@ def table(only: str, adr: str) -> str:
     for bits, name, keys in NAMED:
         measured = [key for key in keys if key in quality]
         if bits.startswith(only) and measured:
-            linked = name.replace("ADR", f"{adr}/0007-three-bits-are-mirrored.md")
+            seeds = f", seed{'s' * (len(measured) > 1)} {', '.join(key[-1] for key in measured)}"
+            linked = name.replace("ADR", f"{adr}/0007-three-bits-are-mirrored.md") + seeds * (len(keys) > 1)
             lines.append("| " + " | ".join([bits.lstrip("*"), linked, *cells(measured)]) + " |\n")
     return "".join(lines)
 
