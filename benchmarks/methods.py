@@ -103,7 +103,19 @@ KEPT = HERE.parent / ".cache" / "methods"
 THEN = "+dlqat"
 ALONE = ("swsc-2b", "nm-ternary-4:8-spread", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
 """Prefixes of rows that nothing is trained from here."""
-ELSEWHERE = ("-ce-", "l4q", "fq_lora", "-a8-", "slow", "120steps", "lr4e-3-3b-seed", "lr4e-3-4b", "seed1", "seed2")
+ELSEWHERE = (
+    "-ce-",
+    "l4q",
+    "fq_lora",
+    "-a8-",
+    "slow",
+    "120steps",
+    "gptq16k",
+    "lr4e-3-3b-seed",
+    "lr4e-3-4b",
+    "seed1",
+    "seed2",
+)
 """Rows of quality.json that are ablations of DL-QAT: docs/training.md has them."""
 
 
