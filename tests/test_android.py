@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ import adbd
 import artifacts
 import dlqat
 import runners
-from dlqat.devices import adb, android
+from dlqat.devices import adb, android, elsewhere
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.android import Android
@@ -271,19 +272,36 @@ def test_no_phone_and_no_runner(server: None, monkeypatch: pytest.MonkeyPatch, t
     assert "ANDROID_SERIAL is XYZ" in str(ort().available())
 
 
+def printed(folder: Path) -> list[str]:
+    """What dlqat-devices --print-commands says."""
+    command = [sys.executable, "-m", "dlqat.devices.cli", "--print-commands", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+
+
 def test_the_commands_of_an_artifact(phone: Callable[..., Phone], program: Path, tmp_path: Path) -> None:
-    """dlqat-devices --print-commands: by the artifact's format; what no phone behind adb runs is refused."""
-    command = [sys.executable, "-m", "dlqat.devices.cli", "--print-commands"]
-    done = subprocess.run(
-        [*command, str(program.parent.parent)], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.splitlines() == ort().commands(program)
+    """By the artifact's format: adb, and beside it what was not run here."""
+    lines, expected = printed(program.parent.parent), ort().commands(program)
+    assert lines[1 : 1 + len(expected)] == expected
+    assert "AI Hub" in lines[1 + len(expected)] and "not verified" in lines[1 + len(expected)]
     (tmp_path / "package" / "model.mlpackage").mkdir(parents=True)
-    refused = subprocess.run(
-        [*command, str(tmp_path / "package")], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert refused.returncode == 2
-    assert refused.stderr.strip().endswith("is a coreml artifact, and adb reaches Android only")
+    lines = printed(tmp_path / "package")
+    assert "not verified" in lines[0] and len([x for x in lines if x.startswith("xcrun devicectl")]) == 3
+    assert shlex.split(lines[2])[-1] == "Documents/model.mlpackage"
+
+
+def test_the_folder_for_ai_hub_is_what_its_client_takes(program: Path, tmp_path: Path) -> None:
+    """One .onnx and one .data file, nothing else (qai_hub 0.56, client.py), and the program is still the program."""
+    made = next(line for line in elsewhere.ai_hub(program) if line.startswith("mkdir"))
+    made = made.replace("python -c", f"{shlex.quote(sys.executable)} -c", 1)
+    subprocess.run(["bash", "-c", made], cwd=tmp_path, check=True, timeout=120)
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["model.data", "model.onnx"]
+    assert ort_inputs(tmp_path / "hub" / "model.onnx") == ort_inputs(program)
+
+
+def ort_inputs(path: Path) -> list[str]:
+    import onnxruntime
+
+    return [x.name for x in onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()]
 
 
 def test_the_commands_are_printed(phone: Callable[..., Phone], program: Path) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dlqat import refusal
 from dlqat.devices import artifact as artifacts
+from dlqat.devices import elsewhere
 from dlqat.devices.all import ALL
 from dlqat.devices.android import Android
 from dlqat.refusal import Refusal
@@ -37,7 +38,10 @@ def devices(
         str | None, typer.Option(help=f"Fetch what a device needs, without root: {', '.join(scripts())}.")
     ] = None,
     print_commands: Annotated[
-        Path | None, typer.Option(help="Print the adb commands that put this artifact on a phone and start it.")
+        Path | None,
+        typer.Option(
+            help="Print commands that bring this artifact to a phone: adb; an iPhone behind a Mac; Qualcomm AI Hub."
+        ),
     ] = None,
 ) -> None:
     """List every device: what it runs, and whether it can run here or what is missing."""
@@ -61,12 +65,15 @@ def devices(
 
 
 def _commands(folder: Path) -> list[str]:
-    """The adb commands for an artifact. Refusal if no runtime on a phone behind adb runs it."""
+    """Commands that bring an artifact to a phone, for a person to type."""
     found = artifacts.find(folder)
+    if found.format == "coreml":
+        return ["# an iPhone behind a Mac; not verified", *elsewhere.iphone(found.program)]
     phones = [d for d in ALL if isinstance(d, Android) and found.format in d.formats]
-    if not phones:
-        raise Refusal(f"{folder} is a {found.format} artifact, and adb reaches Android only")
-    return phones[0].commands(found.program)
+    lines = ["# Android behind adb", *(line for phone in phones for line in phone.commands(found.program))]
+    if found.format == "onnx":
+        lines += ["# Qualcomm AI Hub, with an account; not verified", *elsewhere.ai_hub(found.program)]
+    return lines
 
 
 def _run(name: str) -> None:
