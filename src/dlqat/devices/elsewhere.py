@@ -7,6 +7,7 @@ not run (`dlqat-devices --print-commands`), and what they show is not part of a 
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -34,12 +35,12 @@ def ai_hub(program: Path) -> list[str]:
     The client takes a folder with one .onnx and one .data file and nothing else (qai_hub 0.56), so both are copied.
     """
     single = (
-        f"import onnx; onnx.save(onnx.load({str(program)!r}), 'hub/model.onnx', "
-        "save_as_external_data=True, location='model.data')"
+        f"import onnx; onnx.save(onnx.load({json.dumps(str(program))}), "
+        '"hub/model.onnx", save_as_external_data=True, location="model.data")'
     )
     job = (
-        "import qai_hub as hub; print(hub.submit_profile_job(hub.upload_model('hub'), "
-        f"hub.Device({HUB_DEVICE!r})).wait())"
+        'import qai_hub as hub; print(hub.submit_profile_job(hub.upload_model("hub"), '
+        f'hub.Device("{HUB_DEVICE}")).wait())'
     )
     return [
         f"pip install 'dlqat[onnx,{EXTRA}]' && qai-hub configure --api_token YOUR_TOKEN",
