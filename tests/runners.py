@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dlqat_runner with onnxruntime, built for this machine: the source that a phone gets, beside the library of the wheel."""
+"""dlqat_runner built for this machine, with the libraries of the installed wheels: the source that a phone gets."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import torch
 
-from dlqat.devices import setup
+from dlqat.devices import executorch_runtime, setup
+from dlqat.devices.child import Worker
 
-SCRIPT = Path(setup.__file__).parents[1] / "runner" / "build-onnxruntime.sh"
+SCRIPTS = Path(setup.__file__).parents[1] / "runner"
 
 
 def onnxruntime(folder: Path) -> Path:
@@ -20,11 +23,28 @@ def onnxruntime(folder: Path) -> Path:
     headers = setup.home() / "arm64" / "include"
     if not (headers / "onnxruntime_cxx_api.h").is_file():
         pytest.skip(f"no headers of onnxruntime in {headers}; dlqat-devices --set-up qemu")
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ to build the runner with")
     found = importlib.util.find_spec("onnxruntime")
     assert found is not None
     assert found.origin is not None
     (library,) = (Path(found.origin).parent / "capi").glob("libonnxruntime.so.*")
-    subprocess.run(["bash", str(SCRIPT), str(headers), str(library), str(folder)], check=True, timeout=300)
-    return folder
+    return _built("build-onnxruntime.sh", headers, library, folder)
+
+
+def executorch(folder: Path) -> Path:
+    """The folder with the runner, which finds the wheel's libraries where they are."""
+    return _built("build-executorch.sh", executorch_runtime.wheel(), Path(torch.__file__).parent / "lib", folder)
+
+
+def _built(script: str, *places: Path) -> Path:
+    """What a script of devices/runner leaves in the last of `places`."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to build the runner with")
+    subprocess.run(["bash", str(SCRIPTS / script), *map(str, places)], check=True, timeout=300)
+    return places[-1]
+
+
+def serving(program: Path) -> Generator[Worker]:
+    """A runner that waits for messages, as a fixture gives it."""
+    found = Worker("runner", [str(program)])
+    yield found
+    found.close()

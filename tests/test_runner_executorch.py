@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import artifacts
+import runners
 from dlqat.devices import artifact as folders
-from dlqat.devices import child, executorch_runtime
+from dlqat.devices import child
 from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
@@ -28,7 +28,6 @@ from dlqat.runtime_tests.readers import read
 
 SETTING = Setting("int8")
 HOST = DEVICES["host-executorch"]
-SOURCE = Path(executorch_runtime.__file__).parent / "runner" / "build-executorch.sh"
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None or shutil.which("bash") is None:
-        pytest.skip("no g++ to build the runner with")
-    folder = tmp_path_factory.mktemp("built")
-    wheel, libraries = executorch_runtime.wheel(), Path(torch.__file__).parent / "lib"
-    subprocess.run(["bash", str(SOURCE), str(wheel), str(libraries), str(folder)], check=True, timeout=300)
-    return folder / "dlqat_runner"
+    return runners.executorch(tmp_path_factory.mktemp("built")) / "dlqat_runner"
 
 
 @pytest.fixture
 def worker(built: Path) -> Generator[Worker]:
-    found = Worker("runner", [str(built)])
-    yield found
-    found.close()
+    yield from runners.serving(built)
 
 
 def alike(a: Any, b: Any) -> bool:

@@ -44,9 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def worker(built: Path) -> Generator[Worker]:
-    found = Worker("runner", [str(built)])
-    yield found
-    found.close()
+    yield from runners.serving(built)
 
 
 def ask_to_open(worker: Worker, program: Path) -> Message:
