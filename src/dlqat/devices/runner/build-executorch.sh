@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# dlqat_runner for Linux, from an unpacked wheel of ExecuTorch: build.sh EXECUTORCH TORCH_LIB FOLDER [COMPILER...]
+# dlqat_runner for Linux, from an unpacked wheel of ExecuTorch: build-executorch.sh EXECUTORCH TORCH_LIB FOLDER [COMPILER...]
 #
 # EXECUTORCH is the wheel's folder `executorch`, TORCH_LIB torch's folder `lib`, both for the CPU that COMPILER (g++)
 # builds for. The kernels of llama:: are in a library that is linked to torch and, for no symbol, to the Python bindings:

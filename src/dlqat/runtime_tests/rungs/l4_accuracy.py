@@ -37,10 +37,14 @@ def result(proof: Proof) -> Mapping[str, Any] | None:
     for path in _places(proof):
         with contextlib.suppress(Refusal):  # damaged: as if it were not there
             found.append(artifacts.read_json(path))
-    programs: list[Any] = [content.get("program") for content in found]
-    digests = [cast("Any", p).get("sha256") if isinstance(p, dict) else None for p in programs]
-    own = fingerprint(proof.artifact) if any(digests) else None  # of hundreds of megabytes: once
-    return next((content for content, digest in zip(found, digests, strict=True) if digest and digest == own), None)
+    stated = [(content, digest) for content in found if (digest := _digest(content))]
+    own = fingerprint(proof.artifact) if stated else None  # of hundreds of megabytes: once
+    return next((content for content, digest in stated if digest == own), None)
+
+
+def _digest(content: Mapping[str, Any]) -> Any:
+    program: Any = content.get("program")
+    return cast("Any", program).get("sha256") if isinstance(program, dict) else None
 
 
 def _places(proof: Proof) -> list[Path]:
