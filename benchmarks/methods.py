@@ -25,13 +25,13 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from _common import HERE, Results, peak_gb, reset_peak, smollm2, text
+from _methods_plot import plot
 from quality import tokens
 from recovery import accuracy as tasks
 from rich.console import Console
@@ -53,10 +53,6 @@ from dlqat.trainer.prepare import load, prepare
 from dlqat.trainer.request import Request
 from dlqat.trainer.run import run
 from dlqat.trainer.train import accelerator, train
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
 
 TRAINED = Options(save_every=0)
 UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
@@ -219,10 +215,9 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
         if key == "autoround+dlqat-kd-2b-seed0":  # with zero-points, which rtn's files have not
             sizes = {}
         seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
-        if key in results.rows:  # rtn's, measured here on the processor's clock
-            seconds = results.rows[key]["seconds"]
         kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
-        kept |= {k: row[k] for k in ("peak_gb",) if k in row}
+        if "peak_gb" in row:
+            kept["peak_gb"] = row["peak_gb"]
         found[key] = {**kept, "seconds": seconds, "test": row["test"], **recovery.get(key, {})}
     return found
 
@@ -241,57 +236,6 @@ def table(results: Results) -> Iterator[str]:
         yield "| " + " | ".join(said) + " |"
 
 
-def plot(results: Results) -> None:
-    """results/methods.png: perplexity over the bits per parameter of the smaller of the two files."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 7))
-    floor = Results("quality").rows["float"]["test"]
-    axes.axhline(floor, color="grey", linewidth=0.8)
-    axes.text(3.5, floor, " float, 32 bits", va="bottom", fontsize=7, color="grey")
-    # Most rows lie close above the float model, and there the differences count.
-    axes.set_yscale("function", functions=(lambda p: np.log(np.maximum(p - 29, 0.1)), lambda y: np.exp(y) + 29))
-    axes.set_yticks(
-        [floor, 31, 33, 36, 40, 50, 75, 150, 400, 1000],
-        [f"{floor:.1f}", *["31", "33", "36", "40", "50", "75", "150", "400", "1000"]],
-    )
-    axes.set(
-        xlim=(3.5, 5.7),
-        ylim=(29.4, 1000),
-        xlabel="bits per parameter of the file (the smaller of onnx and coreml iOS26)",
-    )
-    axes.set_ylabel("WikiText-2 test perplexity (log of what it is above 29)")
-    axes.set_title("SmolLM2-135M-Instruct; x: not trained, o: 40 steps of 1024 tokens", fontsize=9)
-    figure.tight_layout()
-    taken: list[Bbox] = []
-    for key, row in everything(results).items():
-        if row["test"] > 1e4 or "bits_file" not in row:
-            continue
-        at, trained = (min(row["bits_file"].values()), row["test"]), "dlqat" in key or "-kd-" in key
-        axes.plot(*at, marker="o" if trained else "x", color="C0" if trained else "C1")
-        label = key.removesuffix("-seed0").replace("-lr4e-3", "").replace("-kd", "")
-        taken.append(_label(axes, at, label, trained and not key.startswith("peqa"), taken))  # PEQA lies on DL-QAT
-    figure.savefig(HERE / "results" / "methods.png", dpi=120)
-    plt.close(figure)
-
-
-def _label(axes: Axes, at: tuple[float, float], label: str, right: bool, taken: Sequence[Bbox]) -> Bbox:
-    """Write a label beside its point, as near to its height as the labels that are there let it."""
-    for shift in (0, 9, -9, 18, -18, 27, -27, 36, -36):
-        side: dict[str, Any] = {"xytext": (6 if right else -6, shift - 2), "ha": "left" if right else "right"}
-        text = axes.annotate(label, at, **side, textcoords="offset points", fontsize=7)
-        box = text.get_window_extent()
-        if not any(box.overlaps(other) for other in taken):
-            break
-        text.remove()
-    else:
-        text = axes.annotate(label, at, fontsize=7)
-    return text.get_window_extent()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
@@ -304,7 +248,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = Results("methods")
     if arguments.plot:
-        plot(results)
+        plot(everything(results))
         return
     keep: Path = arguments.keep
     keep.mkdir(parents=True, exist_ok=True)
@@ -320,7 +264,7 @@ def main() -> None:
         reset_peak()
         results.add(key, start_row(key, keep) if start == key else trained_row(start, keep, results))
         print(key, results.rows[key], flush=True)
-        plot(results)
+        plot(everything(results))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ Seconds are start and training together.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import methods
 from _common import Results
 
+Rows = Mapping[str, Mapping[str, Any]]
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("bits", "method", "seconds", "test", "held", "KL", "ARC-Easy", "PIQA")
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
-PLAIN = "plain grid (not [mirrored](ADR)), LoRA at 4e-3"
+PLAIN = "plain grid (not [mirrored](ADR))"
 SLOW = "`--magnitude-lr 3e-3`"
 SHORT = "GPTQ on 16k tokens (`--init gptq --calibration-tokens 16384`)"
 SEEDS = ("seed0", "seed1", "seed2")
@@ -44,12 +46,12 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("4", "DL-QAT, cross entropy (learns the domain)", ("dlqat-ce-4b-seed0",)),
     ("*3", "round to nearest", ("rtn-3b",)),
     ("*3", "GPTQ (`--init gptq`, untrained)", ("gptq-3b",)),
-    ("3", f"GPTQ, {PLAIN.partition(',')[0]}", ("gptq-3b-plain",)),
+    ("3", f"GPTQ, {PLAIN}", ("gptq-3b-plain",)),
     ("*3", "AutoRound", ("autoround-3b",)),
     ("*3", "**DL-QAT**", tuple(f"dlqat-kd-3b-{seed}" for seed in SEEDS)),
     ("*3", "DL-QAT, int8 activations", ("dlqat-kd-a8-3b-seed0",)),
     ("3", "DL-QAT, three times the tokens (120 steps)", ("dlqat-kd-120steps-3b-seed0",)),
-    ("3", f"DL-QAT, {PLAIN}", tuple(f"dlqat-kd-lr4e-3-3b-plain-{seed}" for seed in SEEDS)),
+    ("3", f"DL-QAT, {PLAIN}, LoRA at 4e-3", tuple(f"dlqat-kd-lr4e-3-3b-plain-{seed}" for seed in SEEDS)),
     ("*3", "PEQA", ("peqa-kd-3b-seed0",)),
     ("*3", "FQ_LORA, LoRA at 4e-3 (better than 1e-3)", ("fq_lora-kd-lr4e-3-3b-seed0",)),
     ("3", "L4Q", ("l4q-kd-3b-seed0",)),
@@ -87,20 +89,19 @@ def table(only: str, adr: str) -> str:
 
     adr: where the page finds the ADRs.
     """
-    quality = Results("quality").rows
+    quality, recovery = Results("quality").rows, Results("recovery").rows
     lines: list[str] = []
     for bits, name, keys in NAMED:
         measured = [key for key in keys if key in quality]
         if bits.startswith(only) and measured:
             seeds = f", seed{'s' * (len(measured) > 1)} {', '.join(key[-1] for key in measured)}"
             linked = name.replace("ADR", f"{adr}/0007-three-bits-are-mirrored.md") + seeds * (len(keys) > 1)
-            lines.append("| " + " | ".join([bits.lstrip("*"), linked, *cells(measured)]) + " |\n")
+            lines.append("| " + " | ".join([bits.lstrip("*"), linked, *cells(measured, quality, recovery)]) + " |\n")
     return "".join(lines)
 
 
-def cells(keys: Sequence[str]) -> Iterator[str]:
+def cells(keys: Sequence[str], quality: Rows, recovery: Rows) -> Iterator[str]:
     """seconds, test, held of all rows; KL and tasks of the first that has them."""
-    quality, recovery = Results("quality").rows, Results("recovery").rows
     rows = [quality[key] for key in keys]
     yield ", ".join(_seconds(row) for row in rows) if "train_seconds" in rows[0] else ""
     yield from (", ".join(_short(row[split]) for row in rows) for split in ("test", "held"))
@@ -111,7 +112,7 @@ def cells(keys: Sequence[str]) -> Iterator[str]:
     yield from (f"{far[task]:.1f}" if task in far else "" for task in ("arc_easy", "piqa"))
 
 
-def _seconds(row: dict[str, float]) -> str:
+def _seconds(row: Mapping[str, Any]) -> str:
     wall = " (wall)" if "seconds_are" in row else ""
     return f"{row['start_seconds'] + row['train_seconds']:.0f}{wall}"
 
@@ -120,12 +121,12 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
-def renewed(page: str, table: str) -> str:
+def renewed(page: str, rows: str) -> str:
     """The page with this table in the place of the one with the same header."""
-    header = "".join(table.splitlines(keepends=True)[:2])
+    header = "".join(rows.splitlines(keepends=True)[:2])
     before, found, after = page.partition(header)
     assert found, f"no table begins with {header!r}"
-    return before + table + after[after.index("\n\n") + 1 :]
+    return before + rows + after[after.index("\n\n") + 1 :]
 
 
 def main() -> None:
@@ -134,14 +135,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     if arguments.all:
-        rows = Results("quality").rows.items()
-        for key, row in sorted(rows, key=lambda item: (item[1].get("bits", 99), item[1]["test"])):
-            print("| " + " | ".join([str(row.get("bits", "")), key, *cells([key])]) + " |")
+        quality, recovery = Results("quality").rows, Results("recovery").rows
+        for key, row in sorted(quality.items(), key=lambda item: (item[1].get("bits", 99), item[1]["test"])):
+            print("| " + " | ".join([str(row.get("bits", "")), key, *cells([key], quality, recovery)]) + " |")
         return
     stale = False
-    for page, table in pages().items():
+    for page, rows in pages().items():
         old = page.read_text(encoding="utf-8")
-        if (new := renewed(old, table)) != old:
+        if (new := renewed(old, rows)) != old:
             stale = True
             print(f"{page.relative_to(ROOT)}: {'stale' if arguments.check else 'renewed'}")
             if not arguments.check:
