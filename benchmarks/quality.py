@@ -2,7 +2,8 @@
 """How much of the float model survives: every method on the same tokens, WikiText-2, SmolLM2-135M.
 
     python benchmarks/quality.py                    all rows that are not in results/quality.json yet
-    python benchmarks/quality.py --only dlqat-kd-3b a row (a prefix of its key)
+    python benchmarks/quality.py --only dlqat-kd-3b rows whose key begins so
+    python benchmarks/quality.py --again            known rows, too, and what they were before
 
 Symmetric groups of 32, int8 embedding and head, float activations unless a row says a8. Trained on 41k
 tokens of WikiText-2 *valid* (40 steps of 4 x 256); perplexity over 16 x 512 tokens of *test*, in float32,
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, default=ADAPTERS, help="folder for the adapters of the rows, as KEY.safetensors"
     )
+    parser.add_argument("--again", action="store_true", help="measure known rows once more")
     arguments = parser.parse_args()
     wanted, keep = arguments.only, arguments.keep
     results = Results("quality")
@@ -213,7 +215,8 @@ def main() -> None:
         loaded = source.load(origin)
         results.add("float", evaluate(loaded.model, loaded))
     for key, run in rows():
-        if key in results.rows or not key.startswith(wanted):
+        before = results.rows.get(key)
+        if (before and not arguments.again) or not key.startswith(wanted):
             continue
         start_from, known = started(run, results, keep)
         if run.after and start_from is None:
@@ -222,7 +225,7 @@ def main() -> None:
         reset_peak()
         row = measure(run, source.load(origin), keep / f"{key}.safetensors", start_from)
         results.add(key, row | known)
-        print(key, results.rows[key], flush=True)
+        print(key, results.rows[key], *(["before:", before] if before else []), flush=True)
 
 
 if __name__ == "__main__":

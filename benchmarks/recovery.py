@@ -2,6 +2,7 @@
 """Is it the float model again? Distance to it, and tasks that no training text here resembles, for rows of quality.py.
 
     python benchmarks/quality.py && python benchmarks/recovery.py [ADAPTERS]     rows of which quality.py kept adapters
+    python benchmarks/recovery.py --only dlqat-kd-3b                             those whose key begins so
 
 `kl`: mean KL(float || row) in nats over 16 x 512 tokens of WikiText-2 test, under bf16 autocast. Perplexity can
 fall because a model learns the domain, or grows less sure of itself; this distance cannot. ARC-Easy and PIQA: the
@@ -91,7 +92,9 @@ def restore(model: PreTrainedModel, run: Run, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", type=Path, nargs="?", default=ADAPTERS, help="what quality.py has kept")
-    folder = parser.parse_args().adapters
+    parser.add_argument("--only", default="", help="prefix of the rows to measure")
+    arguments = parser.parse_args()
+    folder: Path = arguments.adapters
     if not any(folder.glob("*.safetensors")):
         print(f"{folder} holds no adapters, so there is nothing to measure; quality.py keeps those of rows it trains")
         return
@@ -102,7 +105,7 @@ def main() -> None:
         results.add("float", {"kl": 0.0, **accuracy(reference.model.eval(), reference.tokenizer)})
     for key, run in rows():
         path = folder / f"{key}.safetensors"
-        if "piqa" in results.rows.get(key, {}) or not path.exists():
+        if not key.startswith(arguments.only) or "piqa" in results.rows.get(key, {}) or not path.exists():
             continue
         loaded = source.load(origin)
         restore(loaded.model, run, path)
