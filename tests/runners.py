@@ -9,11 +9,14 @@ import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from dlqat.devices import executorch_runtime, setup
-from dlqat.devices.child import Worker
+from dlqat.devices import child, executorch_runtime, setup
+from dlqat.devices.child import Limits, Worker
+from dlqat.devices.device import Device, Setting
+from dlqat.runtime_tests.readers import read
 
 SCRIPTS = Path(setup.__file__).parents[1] / "runner"
 
@@ -48,3 +51,14 @@ def serving(program: Path) -> Generator[Worker]:
     found = Worker("runner", [str(program)])
     yield found
     found.close()
+
+
+def same_linear(worker: Worker, here: Device, artifact: Path, setting: Setting) -> None:
+    """The first multiplication of an artifact, on 3 rows and on one: equal, bit for bit."""
+    weight = next(w for w in read(artifact).weights if w.kind == "matmul")
+    width = weight.load().codes.shape[1]
+    rows = [np.random.default_rng(i).normal(size=(n, width)).astype(np.float32) for i, n in ((0, 3), (1, 1))]
+    batches = [{weight.input: row} for row in rows]
+    mine = here.evaluate(weight.program(), batches, setting)
+    its = child.evaluate(worker, weight.program(), batches, setting, Limits())
+    assert all(np.array_equal(a, b) for a, b in zip(mine, its, strict=True))

@@ -24,7 +24,6 @@ from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
 from dlqat.devices.wire import Message
-from dlqat.runtime_tests.readers import read
 
 SETTING = Setting("int8")
 HOST = DEVICES["host-executorch"]
@@ -78,16 +77,9 @@ def test_what_apps_generate_with(worker: Worker, exported: Path) -> None:
 
 
 def test_small_programs(worker: Worker, exported: Path) -> None:
-    weight = next(w for w in read(exported).weights if w.kind == "matmul")
-    width = weight.load().codes.shape[1]
-    batches = [
-        {weight.input: np.random.default_rng(i).normal(size=(n, width)).astype(np.float32)} for i, n in ((0, 3), (1, 1))
-    ]
-    mine = HOST.evaluate(weight.program(), batches, SETTING)
-    its = child.evaluate(worker, weight.program(), batches, SETTING, Limits())
-    assert all(np.array_equal(a, b) for a, b in zip(mine, its, strict=True))
+    runners.same_linear(worker, HOST, exported, SETTING)
     with pytest.raises(DeviceFailure, match="executorch does not load it"):
-        child.evaluate(worker, b"no program" * 1000, batches, SETTING, Limits())
+        child.evaluate(worker, b"no program" * 1000, [{}], SETTING, Limits())
     assert worker.alive
 
 
@@ -99,8 +91,9 @@ def test_refusals(worker: Worker, exported: Path, tmp_path: Path) -> None:
     for header, says in (({"op": "dance"}, "does not know dance"), ({"op": "truncate"}, "a message without length")):
         with pytest.raises(DeviceFailure, match=says):
             worker.call(Message(header), 60)
-    with pytest.raises(DeviceFailure, match="token 1000000 is not in the vocabulary of 160"):
-        session.logits([10**6])
+    for token in (10**6, -1):
+        with pytest.raises(DeviceFailure, match=f"^token {token} is not in the vocabulary of 160$"):
+            session.logits([token])
     with pytest.raises(DeviceFailure, match="129 tokens are more than its context of 128"):
         session.logits([1] * 129)
     assert session.logits([1]).shape == (1, 160)

@@ -25,7 +25,6 @@ from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
 from dlqat.devices.wire import Message
-from dlqat.runtime_tests.readers import read
 
 HOST = DEVICES["host-ort"]
 FORMS = ("qdq", "ort", "web")
@@ -78,14 +77,7 @@ def test_the_same_numbers(worker: Worker, programs: dict[str, Path], form: str) 
 @pytest.mark.parametrize("setting", [Setting("float"), Setting("int8"), Setting("float", optimize=False)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_small_programs(worker: Worker, programs: dict[str, Path], form: str, setting: Setting) -> None:
-    weight = next(w for w in read(programs[form]).weights if w.kind == "matmul")
-    width = weight.load().codes.shape[1]
-    batches = [
-        {weight.input: np.random.default_rng(i).normal(size=(n, width)).astype(np.float32)} for i, n in ((0, 3), (1, 1))
-    ]
-    mine = HOST.evaluate(weight.program(), batches, setting)
-    its = child.evaluate(worker, weight.program(), batches, setting, Limits())
-    assert all(np.array_equal(a, b) for a, b in zip(mine, its, strict=True))
+    runners.same_linear(worker, HOST, programs[form], setting)
 
 
 def test_refusals(worker: Worker, programs: dict[str, Path], tmp_path: Path) -> None:

@@ -140,6 +140,10 @@ def train(
     rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]
     if recipe_file is not None:
         rules += recipe.read(recipe_file).rules
+    if not trained:  # only what a method without training reads: other choices make no other result
+        rules.append(Rule(BLOCKS, UNTRAINED))
+    # Through parse once more: the options of the command line are checked as those of a recipe file.
+    checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
     options = replace(
         _DEFAULT,
         steps=steps,
@@ -151,7 +155,7 @@ def train(
         warmup=warmup,
         kd=kd,
         ce=ce,
-        init=_DEFAULT.init if init is None else init,
+        init=_start(checked, compression) if init is None else init,
         calibration_tokens=calibration_tokens,
         seed=seed,
         precision=precision,
@@ -159,15 +163,10 @@ def train(
         save_every=save_every,
     )
     _check(options, parallel)
-    if not trained:  # only what a method without training reads: other choices make no other result
-        rules.append(Rule(BLOCKS, UNTRAINED))
+    if not trained:
         read = {"sequence_length": sequence_length, "calibration_tokens": calibration_tokens}
         options = replace(_DEFAULT, steps=0, seed=seed, precision=precision, **read)
     sources = _sources(data or [], compression, then)
-    # Through parse once more: the options of the command line are checked as those of a recipe file.
-    checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
-    if compression is None and init is None and any(rule.changes.get("bits") == 2 for rule in checked.rules):
-        options = replace(options, init=TWO_BITS)
     try:
         from dlqat.trainer.request import Request
         from dlqat.trainer.run import run
@@ -194,6 +193,12 @@ def _method(name: str, settings: list[str], then: str, init: str | None) -> Meth
     if init is not None:
         raise Refusal(f"--init is of --method dlqat; with --method {name} the method makes the start")
     return parse(name, settings)
+
+
+def _start(asked: Recipe, method: Method | None) -> str:
+    """The start of a model for which --init says none."""
+    two = method is None and any(rule.changes.get("bits") == 2 for rule in asked.rules)
+    return TWO_BITS if two else _DEFAULT.init
 
 
 def _sources(data: list[str], method: Method | None, then: str) -> tuple[str, ...]:

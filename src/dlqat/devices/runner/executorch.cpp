@@ -28,7 +28,7 @@ ThreadPool* get_threadpool();
 
 namespace {
 
-using dlqat::Answer, dlqat::Array, dlqat::Json, dlqat::Message, dlqat::now, dlqat::quoted;
+using dlqat::Answer, dlqat::Array, dlqat::check_tokens, dlqat::Json, dlqat::Message, dlqat::now, dlqat::quoted;
 using executorch::aten::ScalarType;
 using executorch::extension::Module;
 using executorch::runtime::EValue, executorch::runtime::Error, executorch::runtime::Program;
@@ -113,10 +113,7 @@ class Runner {
     if (ids.dtype != "int64") throw std::runtime_error("token ids are int64");
     const auto* tokens = reinterpret_cast<const int64_t*>(ids.data);
     int64_t count = static_cast<int64_t>(ids.bytes / sizeof *tokens);
-    for (int64_t i = 0; i < count; ++i)
-      if (vocabulary_ && tokens[i] >= vocabulary_)
-        throw std::runtime_error("token " + std::to_string(tokens[i]) + " is not in the vocabulary of " +
-                                 std::to_string(vocabulary_));
+    check_tokens(tokens, count, vocabulary_);
     if (context_ && length_ + count > context_)
       throw std::runtime_error(std::to_string(length_ + count) + " tokens are more than its context of " +
                                std::to_string(context_));

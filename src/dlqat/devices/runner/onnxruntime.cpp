@@ -14,7 +14,7 @@
 namespace {
 
 using namespace dlqat::onnx;
-using dlqat::Answer, dlqat::Array, dlqat::Json, dlqat::Message, dlqat::now, dlqat::quoted;
+using dlqat::Answer, dlqat::Array, dlqat::check_tokens, dlqat::Json, dlqat::Message, dlqat::now, dlqat::quoted;
 
 const std::string kAllLogits = "num_logits_to_keep";  // optional input of programs that return the last row: 0 is all
 const std::string kPast = "past_key_values", kPresent = "present";
@@ -44,10 +44,7 @@ class Decoder {
   }
 
   Answer::Rows logits(const int64_t* ids, int64_t count) {
-    for (int64_t i = 0; i < count && vocabulary_ > 0; ++i)  // GatherBlockQuantized reads past its table without a word
-      if (ids[i] < 0 || ids[i] >= vocabulary_)
-        throw std::runtime_error("token " + std::to_string(ids[i]) + " is not in the vocabulary of " +
-                                 std::to_string(vocabulary_));
+    check_tokens(ids, count, vocabulary_);  // GatherBlockQuantized reads past its table
     int64_t total = length_ + count;
     std::vector<int64_t> positions;
     for (int64_t i = length_; i < total; ++i) positions.push_back(i);

@@ -45,6 +45,14 @@ struct Timings {
   }
 };
 
+// Throws for a token that the model has no row for: a runtime may read past its table without a word.
+inline void check_tokens(const int64_t* ids, int64_t count, int64_t vocabulary) {
+  for (int64_t i = 0; i < count && vocabulary > 0; ++i)
+    if (ids[i] < 0 || ids[i] >= vocabulary)
+      throw std::runtime_error("token " + std::to_string(ids[i]) + " is not in the vocabulary of " +
+                               std::to_string(vocabulary));
+}
+
 // Text on one line, as long as a message may be.
 inline std::string line(const std::string& text) {
   std::string out;
