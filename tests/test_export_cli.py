@@ -27,6 +27,9 @@ from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
 from toy_tokenizer import toy_tokenizer
 
+FOLDERS = {"qdq": "onnx", "ort": "onnx-ort", "web": "onnx-web"}
+"""Form -> where it goes if --output says nothing: none takes the place of another."""
+
 
 def run(*arguments: object) -> tuple[int, str]:
     """Exit code and output of dlqat-export; what it refuses is raised."""
@@ -50,7 +53,7 @@ def model_dir(tmp_path: Path, family: str = "llama-tied", generation: dict[str, 
 def test_folder_describes_itself(tmp_path: Path, form: str) -> None:
     """Every file with its digest, sizes that add up, the form in the model's own metadata."""
     code, _ = run(model_dir(tmp_path), "--form", form, "--no-verify")
-    folder = tmp_path / "model" / "onnx"
+    folder = tmp_path / "model" / FOLDERS[form]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert code == 0
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
@@ -83,7 +86,7 @@ def test_parameters_are_the_model_s(tmp_path: Path) -> None:
 def test_manifest_says_whether_a_tied_head_is_stored_twice(tmp_path: Path, bits: int, form: str, said: str) -> None:
     models.write_folded(tmp_path / "folded", "llama-tied", Recipe((Rule(".*", {"bits": bits}),)), vocab_size=320)
     run(tmp_path / "folded", "--form", form, "--no-verify")
-    manifest = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / FOLDERS[form] / "manifest.json").read_text())
     assert said in manifest["head"]
 
 
@@ -91,7 +94,7 @@ def test_manifest_says_whether_a_tied_head_is_stored_twice(tmp_path: Path, bits:
 def test_configs_of_the_clients(tmp_path: Path, form: str) -> None:
     """Names and ids that onnxruntime-genai and transformers.js read; the chat template in both places."""
     run(model_dir(tmp_path, generation={"eos_token_id": [2, 7], "temperature": 0.6}), "--form", form, "--no-verify")
-    folder = tmp_path / "model" / "onnx"
+    folder = tmp_path / "model" / FOLDERS[form]
     genai = json.loads((folder / "genai_config.json").read_text())
     decoder = genai["model"]["decoder"]
     assert (folder / decoder["filename"]).is_file()
@@ -265,7 +268,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     source = model_dir(tmp_path)
     run(source, "--no-verify")
     before = {p: p.read_bytes() for p in source.rglob("*") if p.is_file()}
-    command = [sys.executable, "-c", LIMITED, str(source), "--form", "ort", "--no-verify"]
+    command = [sys.executable, "-c", LIMITED, str(source), "--no-verify"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -41,8 +41,8 @@ def demo() -> None:
     train, test = pages(HOME.parent / "data")
     step("dlqat-train", base, "-o", HOME, "--data", train, "--steps", "40")
     step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
-    step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "-o", HOME / "onnx-ort", "--no-verify")
-    step("dlqat-export", "--target", "onnx", "--form", "web", HOME, "-o", HOME / "onnx-web", "--no-verify")
+    step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "--no-verify")
+    step("dlqat-export", "--target", "onnx", "--form", "web", HOME, "--no-verify")
     for target in ("executorch", "coreml"):
         step("dlqat-export", "--target", target, HOME, "--no-verify")
     folders = [HOME / name for name in ("onnx", "onnx-ort", "onnx-web", "executorch", "coreml")]

@@ -55,7 +55,9 @@ def export(
     deployment_target: Annotated[
         str | None, typer.Option(help="coreml: iOS18 (the default) or iOS26, the lowest system that must run it.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: MODEL_DIR/TARGET.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: MODEL_DIR/TARGET, or /TARGET-FORM for ort and web.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="The base model, if it has moved since training (only for folding).")
     ] = None,
@@ -64,7 +66,8 @@ def export(
 ) -> None:
     """Write the integers of MODEL_DIR as an artifact that a runtime loads."""
     module = load(target)
-    folder = destination(model_dir, target, output)
+    name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
+    folder = destination(model_dir, name, output)
     model, folded = opened(model_dir, base, write=not dry_run)
     options = choose(module, target, form, max_context, model, logits, deployment_target)
     plan = module.plan(model, folded, options)
@@ -96,9 +99,9 @@ def load(name: str) -> Target:
         raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
 
 
-def destination(model_dir: Path, target: str, output: Path | None) -> Path:
-    """Where the artifact goes. Refusal for a place that holds anything but an artifact: writing would delete it."""
-    folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / target
+def destination(model_dir: Path, name: str, output: Path | None) -> Path:
+    """`output`, or the folder `name` of the model_dir. Refusal if it holds anything but an artifact: that would be lost."""
+    folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / name
     if folder.resolve() == Path.cwd():
         raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
