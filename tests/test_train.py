@@ -22,6 +22,7 @@ from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule, portable
 from dlqat.refusal import Refusal
 from dlqat.trainer import start
 from dlqat.trainer.batches import Batches
+from dlqat.trainer.calibrate import walk
 from dlqat.trainer.examples import Examples
 from dlqat.trainer.gptq import compensate
 from dlqat.trainer.layer import QATLinear, teacher
@@ -142,6 +143,20 @@ def test_gptq_loses_less_than_rounding_to_nearest_and_keeps_the_teacher() -> Non
         with teacher(model):
             assert torch.equal(model(tokens).logits, float_logits)
     assert after < before
+
+
+def test_a_start_sees_a_block_in_float() -> None:
+    """Calibration measures what the layers of a block read before any of them is rounded, be they QATLinears or not."""
+    recipe, tokens, found = portable(2, 16, 0), torch.randint(3, 160, (4, 32)), list[dict[str, Tensor]]()
+    linears = [n for n, m in tiny("llama").named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
+    for left_float in ([], linears):
+        model, moments = tiny("llama"), dict[str, Tensor]()
+        prepare(model, recipe, but=left_float)
+        walk(model, tokens, lambda name, _, moment, into=moments: into.update({name: moment}))
+        found.append({name: moment for name, moment in moments.items() if ".layers.0." in name})
+    rounded, left = found
+    assert len(left) == 7
+    assert all(torch.equal(rounded[name], moment) for name, moment in left.items())
 
 
 def test_the_offset_gives_gptqs_codes() -> None:

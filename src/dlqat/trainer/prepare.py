@@ -38,8 +38,8 @@ def prepare(
 ) -> dict[str, LayerSpec]:
     """Replace `model`'s modules in place and freeze the rest; the specs of what the recipe matches.
 
-    `but`: modules that something else replaces (compress.py). LoRA's random start depends on `seed` alone. `progress` hears each module's name as its scales are
-    searched.
+    `but`: modules that something else replaces (compress.py). LoRA's random start depends on `seed` alone. `progress`
+    hears each module's name as its scales are searched.
     """
     specs = recipe.layers(shapes(model))
     if not specs:
