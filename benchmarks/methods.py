@@ -67,10 +67,12 @@ class Road:
     bits: int
     settings: tuple[str, ...] = ()
     mirrored: bool = True
+    symmetric: bool = True
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe((*portable(self.bits, 32, 0).rules, Rule(BLOCKS, {"mirrored": self.mirrored})))
+        grid = {"mirrored": self.mirrored, "symmetric": self.symmetric}
+        return Recipe((*portable(self.bits, 32, 0).rules, Rule(BLOCKS, grid)))
 
     def made(self) -> Method:
         return known.parse(self.method, self.settings)
@@ -93,6 +95,7 @@ ROADS: dict[str, Road] = {
     "nm-wanda-2:4-4b": Road("nm", 4, ("score=wanda",)),
     **{f"rtn-{bits}b": Road("rtn", bits) for bits in (4, 3, 2)},
     "rtn-3b-plain": Road("rtn", 3, mirrored=False),
+    "rtn-2b-zero-points": Road("rtn", 2, symmetric=False),
 }
 """What a reader learns most from comes first."""
 KEPT = HERE.parent / ".cache" / "methods"
@@ -211,9 +214,9 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
         if any(word in key for word in ELSEWHERE):
             continue
         plain = row.get("bits") == 3 and ("plain" in key or key == "autoround-3b")
-        sizes = results.rows.get(f"rtn-{row.get('bits')}b{'-plain' if plain else ''}", {})
-        if key == "autoround+dlqat-kd-2b-seed0":  # with zero-points, which rtn's files have not
-            sizes = {}
+        zero_points = key == "autoround+dlqat-kd-2b-seed0"
+        grid = "-plain" if plain else "-zero-points" if zero_points else ""
+        sizes = results.rows.get(f"rtn-{row.get('bits')}b{grid}", {})
         seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
         kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
         if "peak_gb" in row:

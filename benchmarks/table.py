@@ -64,12 +64,12 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("3", "DL-QAT, cross entropy", ("dlqat-ce-3b-seed0",)),
     ("*2", "round to nearest", ("rtn-2b",)),
     ("*2", "GPTQ (`--init gptq`, untrained)", ("gptq-2b",)),
-    ("2", "AutoRound", ("autoround-2b",)),
+    ("*2", "AutoRound", ("autoround-2b",)),
     ("2", "`--init blocks`, untrained", ("blocks-2b",)),
     ("2", "PEQA", ("peqa-kd-2b-seed0",)),
     ("2", "DL-QAT from round to nearest (`--init mse`)", ("dlqat-kd-2b-seed0",)),
     ("*2", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-2b-seed0",)),
-    ("2", "AutoRound, then DL-QAT, zero-points", ("autoround+dlqat-kd-2b-seed0",)),
+    ("*2", "AutoRound, then DL-QAT, with zero-points (not on ExecuTorch)", ("autoround+dlqat-kd-2b-seed0",)),
     ("*2", "blocks, then **DL-QAT** (the default at 2 bits)", ("blocks+dlqat-kd-2b-seed0",)),
 )
 """Bits (with a star: in the README, too), what a reader calls it, and its rows: seed 0 where nothing is said."""
