@@ -119,6 +119,9 @@ def _blocks(bits: int, base: Options, high: Options) -> Iterator[tuple[str, Run]
     yield f"blocks+dlqat-kd-lr4e-3-{bits}b-seed0", Run(bits, replace(high, **start))
     slow = replace(base, **start, magnitude_rate=3e-3)
     yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
+    if bits == 2:  # the grid that AutoRound's row of 2 bits has
+        zero_points = {"symmetric": False}
+        yield "blocks+dlqat-kd-2b-asymmetric-seed0", Run(2, replace(base, **start), zero_points)
 
 
 def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None) -> dict[str, Any]:
