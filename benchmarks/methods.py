@@ -32,6 +32,7 @@ from typing import Any
 
 from _common import HERE, Results, peak_gb, reset_peak, smollm2, text
 from _methods_plot import plot
+from _methods_table import everything
 from quality import tokens
 from recovery import accuracy as tasks
 from rich.console import Console
@@ -100,22 +101,8 @@ ROADS: dict[str, Road] = {
 """What a reader learns most from comes first."""
 KEPT = HERE.parent / ".cache" / "methods"
 THEN = "+dlqat"
-ALONE = ("swsc-2b", "nm-ternary-4:8-spread", "nm-wanda-2:4-4b", "nm-4:8-4b", "rtn")
+ALONE = ("swsc-2b", "nm-ternary-4:8-spread", "rtn")
 """Prefixes of rows that nothing is trained from here."""
-ELSEWHERE = (
-    "-ce-",
-    "l4q",
-    "fq_lora",
-    "-a8-",
-    "slow",
-    "120steps",
-    "gptq16k",
-    "lr4e-3-3b-seed",
-    "lr4e-3-4b",
-    "seed1",
-    "seed2",
-)
-"""Rows of quality.json that are ablations of DL-QAT: docs/training.md has them."""
 
 
 def keys() -> Iterator[str]:
@@ -204,39 +191,6 @@ def _file_bits(folded: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = cli.write(cli.load(name), model, folded, Path(folder) / name, options)["bits_per_weight"]
     return found
-
-
-def everything(results: Results) -> dict[str, dict[str, Any]]:
-    """These rows, and those of quality.json and recovery.json with the bits of rtn's files."""
-    quality, recovery = Results("quality").rows, Results("recovery").rows
-    found = {k: row for k, row in results.rows.items() if "test" in row}
-    for key, row in quality.items():
-        if any(word in key for word in ELSEWHERE):
-            continue
-        plain = row.get("bits") == 3 and ("plain" in key or key == "autoround-3b")
-        zero_points = key == "autoround+dlqat-kd-2b-seed0"
-        grid = "-plain" if plain else "-zero-points" if zero_points else ""
-        sizes = results.rows.get(f"rtn-{row.get('bits')}b{grid}", {})
-        seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
-        kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
-        if "peak_gb" in row:
-            kept["peak_gb"] = row["peak_gb"]
-        found[key] = {**kept, "seconds": seconds, "test": row["test"], **recovery.get(key, {})}
-    return found
-
-
-def table(results: Results) -> Iterator[str]:
-    """Lines of a Markdown table, the best perplexity first."""
-    columns = ("row", "paper bits", "stored", "onnx file", "coreml file", "perplexity", "ARC-Easy", "PIQA", "s", "GB")
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
-    for key, row in sorted(everything(results).items(), key=lambda item: item[1]["test"]):
-        files = row.get("bits_file", {})
-        cells = [row.get("bits_paper"), row.get("bits_linears"), files.get("onnx"), files.get("coreml")]
-        said = [key, *("" if c is None else f"{c:.2f}" for c in cells), f"{row['test']:.4g}"]
-        said += [f"{row[task]:.1f}" if task in row else "" for task in ("arc_easy", "piqa")]
-        said += [f"{row['seconds']:.0f}", str(row.get("peak_gb", ""))]
-        yield "| " + " | ".join(said) + " |"
 
 
 def main() -> None:

@@ -92,8 +92,9 @@ def rows() -> Iterator[tuple[str, Run]]:
         yield f"gptq16k+dlqat-kd-3b-seed{seed}", Run(3, replace(short, seed=seed))
     slow = replace(base, init="gptq", calibration_tokens=TOKENS, magnitude_rate=3e-3)
     yield "gptq+dlqat-kd-slow-4b-seed0", Run(4, slow)
-    for bits in (4, 3):
+    for bits in (3, 4):  # does LoRA pay when there is more to learn from?
         yield f"dlqat-kd-120steps-{bits}b-seed0", Run(bits, replace(base, steps=120))
+        yield f"peqa-kd-120steps-{bits}b-seed0", Run(bits, replace(base, steps=120), {"rank": 0})
     yield "fq_lora-kd-lr4e-3-3b-seed0", Run(3, high, {"magnitude": False})
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import methods
+import _methods_table
 from _common import Results
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -36,6 +36,7 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("*4", "DL-QAT, int8 activations", ("dlqat-kd-a8-4b-seed0",)),
     ("4", "DL-QAT, three times the tokens (120 steps)", ("dlqat-kd-120steps-4b-seed0",)),
     ("*4", "PEQA (magnitudes only, no LoRA)", ("peqa-kd-4b-seed0",)),
+    ("4", "PEQA, 120 steps", ("peqa-kd-120steps-4b-seed0",)),
     ("4", "FQ_LORA (LoRA only, no magnitudes)", ("fq_lora-kd-4b-seed0",)),
     ("4", "L4Q (LoRA and trained scales)", ("l4q-kd-4b-seed0",)),
     ("*4", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-4b-seed0",)),
@@ -53,6 +54,7 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("3", "DL-QAT, three times the tokens (120 steps)", ("dlqat-kd-120steps-3b-seed0",)),
     ("3", f"DL-QAT, {PLAIN}, LoRA at 4e-3", tuple(f"dlqat-kd-lr4e-3-3b-plain-{seed}" for seed in SEEDS)),
     ("*3", "PEQA", ("peqa-kd-3b-seed0",)),
+    ("3", "PEQA, 120 steps", ("peqa-kd-120steps-3b-seed0",)),
     ("*3", "FQ_LORA, LoRA at 4e-3 (better than 1e-3)", ("fq_lora-kd-lr4e-3-3b-seed0",)),
     ("3", "L4Q", ("l4q-kd-3b-seed0",)),
     ("3", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-3b-seed0",)),
@@ -70,6 +72,7 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("2", "DL-QAT from round to nearest (`--init mse`)", ("dlqat-kd-2b-seed0",)),
     ("*2", "GPTQ, then DL-QAT", ("gptq+dlqat-kd-2b-seed0",)),
     ("*2", "AutoRound, then DL-QAT, with zero-points (not on ExecuTorch)", ("autoround+dlqat-kd-2b-seed0",)),
+    ("*2", "blocks, then DL-QAT, with zero-points (not on ExecuTorch)", ("blocks+dlqat-kd-2b-asymmetric-seed0",)),
     ("*2", "blocks, then **DL-QAT** (the default at 2 bits)", ("blocks+dlqat-kd-2b-seed0",)),
 )
 """Bits (with a star: in the README, too), what a reader calls it, and its rows: seed 0 where nothing is said."""
@@ -80,7 +83,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "README.md": HEADER + table("*", "docs/adr"),
         ROOT / "docs" / "training.md": HEADER + table("", "adr"),
-        ROOT / "docs" / "methods.md": "".join(f"{line}\n" for line in methods.table(Results("methods"))),
+        ROOT / "docs" / "methods.md": "".join(f"{line}\n" for line in _methods_table.table(Results("methods"))),
     }
 
 
