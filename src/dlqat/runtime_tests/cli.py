@@ -36,7 +36,7 @@ from dlqat.runtime_tests.report import Check, Report
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
-QUICK = ("L0", "L2")
+QUICK = ("L0", "L2", "L3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def check(
         ),
     ] = None,
     level: Annotated[list[str] | None, typer.Option(help="Only this rung, L0 to L5; may be repeated.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="L0 and a short L2: seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="L0, and short L2 and L3: seconds.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Where the report goes. Default: into the artifact folder.")

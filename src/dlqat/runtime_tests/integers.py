@@ -6,6 +6,7 @@
     the embedding, as a gather                   the operation of that name
     a tied head: the embedding's integers        the matmul named lm_head
     labels, norms, biases, float linears         stored tensors in use, by name, bit for bit
+    epsilons, scales, windows, rotary tables     what operations compute with (forward.py)
 
 What is missing, what is too much and what the reader could not explain are differences as well.
 """
@@ -18,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat import folded
+from dlqat import architecture, folded
 from dlqat.checkpoint import FoldedModel
 from dlqat.folded import Quantized
-from dlqat.runtime_tests import floats
+from dlqat.runtime_tests import floats, forward
 from dlqat.runtime_tests.differences import Difference, named, unequal
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD, tied
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight, parts
@@ -37,6 +38,7 @@ class Integrity:
     zero_points: int
     labels: int
     floats: int
+    facts: int
     differences: tuple[Difference, ...]
 
 
@@ -96,7 +98,8 @@ def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = 
         )
     differences += _labels(contents.labels, want.labels)
     count, more = floats.compare(contents.tensors, want.model)
-    differences += more
+    facts, other = forward.compare(contents.facts, architecture.read(want.model.config))
+    differences += [*more, *other]
     differences.sort(key=lambda d: -(d.wrong / d.total if d.total else 1.0))
     labels = sum(v.size for v in contents.labels.values())
     return Integrity(
@@ -106,6 +109,7 @@ def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = 
         zero_points=int(counts[2]),
         labels=labels,
         floats=count,
+        facts=facts,
         differences=tuple(differences),
     )
 

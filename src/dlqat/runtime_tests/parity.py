@@ -164,6 +164,16 @@ def float_fault(d: Divergence, limit: float = tolerances.FLOAT_KL_MAX) -> str | 
     return None
 
 
+def unstated_fault(d: Divergence, cost: Divergence) -> str | None:
+    """Why a runtime that rounds in a way nobody stated is too far from float, or None. `cost`: int8 per token."""
+    if d.bad_rows:
+        return f"NaN or infinite logits at {d.bad_rows} of {d.positions} positions"
+    limit = tolerances.UNSTATED_COST * max(cost.kl_mean, tolerances.FLOAT_KL_MAX)
+    if d.kl_mean > limit:
+        return f"KL to float is {d.kl_mean:.1e} on average, over {tolerances.UNSTATED_COST:g} times what int8 costs ({cost.kl_mean:.1e})"
+    return None
+
+
 def int8_fault(d: Divergence, floors: Sequence[Divergence]) -> str | None:
     """Why a runtime with int8 activations is further from its emulation than the emulation from itself, or None."""
     if d.bad_rows:

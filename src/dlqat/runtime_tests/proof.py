@@ -62,11 +62,14 @@ class Proof:
 
     @cached_property
     def plans(self) -> list[Plan]:
-        """The plans that fit into the model's context."""
+        """The plans that fit into the model's context; the shortest one at least, which is one token."""
         plans = parity.QUICK if self.quick else parity.PLANS
-        if all(p.length > self.positions for p in plans):
-            plans = parity.PLANS  # its shortest is one token
-        return [p for p in plans if p.length <= self.positions]
+        return [p for p in plans if p.length <= self.positions] or [parity.PLANS[0]]
+
+    @property
+    def dropped(self) -> list[Plan]:
+        """The plans that do not fit."""
+        return [p for p in (parity.QUICK if self.quick else parity.PLANS) if p not in self.plans]
 
     @cached_property
     def texts(self) -> list[list[int]]:

@@ -5,6 +5,16 @@ Integers have no tolerance: codes, zero-points and labels are equal, scales and 
 equal bit for bit (rung L0).
 """
 
+ROTARY = 1e-6
+"""L0: rotary frequencies, relative; entries of rotary tables, per radian of their angle (1 at least).
+
+The one thing of L0 that is computed again and not kept: cos and power differ by an ulp or two between machines (numpy's
+code for AVX2 and AVX-512), and a frequency that is 2^-23 off has moved an angle of 4096 by 5e-4."""
+
+EPSILON = 1e-4
+"""L0: the epsilon of a norm, relative. Others store the float32; Core ML has it as a product of float16 numbers
+(coreml_builder.py), right to 1e-6 for 1e-5."""
+
 LINEAR_ERROR = 1e-5
 """L1: ||y - y_ref|| / ||y_ref|| of a row, y_ref in float64 under the runtime's stated arithmetic.
 
@@ -29,6 +39,17 @@ PLAUSIBLE_ROUNDING = 0.1
 
 Measured: 0.007 to 0.03. A linear between LINEAR_ERROR and this, under no arithmetic that we can state,
 is "not verified"; beyond it is wrong."""
+
+ROUNDING_GAIN = 0.01
+"""L1, int8: how far the size of a product may be from its reference's where no stated arithmetic fits.
+
+Errors of rounding go both ways and cancel over the rows: measured below 1e-3 for every arithmetic of arithmetic.py, on
+random and on SmolLM2's activations. A scale that is wrong by one percent is no rounding."""
+
+UNSTATED_COST = 10.0
+"""L2 and L3, int8 in a way that is not stated: the mean KL to the float reference may be this many times that of int8 per
+token, the coarsest arithmetic that we know (1 to 3 times is what others cost). Within it the runtime is "not
+verified"; beyond it, or with NaN, it is wrong however it rounds."""
 
 FLOAT_KL_MAX = 1e-5
 """L2, float activations: KL(reference || runtime) in nats of the worst position, and top-1 always equal.
@@ -71,8 +92,9 @@ two equally right runs are as far apart as int8 is from float. On SmolLM2 that i
 +- 3 % whatever the size of the nudge, 99th percentile +- 20 %); on a two-layer model a handful of
 flips decide, and the mean of one run is up to 100 times that of another, so the worst of NUDGES runs counts.
 Measured against these limits: onnxruntime on SmolLM2 at 0.5, on 70 random two-layer models (all families,
-both forms) at 0.01 to 0.32. A broken kernel or cache is orders of magnitude away. What the floor hides, L1 sees: there every
-linear is held to LINEAR_ERROR under the same int8 arithmetic."""
+both forms) at 0.01 to 0.32. A broken kernel or cache is orders of magnitude away. What the floor hides of linears, L1 sees:
+there each is held to LINEAR_ERROR under the same int8 arithmetic. What it hides of norms, attention and rotary positions (an
+epsilon of 1e-3, a theta 10 % off) L0 reads from the file (forward.py)."""
 
 FLOOR_TOP1_SIGMAS = 3.0
 """L2, int8: how far the top-1 agreement may lie below the floor's worst, in binomial standard deviations."""
@@ -95,3 +117,6 @@ NOTICED = 2.0
 
 GREEDY_TOKENS = 64
 """L3: tokens per prompt."""
+
+QUICK_TOKENS = 16
+"""L3 of --quick: tokens of its one prompt. Enough to run the program that apps run, prefill and decode."""

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 
 from dlqat.devices.mil_blobs import Damaged
 from dlqat.devices.mil_program import Constant, Function, Operation, Package, Type
+from dlqat.runtime_tests.readers import coreml_forward
 from dlqat.runtime_tests.readers import coreml_layouts as layouts
 from dlqat.runtime_tests.readers import coreml_sparse as sparse
 from dlqat.runtime_tests.readers.coreml_cut import INPUT, cut
-from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight
+from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Unreadable, Weight
 
-ROPE = ("rope.cos", "rope.sin")
+ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
 PLAIN = ("fp16", "fp32")
 
 
@@ -44,7 +45,7 @@ def read(program: Path) -> Contents:
         faults = (*walk.faults, *_unused(package, walk.function))
     except Damaged as error:
         raise Unreadable(str(error)) from error
-    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, faults)
+    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), faults)
 
 
 def _form(package: Package) -> str:
@@ -60,6 +61,7 @@ class _Walk:
     weights: list[Weight] = field(default_factory=list[Weight])
     labels: dict[str, NDArray[np.int32]] = field(default_factory=dict[str, NDArray[np.int32]])
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    facts: list[Fact] = field(default_factory=list[Fact])
     faults: list[str] = field(default_factory=list[str])
 
     def run(self) -> None:
@@ -79,12 +81,13 @@ class _Walk:
     def _look(self, operation: Operation) -> None:
         """Claim the constants of one operation."""
         path = dotted(operation.name)
+        self.facts += coreml_forward.facts(self.function, operation)
         for argument, constant in self._constants(operation):
             match operation.kind, argument:
                 case ("linear", "weight") | ("gather", "x") if constant.kind != "const":
                     self._weight(operation, path, constant)
-                case ("gather", "x") if dotted(constant.name) in ROPE:
-                    self._tensor(dotted(constant.name), constant)
+                case ("gather", "x") if (name := dotted(constant.name)) in ROPE:
+                    self.facts.append(Fact(name, name, _literal(constant).value.astype(np.float32)))
                 case ("linear", "weight") | ("gather", "x"):
                     self._tensor(f"{path}.weight", constant)
                 case "linear", "bias":
@@ -132,7 +135,7 @@ class _Walk:
         return source is None or _claimed_bias(dotted(operation.name), source)
 
     def _tensor(self, name: str, source: Operation) -> None:
-        if name in self.tensors and name not in ROPE:
+        if name in self.tensors:
             raise Unreadable(f"{name}: more than one operation claims to use it")
         self.tensors[name] = _literal(source).value.astype(np.float32)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from executorch.exir import schema
@@ -25,8 +25,9 @@ from dlqat.runtime_tests.floats import EMBEDDING, HEAD
 from dlqat.runtime_tests.readers import executorch_cut as cut
 from dlqat.runtime_tests.readers.executorch_cut import tensor
 from dlqat.runtime_tests.readers.executorch_file import NUMPY, Graph, PteFile
-from dlqat.runtime_tests.readers.reader import Contents, Integers, Span, Unreadable, Weight
+from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Span, Unreadable, Weight
 
+ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
 QUANTIZED = ("xnn_datatype_qbint4", "xnn_datatype_qcint4", "xnn_datatype_qcint8")
 
 
@@ -43,6 +44,7 @@ class _Walk:
         self.weights: dict[tuple[str, str], Weight] = {}
         self.tensors: dict[str, NDArray[np.float32]] = {}
         self.labels: dict[str, NDArray[np.int32]] = {}
+        self.facts: list[Fact] = []
         self.faults: dict[str, None] = {}
         self.used: set[str] = set()
 
@@ -57,7 +59,7 @@ class _Walk:
             self._join(plan.name, seen)
         unused = (f"{key}: stored, but nothing uses it" for key in self.file.named if key not in self.used)
         faults = (*self.faults, *unused)
-        return Contents("xnnpack", tuple(self.weights.values()), self.labels, self.tensors, faults)
+        return Contents("xnnpack", tuple(self.weights.values()), self.labels, self.tensors, tuple(self.facts), faults)
 
     def _join(self, method: str, seen: list[Weight]) -> None:
         """One method's weights must be the other's; within a method, each is there once."""
@@ -91,6 +93,8 @@ class _Walk:
         names = {i: self._name(v) for i, v in stored.items()}
         self.used.update(names.values())
         match operator, tuple(stored):
+            case "llama::custom_sdpa", ():
+                self._attention(plan, call)
             case _, ():
                 return
             case "quantized_decomposed::embedding_byte", (0, 1):
@@ -99,8 +103,9 @@ class _Walk:
                 self.tensors[names[0]] = self._numbers(stored[0]).reshape(stored[0].sizes)
             case "aten::index_select", (2,):
                 self.labels[names[2]] = self._numbers(stored[2]).astype(np.int32)
-            case "aten::slice_copy", (0,):
-                self.tensors[names[0]] = self._numbers(stored[0])
+            case "aten::slice_copy", (0,) if (name := names[0]) in ROPE:
+                table = self._numbers(stored[0])
+                self.facts.append(Fact(name, name, table.reshape(-1, stored[0].sizes[-1])))
             case _:
                 raise Unreadable(
                     f"{', '.join(names.values())}: used by {operator}, in a way that the reader does not know"
@@ -126,6 +131,14 @@ class _Walk:
         if _stem(names[1], "scales") != name:
             raise Unreadable(f"{names[0]} is looked up with {names[1]}: two different layers")
         return Weight(name, "gather", load, tuple(names.values()), spans, program, "ids", biased=False)
+
+    def _attention(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> None:
+        """Its settings must be those that stand for plain causal attention: 1 / sqrt(head_dim), every earlier position."""
+        mask, dropout, causal, scale = (plan.values[i].val for i in call.args[4:8])
+        plain = isinstance(mask, schema.Null) and isinstance(scale, schema.Null)
+        if not plain or getattr(dropout, "double_val", 1) or not getattr(causal, "bool_val", False):
+            raise Unreadable(f"method {plan.name}: custom_sdpa is not causal attention at its default scale")
+        self.facts += [Fact("window", plan.name, np.array(np.inf)), Fact("scale", plan.name, np.array(np.nan))]
 
     def _arguments(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> Iterator[schema.Tensor | None]:
         for index in call.args:
@@ -192,6 +205,10 @@ class _Walk:
         if key.startswith("mean."):
             if not bool((values == np.float32(1 / values.size)).all()):
                 raise Unreadable(f"{key}: a norm takes the mean with other numbers than 1 / {values.size}")
+            if "bias_id" not in stored:
+                raise Unreadable(f"{key}: a norm without an epsilon")
+            name = names["bias_id"]
+            self.facts.append(Fact("epsilon", name, self.file.array(self.file.named[name], np.float32)))
             return
         name = _stem(key, "weight")
         claim = HEAD if name == EMBEDDING else name

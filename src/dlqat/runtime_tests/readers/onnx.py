@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto
 
-from dlqat.runtime_tests.readers import onnx_sums
+from dlqat.runtime_tests.readers import onnx_forward, onnx_sums
 from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
 from dlqat.runtime_tests.readers.onnx_file import BITS, OnnxFile, attributes, repeated
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
-from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight
+from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Unreadable, Weight
 
 
 def read(program: Path) -> Contents:
@@ -35,10 +35,12 @@ def read(program: Path) -> Contents:
     faults = list(_not_followed(file))
     weights: list[Weight] = []
     floats: dict[str, tuple[str, bool]] = {}
+    facts: list[Fact] = []
     for node in file.nodes:
         if not any(o in file.used for o in node.output):
             continue
         try:
+            facts += onnx_forward.facts(file, node)
             if (weight := _weight(file, node)) is not None:
                 weights.append(weight)
             elif (dense := _dense(file, node)) is not None:
@@ -47,9 +49,12 @@ def read(program: Path) -> Contents:
             faults.append(str(error))
     faults += [f"{n}: more than one operation claims to be this layer" for n in repeated(_claims(weights))]
     stored = {name for weight in weights for name in weight.stored}
+    rotary = {fact.where for fact in facts if fact.kind.startswith("rope.")}
     faults += _unexplained(file, stored)
     form = next((p.value for p in file.model.metadata_props if p.key == "dlqat.form"), "unknown")
-    return Contents(form, tuple(weights), _labels(file), _tensors(file, floats, stored), tuple(faults))
+    return Contents(
+        form, tuple(weights), _labels(file), _tensors(file, floats, stored | rotary), tuple(facts), tuple(faults)
+    )
 
 
 def _not_followed(file: OnnxFile) -> Iterator[str]:

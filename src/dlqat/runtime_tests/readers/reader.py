@@ -67,6 +67,18 @@ class Weight:
 
 
 @dataclass(frozen=True, eq=False)
+class Fact:
+    """A number of the forward that is no parameter: what norms, attention and rotary positions compute with."""
+
+    kind: Literal["epsilon", "scale", "window", "rope.cos", "rope.sin", "rope.frequencies"]
+    where: str
+    """The operation that uses it; of rotary positions the stored tensor."""
+    value: NDArray[np.float32]
+    """One number (a window that is none: infinity; a scale that is the operator's default, head_dim ** -0.5: NaN), a table
+    [positions, head_dim / 2], or [head_dim / 2]."""
+
+
+@dataclass(frozen=True, eq=False)
 class Contents:
     """Everything of the artifact that the proof compares."""
 
@@ -75,6 +87,7 @@ class Contents:
     labels: Mapping[str, NDArray[np.int32]]
     tensors: Mapping[str, NDArray[np.float32]]
     """Float parameters in use, by full name (norms, biases, linears that stay float), as PyTorch shapes them."""
+    facts: tuple[Fact, ...] = ()
     faults: tuple[str, ...] = field(default=())
     """What the reader could not explain: unused bytes, weights that pass through unknown operations."""
 

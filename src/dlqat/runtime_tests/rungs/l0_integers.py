@@ -44,7 +44,8 @@ def integers_equal(proof: Proof) -> Iterator[Check]:
         figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {"form": contents.form}
         good = (
             f"{result.codes:,} codes, {result.scales:,} scales, {result.zero_points:,} zero-points and "
-            f"{result.floats:,} float parameters equal, bit for bit, in {result.weights} multiplications"
+            f"{result.floats:,} float parameters equal, bit for bit, in {result.weights} multiplications; {result.facts:,} "
+            "numbers of norms, attention and rotary positions as config.json means them"
         )
         yield judged("L0", f"integers of {program.name}", [str(d) for d in result.differences], good, figures)
 

@@ -17,7 +17,8 @@ def each_linear(proof: Proof) -> Iterator[Check]:
         if not found:
             yield Check("L1", str(setting), "failed", "the artifact multiplies with no weight of folded/")
             continue
-        reasons = [r for x in found if (r := linears.status(x, setting)) is not None]
+        known = linears.stated(found)
+        reasons = [r for x in found if (r := linears.status(x, setting, known)) is not None]
         failed = [r.removeprefix("failed: ") for r in reasons if r.startswith("failed")]
         open_ones = [r.removeprefix("not verified: ") for r in reasons if not r.startswith("failed")]
         worst = max(found, key=lambda x: x.error)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dlqat.devices.device import Setting
 from dlqat.runtime_tests import parity, tolerances
-from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic
+from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, Arithmetic
 from dlqat.runtime_tests.parity import Divergence, Rows
 from dlqat.runtime_tests.proof import Proof, judged
 from dlqat.runtime_tests.reference import Nudge
@@ -32,6 +32,9 @@ def logits(proof: Proof) -> Iterator[Check]:
             case "int8":
                 yield from _logits_int8(proof, setting)
     yield from _left_open(proof)
+    if proof.dropped:
+        names = ", ".join(plan.name for plan in proof.dropped)
+        yield Check("L2", "lengths", "not verified", f"a context of {proof.positions} tokens has no room for {names}")
 
 
 def _left_open(proof: Proof) -> Iterator[Check]:
@@ -66,11 +69,8 @@ def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     """Against the emulation of the runtime's arithmetic, within the noise floor of that emulation."""
     name = str(setting)
     found = proof.arithmetics(setting)
-    unknown = sorted(n for n, arithmetic in found.items() if arithmetic is None)
-    if unknown:
-        yield Check(
-            "L2", name, "not verified", f"the arithmetic of {len(unknown)} linears is not stated ({unknown[0]}, ...)"
-        )
+    if unknown := sorted(n for n, arithmetic in found.items() if arithmetic is None):
+        yield _logits_unstated(proof, setting, found, unknown)
         return
 
     def arithmetic(path: str) -> Arithmetic:
@@ -96,6 +96,22 @@ def _logits_int8(proof: Proof, setting: Setting) -> Iterator[Check]:
     figures["floor_histogram"] = parity.histogram(parity.pool(floor_rows))
     good = f"{figures_line(total)}; noise floor: KL mean {floor['kl_mean']:.1e}, p99 {floor['kl_p99']:.1e}"
     yield judged("L2", name, [fault] if fault else [], good, figures, table=table)
+
+
+def _logits_unstated(
+    proof: Proof, setting: Setting, found: Mapping[str, Arithmetic | None], unknown: Sequence[str]
+) -> Check:
+    """Against the float reference: gross errors are seen whatever the rounding is, finer ones not."""
+    coarse = [proof.reference.emulated(ids, lambda n: found.get(n) or PER_TOKEN) for ids in proof.texts]
+    rows, table = _measure(proof, setting, proof.expected)
+    total, cost = parity.summarize(rows), parity.summarize(_pool_plans(proof, proof.expected, coarse))
+    fault = parity.unstated_fault(total, cost)
+    doubt = (
+        f"the arithmetic of {len(unknown)} linears is not stated ({unknown[0]}, ...); KL to float {total.kl_mean:.1e} on "
+        f"average, int8 per token costs {cost.kl_mean:.1e}"
+    )
+    figures = asdict(total) | {"int8_per_token": asdict(cost)}
+    return judged("L2", str(setting), [fault] if fault else [], "", figures, [doubt], table)
 
 
 def _measure(
