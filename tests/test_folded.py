@@ -162,6 +162,14 @@ def test_a_truncated_file_and_a_foreign_folder_are_refused(tmp_path: Path) -> No
         checkpoint.read(tmp_path / "folded")
 
 
+@pytest.mark.parametrize("name", ["dlqat.json", "config.json"])
+def test_what_is_no_object_is_refused(tmp_path: Path, name: str) -> None:
+    write_folded(tmp_path / "folded")
+    (tmp_path / "folded" / name).write_text("[]")
+    with pytest.raises(Refusal, match=f"{name} is no JSON object"):
+        checkpoint.read(tmp_path / "folded")
+
+
 def test_a_layer_off_its_grid_is_not_written(tmp_path: Path) -> None:
     model = fold_model(tiny())
     name, layer = next((n, x) for n, x in model.layers.items() if n.endswith("q_proj"))

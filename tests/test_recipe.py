@@ -37,7 +37,7 @@ def written(folder: Path, text: str | bytes) -> Recipe:
 
 def test_later_rules_win_field_by_field(tmp_path: Path) -> None:
     rules = written(tmp_path, FILE)
-    specs = rules.layers({UP: (8, 64), DOWN: (8, 64), "model.norm": (1, 64)})
+    specs = rules.layers({UP: (16, 64), DOWN: (16, 64), "model.norm": (1, 64)})
     assert specs == {
         UP: LayerSpec(bits=3, group_size=16, alpha=8),
         DOWN: LayerSpec(bits=8, group_size=0, alpha=8),
@@ -80,4 +80,15 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str | bytes, says: str) ->
 def test_a_group_that_does_not_divide_is_refused_with_those_that_do(tmp_path: Path) -> None:
     rules = written(tmp_path, "[[rule]]\nmatch = '.*'\ngroup_size = 64")
     with pytest.raises(Refusal, match=f"{QUERY}: group_size 64 does not divide its 96 inputs; use 16, 32, per channel"):
-        rules.layers({UP: (8, 64), QUERY: (8, 96)})
+        rules.layers({UP: (16, 64), QUERY: (16, 96)})
+
+
+def test_a_rank_above_the_full_rank_is_refused(tmp_path: Path) -> None:
+    """Of any layer that the rule is for; a rule of its own may give that layer less."""
+    rules = written(tmp_path, "[[rule]]\nmatch = '.*'\nrank = 64")
+    assert rules.layers({UP: (128, 64)})[UP].rank == 64
+    shapes = {UP: (128, 64), QUERY: (32, 64)}
+    with pytest.raises(Refusal, match=rf"{QUERY}: rank = 64 is above the full rank of this layer, 32 \(32 x 64\)"):
+        rules.layers(shapes)
+    less = recipe.parse([{"match": QUERY, "rank": 32}], "less")
+    assert Recipe((*rules.rules, *less.rules)).layers(shapes)[QUERY].rank == 32

@@ -166,6 +166,10 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def no_object(name: str):
+    return lambda folder: (folder / name).write_text("[]")
+
+
 def only_gguf(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "tiny.gguf").touch()
@@ -186,6 +190,8 @@ DAMAGES = {
     "missing-tensor": (drop(f"{K_PROJ}.weight"), rf"tensor {K_PROJ}.weight \[32, 64\] is missing"),
     "wrong-shape": (add(f"{K_PROJ}.weight", torch.ones(64, 32)), r"shape \[64, 32\], the config says \[32, 64\]"),
     "dropped-bias": (add(f"{K_PROJ}.bias", torch.ones(32)), f"{K_PROJ}.bias has no place in a llama model"),
+    "no-object": (no_object("config.json"), "config.json is no JSON object"),
+    "no-number": (lambda f: change(f, hidden_size="64"), "not a llama config: .*'hidden_size' expected int, got str"),
     "integers": (add(f"{K_PROJ}.weight", torch.ones(32, 64, dtype=torch.int8)), "is I8; a float model is needed"),
 }
 
@@ -219,6 +225,27 @@ def test_a_tensor_that_is_no_number_is_named(tmp_path: Path, value: float) -> No
 def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     with pytest.raises(Refusal, match="has no tokenizer.json; copy"):
+        source.load(source.resolve(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is no JSON object"),
+        ("tokenizer.json", "[]", "tokenizer.json is no JSON object"),
+        ("tokenizer.json", "{}", "the tokenizer cannot be read"),
+        ("generation_config.json", "{", "generation_config.json is no JSON"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id 'x' is no token id"),
+        ("generation_config.json", '{"eos_token_id": [2, null]}', "is no token id"),
+    ],
+)
+def test_damage_beside_the_weights_is_named_before_they_are_read(
+    tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    write_folder(tmp_path)
+    add("model.norm.weight", torch.full((64,), float("nan")))(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Refusal, match=says):
         source.load(source.resolve(str(tmp_path)))
 
 

@@ -185,7 +185,10 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
         (["--warmup", "-5"], "too small"),
         (["--calibration-tokens", "0"], "--calibration-tokens 0 is too small; 1 is the least"),
         (["--save-every", "-1"], "too small"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999 is not between"),
+        (["--seed", "-1"], "--seed -1 is not between"),
         (["--rank", "-1"], "rank = -1"),
+        (["--rank", "33"], "rank = 33 is above the full rank of this layer, 32 "),
         (["--alpha", "nan"], "alpha = nan"),
         (["--lr", "nan"], "--lr nan is no number"),
         (["--magnitude-lr", "-1"], "--magnitude-lr -1.0 is no number"),
@@ -196,6 +199,13 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
 def test_bad_options_are_refused_before_anything_is_written(base: Path, extra: list[str], says: str) -> None:
     with pytest.raises(Refusal, match=says):
         call(base, *extra)
+    assert not (base.parent / "out").exists()
+
+
+def test_a_damaged_tokenizer_leaves_no_model_dir(base: Path) -> None:
+    (base / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(Refusal, match="is no JSON object"):
+        call(base)
     assert not (base.parent / "out").exists()
 
 

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
@@ -108,7 +108,7 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
 def read(folder: Path) -> FoldedModel:
     """Open folded/. Refusal names what is missing, truncated, misshapen or not a number."""
     folder = Path(folder)
-    record, config = _json(folder / "dlqat.json"), _json(folder / "config.json")
+    record, config = json_object(folder / "dlqat.json"), json_object(folder / "config.json")
     if record.get("format") != FORMAT:
         raise Refusal(f"{folder}/dlqat.json has format {record.get('format')!r}, this dlqat reads {FORMAT}; fold again")
     names = {**_names(folder / "model.safetensors"), **_names(folder / "integers.safetensors")}
@@ -260,13 +260,17 @@ def _quantization_config(model: FoldedModel) -> dict[str, Any]:
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of a model. Refusal if it is missing, no JSON or no object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Refusal(f"{path} does not exist; is {path.parent} a folded/ folder?") from error
     except ValueError as error:
         raise Refusal(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refusal(f"{path} is no JSON object")
+    return cast("dict[str, Any]", found)
 
 
 def _names(path: Path) -> dict[str, Path]:

@@ -88,12 +88,19 @@ class Recipe:
         specs = {name: spec for name in shapes if (spec := self.spec(name)) is not None}
         for name, spec in specs.items():
             try:
-                reason = spec.grid.refuses(shapes[name][1]) or _base_refuses(spec)
+                reason = spec.grid.refuses(shapes[name][1]) or _base_refuses(spec) or _rank_refuses(spec, shapes[name])
             except ValueError as error:
                 reason = str(error)
             if reason is not None:
                 raise Refusal(f"{name}: {reason}")
         return specs
+
+
+def _rank_refuses(spec: LayerSpec, shape: tuple[int, int]) -> str | None:
+    """Why LoRA cannot have this rank, or None. At full rank B A is any matrix: more is only more to train."""
+    if spec.rank <= min(shape):
+        return None
+    return f"rank = {spec.rank} is above the full rank of this layer, {min(shape)} ({shape[0]} x {shape[1]}); take less here"
 
 
 def _base_refuses(spec: LayerSpec) -> str | None:

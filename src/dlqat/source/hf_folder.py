@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dlqat import checkpoint
 from dlqat.refusal import Refusal
 from dlqat.source import stored
 from dlqat.source.stored import Shape, Stored
@@ -27,7 +27,7 @@ def config(folder: Path) -> dict[str, Any]:
         others = sorted(p.name for p in folder.glob("*.gguf"))
         hint = f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
         raise Refusal(f"{folder} has no config.json; {hint}")
-    raw = _json(path)
+    raw = checkpoint.json_object(path)
     if method := (raw.get("quantization_config") or {}).get("quant_method"):
         raise Refusal(f"{folder} is quantized already ({method}); training starts from the float model")
     return raw
@@ -65,7 +65,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        files = sorted({folder / name for name in _json(folder / INDEX).get("weight_map", {}).values()})
+        files = sorted(
+            {folder / name for name in checkpoint.json_object(folder / INDEX).get("weight_map", {}).values()}
+        )
         if missing := [f for f in files if not f.is_file()]:
             raise Refusal(f"{missing[0]} is missing, {INDEX} names it")
         if files:
@@ -74,10 +76,3 @@ def _weight_files(folder: Path) -> list[Path]:
     if pickles:
         raise Refusal(f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert to safetensors")
     raise Refusal(f"{folder} has no {SINGLE} and no {INDEX}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON: {error}") from error

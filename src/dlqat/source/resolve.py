@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlqat import architecture, atomic, checkpoint
 from dlqat.architecture import Config, Decoder
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import gguf_model, hf_folder, stored
+from dlqat.source import beside, gguf_model, hf_folder, stored
 from dlqat.source.stored import Stored
 
 
@@ -105,15 +105,10 @@ def weights(source: Source) -> Mapping[str, Tensor]:
 
 
 def load(source: Source) -> Loaded:
-    """The whole model and its tokenizer. Refusal if the tokenizer is missing or cannot be read."""
-    where = {"gguf_file": source.path.name} if source.path.is_file() else {}
-    folder = source.path.parent if source.path.is_file() else source.path
-    if not where and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise Refusal(f"{folder} has no tokenizer.json; copy the tokenizer's files there from the model it came from")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **where)
-    except (OSError, ValueError, KeyError) as error:
-        raise Refusal(f"{source.path}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+    """The whole model and its tokenizer. Refusal, before a weight is read, if the tokenizer is missing or damaged."""
+    folder = source.path.is_dir()
+    tokenizer = beside.tokenizer(source.path) if folder else beside.gguf_tokenizer(source.path)
+    generation = beside.generation(source.path) if folder else None
     with quiet():
         model = stored.model_class(source.config).from_pretrained(
             None,
@@ -122,8 +117,8 @@ def load(source: Source) -> Loaded:
             dtype=source.stored.dtype,
             attn_implementation="sdpa",
         )
-    if (folder / "generation_config.json").is_file() and not where:
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if generation is not None:
+        model.generation_config = generation
     model.config.name_or_path = ""
     return Loaded(source, model, tokenizer)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -38,8 +39,8 @@ def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         architecture.read(raw)  # refuses
     try:
         config = AutoConfig.for_model(**{**raw, "dtype": str(dtype).removeprefix("torch.")})
-    except (TypeError, ValueError) as error:
-        raise Refusal(f"config.json is not a {raw['model_type']} config: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise Refusal(f"config.json is not a {raw['model_type']} config: {' '.join(str(error).split())}") from error
     config.architectures = [model_class(raw).__name__]
     plain = config.to_diff_dict()
     plain.pop("_name_or_path", None)

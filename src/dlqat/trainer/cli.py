@@ -61,7 +61,9 @@ def train(
             "--recipe", help=r"TOML with [\[rule]] tables, applied after the options above.", rich_help_panel=WHAT
         ),
     ] = None,
-    rank: Annotated[int, typer.Option(help="LoRA rank; 0: no LoRA (PEQA).", rich_help_panel=WHAT)] = 16,
+    rank: Annotated[
+        int, typer.Option(help="LoRA rank, at most the layer's own; 0: no LoRA (PEQA).", rich_help_panel=WHAT)
+    ] = 16,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha; default: the rank.", rich_help_panel=WHAT)] = None,
     magnitude: Annotated[
         bool, typer.Option(help="One trained magnitude per group (off: FQ_LORA).", rich_help_panel=WHAT)

@@ -60,6 +60,8 @@ class Options:
         for name, value in rates.items():
             if not (math.isfinite(value) and value >= 0):
                 return f"{name} {value} is no number of 0 or more"
+        if not 0 <= self.seed < 2**63:
+            return f"--seed {self.seed} is not between 0 and {2**63 - 1}"
         return "--kd and --ce are weights, and not both 0" if self.kd + self.ce == 0 else None
 
     def rate(self, step: int) -> float:

@@ -61,16 +61,15 @@ def run(request: Request, console: Console) -> Path:
         return request.output
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
+    loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
     if first:
         if not begun(request.output):
             for name in (EXAMPLES, plan.FILE, *checkpoint.TOKENIZER_FILES):  # of another model or method, perhaps
                 (request.output / name).unlink(missing_ok=True)
         (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
         atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")
+        loaded.files(request.output)
     with log.bar(console, quiet=not first) as progress:
-        loaded = source.load(origin)
-        if first:
-            loaded.files(request.output)
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
