@@ -22,6 +22,7 @@ import pytest
 import artifacts
 from artifacts import FORMS
 from dlqat.devices import artifact as folders
+from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, controls, ladder, report, tolerances
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.report import Check, Report
@@ -248,6 +249,21 @@ def test_bad_input(exported: Path, tmp_path: Path) -> None:
         line = done.stderr.strip().splitlines()[-1]
         assert line.startswith("error: ")
         assert says in line
+
+
+def test_folded_is_found_beside_the_artifact_and_beside_what_a_link_points_to(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = exported.parent / "folded"
+    assert folders.folded_beside(exported) == beside
+    (tmp_path / "link").symlink_to(exported)
+    run(tmp_path / "link", "--level", "L0", "--output", tmp_path, "--threads", 1, code=0)
+    (tmp_path / "folded").mkdir()  # beside the link itself: a model_dir whose artifact lies on another disk
+    assert folders.folded_beside(tmp_path / "link") == tmp_path / "folded"
+    monkeypatch.chdir(exported)
+    assert folders.folded_beside(Path()) == beside
+    with pytest.raises(Refusal, match="no folded/ beside it; .* or use --no-reference"):
+        folders.folded_beside(beside / "artifact", ", or use --no-reference")
 
 
 def test_a_damaged_reference(exported: Path, tmp_path: Path) -> None:

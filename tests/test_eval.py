@@ -517,6 +517,37 @@ def test_the_reference_is_asked_once(exported: Path, data: Path, tmp_path: Path)
     assert results[1]["cost"]["reference"].keys() == {"seconds"}  # nothing ran
 
 
+def test_a_mistake_is_named_before_anything_is_measured(exported: Path, data: Path, tmp_path: Path) -> None:
+    """A float model as --reference, a damaged folded/, documents that are no questions: one line, and no answers."""
+    import shutil
+
+    from models import tiny
+
+    tiny().save_pretrained(tmp_path / "float")
+    model = tmp_path / "model"
+    shutil.copytree(exported.parent, model, ignore=shutil.ignore_patterns(".dlqat-eval"))
+    (model / "folded" / "config.json").write_text("[]")
+    question = json.dumps(QUESTIONS[0])
+    for name, line in (("cut", question[:-9]), ("bare", '{"question": "What is this?"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "arc_easy_test.jsonl").write_text(f"{question}\n{line}\n")
+    ask = ("--tasks", "arc_easy", "--data")
+    cases = [
+        ((exported, "--reference", tmp_path / "float"), "float/dlqat.json does not exist; is"),
+        ((model / "ort",), "folded/config.json is no JSON object"),
+        ((exported, *ask, tmp_path / "cut"), "cut/arc_easy_test.jsonl: lm_eval cannot make questions"),
+        ((exported, *ask, tmp_path / "bare"), "bare/arc_easy_test.jsonl: lm_eval cannot make questions"),
+    ]
+    for number, (arguments, says) in enumerate(cases):
+        where = tmp_path / str(number)
+        where.mkdir()
+        out = run(*arguments, "--text", data / "text.txt", "--threads", 1, "--output", where, code=2)
+        assert out.strip().splitlines()[-1].startswith("error: ")
+        assert says in out
+        assert "windows of text" not in out
+        assert all(len(journal.read_text().splitlines()) <= 1 for journal in where.rglob("*.jsonl"))  # what it is about
+
+
 def test_the_pace() -> None:
     """Rate and time left count what was answered in this run, and say nothing before the first answer."""
     from dlqat.runtime_tests.eval_progress import _Pace
@@ -536,7 +567,7 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
         ([exported, "--text", tmp_path / "none.txt"], "is not a file"),
         ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),
         ([exported, "--text", data / "text.txt", "--activations", "int3"], "has no --activations int3"),
-        ([exported, "--text", data / "text.txt", "--reference", tmp_path], "is no model folder"),
+        ([exported, "--text", data / "text.txt", "--reference", tmp_path], "dlqat.json does not exist; is"),
         ([tmp_path / "nowhere", "--text", data / "text.txt"], "is not a folder"),
         ([exported, "--text", tmp_path / "bytes.txt"], "bytes.txt is no UTF-8 text"),
     ]

@@ -101,6 +101,16 @@ def _named(folder: Path, name: str, where: str) -> Path:
     return program
 
 
+def folded_beside(folder: Path, otherwise: str = "") -> Path:
+    """folded/ beside an artifact's folder or, if that is a link, beside what it points to. Refusal if there is none;
+    `otherwise`: what else the user can do."""
+    parents = [*([folder.parent] if folder.name not in ("", "..") else []), folder.resolve().parent]
+    for parent in parents:
+        if (found := parent / "folded").is_dir():
+            return found
+    raise Refusal(f"{folder} has no folded/ beside it; name the reference with --reference model_dir/folded{otherwise}")
+
+
 def damage(artifact: Artifact) -> Iterator[str]:
     """Every file of the manifest that is missing or whose bytes are not the ones that were written."""
     files = artifact.manifest.get("files", {})

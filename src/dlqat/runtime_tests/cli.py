@@ -147,7 +147,7 @@ def check(
     found = artifacts.find(artifact)
     request = Request(
         artifact=found,
-        reference=reference or _beside(artifact),
+        reference=reference or artifacts.folded_beside(artifact),
         device=device_name,
         rungs=_rungs(level, quick=quick),
         quick=quick,
@@ -173,13 +173,6 @@ def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:
     if unknown := sorted(set(level or ()) - set(RUNGS)):
         raise Refusal(f"--level {unknown[0]} is not known; known: {', '.join(RUNGS)}")
     return QUICK if quick else RUNGS if not level else [r for r in RUNGS if r in level]
-
-
-def _beside(artifact: Path) -> Path:
-    found = (artifact if artifact.name not in ("", "..") else artifact.resolve()).parent / "folded"
-    if not found.is_dir():
-        raise Refusal(f"{artifact} has no folded/ beside it; name the reference with --reference model_dir/folded")
-    return found
 
 
 def _progress(console: Console) -> Progress:

@@ -85,12 +85,13 @@ def command(
     chosen = device(device_name, found.format)
     if (reason := chosen.available()) is not None:
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
-    if reference is not None and not (reference / "config.json").is_file():
-        raise Refusal(f"{reference} is no model folder; name folded/ with --reference, or use --no-reference")
     if not atomic.writable(folder := output or artifact):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
+    beside = None
+    if not no_reference:
+        beside = reference or artifacts.folded_beside(artifact, ", or use --no-reference")
     request = Request(
-        found, isolated(chosen), None if no_reference else reference or _beside(artifact), names, data, limit, shots, text, tokens,
+        found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
         activations, threads or os.cpu_count() or 1, output,
     )  # fmt: skip
     _quiet(offline=data is not None)
@@ -109,15 +110,6 @@ def command(
         console = Console()
         console.print(table(result))
         console.print(f"results: {escape(str(target))}")
-
-
-def _beside(artifact: Path) -> Path:
-    found = artifact.resolve().parent / "folded"
-    if not found.is_dir():
-        raise Refusal(
-            f"{artifact} has no folded/ beside it; name the reference with --reference, or use --no-reference"
-        )
-    return found
 
 
 def _quiet(*, offline: bool) -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dlqat import __version__
+from dlqat import __version__, checkpoint, source
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import eval_request, evaluate, report, versions
 from dlqat.runtime_tests.eval_request import Request
@@ -24,14 +24,14 @@ Progress = Callable[[str, str], AbstractContextManager[Tell]]
 
 def run(request: Request, progress: Progress) -> dict[str, Any]:
     """The content of eval-DEVICE.json. DeviceFailure if the device fails; answers given so far are kept."""
-    from transformers import AutoTokenizer
-
     from dlqat.runtime_tests import tasks
 
     start = time.monotonic()
+    if request.reference:
+        checkpoint.read(request.reference)  # refused now, not after the artifact has been measured
     chosen = eval_request.setting(request)
     configs = tasks.configs(request.tasks, request.data) if request.tasks else None
-    tokenizer: Any = AutoTokenizer.from_pretrained(request.reference or request.artifact.folder)
+    tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
     ids = token_ids(tokenizer, request.text, request.tokens)
     subjects = [eval_request.artifact(request, chosen)]
     subjects += [eval_request.reference(request, request.reference)] if request.reference else []
@@ -41,12 +41,12 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     try:
         for subject in subjects:
             before = time.monotonic()
+            if configs:  # first: lm_eval may find the documents wrong before a question is asked
+                with progress(subject.name, "answers") as subject.tell:
+                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots))
             if ids:
                 with progress(subject.name, "windows of text") as subject.tell:
                     windows.append(evaluate.perplexity(subject, ids))
-            if configs:
-                with progress(subject.name, "answers") as subject.tell:
-                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots))
             seconds[subject.name] = time.monotonic() - before
         about = _about(request, subjects)
         cost = {s.name: {"seconds": seconds[s.name], **s.cost()} for s in subjects}

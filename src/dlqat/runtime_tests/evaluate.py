@@ -39,22 +39,32 @@ def tasks(
     limit: int | None,
     shots: int | None,
 ) -> Answers:
-    """All questions of the tasks. `configs`: what tasks.configs returns."""
+    """All questions of the tasks. `configs`: what tasks.configs returns. Refusal if lm_eval cannot make questions of the
+    documents: nothing has been asked then."""
     import lm_eval
 
     from dlqat.runtime_tests.harness import SubjectLM
 
     simple_evaluate: Any = lm_eval.simple_evaluate  # its types say otherwise than its source
-    found: Any = simple_evaluate(
-        SubjectLM(subject, tokenizer),
-        tasks=list(configs[0]),
-        task_manager=configs[1],
-        limit=limit,
-        num_fewshot=shots,
-        bootstrap_iters=0,
-        log_samples=True,
-        verbosity="ERROR",
-    )
+    model = SubjectLM(subject, tokenizer)
+    try:
+        found: Any = simple_evaluate(
+            model,
+            tasks=list(configs[0]),
+            task_manager=configs[1],
+            limit=limit,
+            num_fewshot=shots,
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+        )
+    except Exception as error:
+        if model.asked:
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise Refusal(
+            f"{_documents(configs[0])}: lm_eval cannot make questions of these documents ({reason})"
+        ) from error
     if found is None:
         raise Refusal("lm_eval returned no results")
     samples = {name: _per_question(rows) for name, rows in found["samples"].items()}
@@ -64,6 +74,12 @@ def tasks(
         for task, metrics in samples.items()
     }
     return Answers(samples, own, higher)
+
+
+def _documents(names: Sequence[str | dict[str, Any]]) -> str:
+    """Where the documents come from: files of this machine (tasks.py), or the hub, by the task's name."""
+    files = [n if isinstance(n, str) else ", ".join(n["dataset_kwargs"]["data_files"].values()) for n in names]
+    return ", ".join(files)
 
 
 def _per_question(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

@@ -27,6 +27,8 @@ class SubjectLM(TemplateLM):
         super().__init__()
         self.subject = subject
         self.tokenizer = tokenizer
+        self.asked = False
+        """Whether lm_eval has made its questions and asks; what fails before lies in the documents."""
 
     @property
     def eot_token_id(self) -> int:
@@ -64,11 +66,13 @@ class SubjectLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
+        self.asked = True
         found = self.subject.scores([Question(tuple(context), tuple(more)) for _, context, more in requests])
         return [(score.logprob, score.greedy) for score in found]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in disjoint windows as long as the context allows."""
+        self.asked = True
         texts: list[list[Question]] = []
         for request in requests:
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -80,6 +84,7 @@ class SubjectLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy text up to a stop string. ValueError if the task wants sampling."""
+        self.asked = True
         texts: list[str] = []
         self.subject.tell(0, len(requests))
         for done, request in enumerate(requests, 1):

@@ -80,9 +80,9 @@ def has_tokenizer(folder: Path) -> bool:
 def _tokenizer(folder: Path) -> Any | None:
     if not has_tokenizer(folder):
         return None
-    from transformers import AutoTokenizer
+    from dlqat import source
 
-    return AutoTokenizer.from_pretrained(folder)
+    return source.tokenizer(folder)
 
 
 def _random(count: int, length: int, vocab_size: int) -> Sequence[Sequence[int]]:
