@@ -22,6 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS: dict[str, str] = PYPROJECT["project"]["scripts"]
 PARTS = ("trainer", "exporters", "runtime_tests", "devices")
 BIN = Path(sys.executable).parent
+RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
 
 
 def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -92,6 +93,16 @@ def test_help(script: str) -> None:
     shown = run(BIN / script, "--help")
     assert shown.returncode == 0, shown.stderr
     assert "usage" in shown.stdout.lower()
+    assert "\\b" not in shown.stdout  # click's mark of a paragraph: a raw docstring shows it
+
+
+@pytest.mark.parametrize("script", ["dlqat-check", "dlqat-eval"])
+def test_help_keeps_its_lines(script: str) -> None:
+    """The rungs, the exit codes and the examples, each on a line of its own."""
+    shown = [line.strip() for line in run(BIN / script, "--help").stdout.splitlines()]
+    examples = [line for line in shown if line.startswith(f"{script} model_dir/onnx")]
+    assert len(examples) == 2, shown
+    assert script != "dlqat-check" or [line[:2] for line in shown if re.match("L[0-5]  ", line)] == list(RUNGS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -170,6 +181,12 @@ def test_every_python_file_names_its_licence() -> None:
 def test_commands_start_without_torch(module: str) -> None:
     """--help answers at once, and TQDM_DISABLE, which tqdm reads once (torch imports it), can still be set."""
     code = f"import sys, dlqat.{module}; sys.exit('torch' in sys.modules or 'tqdm' in sys.modules)"
+    assert run(sys.executable, "-c", code).returncode == 0
+
+
+def test_dlqat_export_starts_without_transformers() -> None:
+    """Two seconds of --help in place of five; and its remarks on torchao come where quiet() holds them back."""
+    code = "import sys, dlqat.exporters.cli; sys.exit('transformers' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
 
 

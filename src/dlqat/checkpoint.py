@@ -20,11 +20,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,6 +33,7 @@ from dlqat import atomic, folded
 from dlqat.architecture import Config
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
 from dlqat.grid import Grid
+from dlqat.quiet import quiet
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
@@ -166,6 +167,15 @@ def _in_transformers(name: str) -> bool:
     return not name.endswith("embed_tokens")
 
 
+@cache
+def _packing() -> Any:
+    """compressed-tensors' helpers, imported when there is something to pack: they bring all of transformers, and it
+    torchao with its remarks, which no --help waits for."""
+    with quiet():
+        from compressed_tensors.compressors.pack_quantized import helpers
+    return helpers
+
+
 def _store(leaf: Quantized, name: str) -> dict[str, Tensor]:
     scales = leaf.scales.to(torch.float32).contiguous()
     if leaf.zero_points is not None:
@@ -175,7 +185,7 @@ def _store(leaf: Quantized, name: str) -> dict[str, Tensor]:
             f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
         }
     return {
-        f"{name}.weight_packed": pack_to_int32(leaf.codes, leaf.grid.bits),
+        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
         f"{name}.weight_scale": scales,
         f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
     }
@@ -195,11 +205,12 @@ def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantize
 
 def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """Codes int8 of `shape`, some rows at a time: unpacking makes int32 of every code (0.3 GB for an embedding)."""
+    helpers = _packing()
     codes = torch.empty(shape, dtype=torch.int8)
     step = max(1, (1 << 22) // shape[1])
     for first in range(0, shape[0], step):
         part = packed[first : first + step]
-        codes[first : first + step] = unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
+        codes[first : first + step] = helpers.unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
     return codes
 
 

@@ -125,9 +125,8 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
-    r"""Prove that an artifact holds the integers of folded/ and computes with them, on a device.
+    """Prove that an artifact holds the integers of folded/ and computes with them, on a device.
 
-    \b
     L0  files as written; every code, scale and zero-point equal to folded/
     L1  every linear alone, against float64
     L2  logits: prefill and decode, against folded/ in PyTorch
@@ -135,11 +134,9 @@ def check(
     L4  accuracy, as dlqat-eval has measured it
     L5  the artifact damaged on purpose: the checks must notice
 
-    \b
     Exit code 0: nothing failed ("not verified" is listed, and never counts as passed).
     1: a check failed. 2: bad input, nothing was checked.
 
-    \b
     dlqat-check model_dir/onnx
     dlqat-check model_dir/onnx --device browser-wasm --output reports/browser
     """

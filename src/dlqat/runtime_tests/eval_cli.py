@@ -63,15 +63,13 @@ def command(
     output: Annotated[Path | None, typer.Option(help="Where results go. Default: into the artifact folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result file instead of the table.")] = False,
 ) -> None:
-    r"""Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text.
+    """Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text.
 
     The same questions go to the reference, folded/ in PyTorch; differences are paired, intervals are 95 %.
     Every answer is kept: after a kill the same command goes on. dlqat-check takes the result up as rung L4.
 
-    \b
     Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured.
 
-    \b
     dlqat-eval model_dir/onnx --text wiki.txt --tokens 8192
     dlqat-eval model_dir/onnx --tasks arc_easy,piqa --limit 200 --data FOLDER
     """
