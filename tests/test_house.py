@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import dlqat
 
@@ -77,6 +78,15 @@ def test_one_version_everywhere() -> None:
     assert importlib.metadata.version("dlqat") == version
     assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(("version", "taken"), [("3.10", False), ("3.11", True), ("3.13", True), ("3.14", False)])
+def test_makefile_and_pip_take_the_same_pythons(version: str, taken: bool) -> None:
+    check = re.search(r"-c '(import sys; sys\.exit\(.*\))'", (ROOT / "Makefile").read_text())
+    assert check
+    code = check[1].replace("sys.version_info", str(tuple(map(int, version.split(".")))))
+    assert (run(sys.executable, "-c", code).returncode == 0) == taken
+    assert (version in SpecifierSet(PYPROJECT["project"]["requires-python"])) == taken
 
 
 @pytest.mark.parametrize("part", PARTS)
