@@ -23,6 +23,7 @@ from statistics import median
 
 import torch
 from _common import Results, smollm2, text
+from _step_table import LORA
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -36,7 +37,6 @@ from dlqat.trainer.prepare import prepare
 BATCH, LENGTH, RANK, STEPS = 4, 256, 16, 3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Step = Callable[[Tensor], None]
-LORA = "LoRA (PEFT), no quantization"
 
 
 def dlqat(mix: Mix, activation_bits: int = 0) -> Callable[[PreTrainedModel], Step]:
@@ -135,7 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", default="", help="part of the names of those to measure beside LoRA")
+    parser.add_argument(
+        "--only", default="", help="part of the names of those to measure again, beside a LoRA of their own run"
+    )
     options = parser.parse_args()
     if options.work:
         work(options.work, options.threads[0])
@@ -145,20 +147,28 @@ def main() -> None:
 
 
 def compare(threads: int, names: list[str]) -> None:
-    """The contestants on so many threads, as rows."""
+    """The contestants on so many threads, as rows. Each keeps LoRA's figures of its own run beside its ratios: a later
+    run of some contestants (--only) does not take the place of the LoRA that the others were compared with."""
     seen = {key: ([], []) for key in names}
     for order in (names, names[::-1]):
         for key in order:
             seconds, peak = measure(key, threads)
             seen[key][0].extend(seconds)
             seen[key][1].append(peak)
-    results, (base, base_peak) = Results("step"), seen[LORA]
+    results, lora_row = Results("step"), _row(*seen[LORA], threads)
+    for key in names if names == [*CONTESTANTS] else [name for name in names if name != LORA]:
+        row = _row(*seen[key], threads)
+        ratios = {
+            "speed": round(row["tokens_per_second"] / lora_row["tokens_per_second"], 3),
+            "peak_rss": round(row["peak_rss_mb"] / lora_row["peak_rss_mb"], 3),
+        }
+        name = f"{key}, {threads} thread{'s'[: threads > 1]}"
+        results.add(name, {**row, "ratio_to_lora": ratios, "lora_of_this_run": lora_row})
+
+
+def _row(seconds: list[float], peaks: list[float], threads: int) -> dict[str, float]:
     typical: Callable[[list[float]], float] = median if threads == 1 else min
-    for key, (seconds, peaks) in seen.items():
-        own, own_peak = typical(seconds), max(peaks)
-        row = {"tokens_per_second": round(BATCH * LENGTH / own, 1), "peak_rss_mb": round(own_peak)}
-        ratios = {"speed": round(typical(base) / own, 3), "peak_rss": round(own_peak / max(base_peak), 3)}
-        results.add(f"{key}, {threads} thread{'s'[: threads > 1]}", {**row, "ratio_to_lora": ratios})
+    return {"tokens_per_second": round(BATCH * LENGTH / typical(seconds), 1), "peak_rss_mb": round(max(peaks))}
 
 
 if __name__ == "__main__":

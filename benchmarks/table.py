@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quality tables of README.md, docs/training.md and docs/methods.md, from the results of quality, recovery and methods.
+"""Tables of README.md and docs/{training,methods,kernels}.md, from the results of quality, recovery, methods and step.
 
     python benchmarks/table.py            writes them into the pages
     python benchmarks/table.py --check    only says which pages show other numbers (exit code 1); tests ask it
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import _methods_table
+import _step_table
 from _common import Results
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -78,13 +79,16 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """Bits (with a star: in the README, too), what a reader calls it, and its rows: seed 0 where nothing is said."""
 
 
-def pages() -> dict[Path, str]:
-    """Every page and its table; the header's two lines say where in the page it begins."""
-    return {
-        ROOT / "README.md": HEADER + table("*", "docs/adr"),
-        ROOT / "docs" / "training.md": HEADER + table("", "adr"),
-        ROOT / "docs" / "methods.md": "".join(f"{line}\n" for line in _methods_table.table(Results("methods"))),
-    }
+def pages() -> tuple[tuple[Path, str], ...]:
+    """Pages and their tables; a header's two lines say where in the page it begins."""
+    steps = Results("step").rows
+    return (
+        (ROOT / "README.md", HEADER + table("*", "docs/adr")),
+        (ROOT / "README.md", _step_table.ratios(steps)),
+        (ROOT / "docs" / "training.md", HEADER + table("", "adr")),
+        (ROOT / "docs" / "methods.md", "".join(f"{line}\n" for line in _methods_table.table(Results("methods")))),
+        (ROOT / "docs" / "kernels.md", _step_table.speeds(steps)),
+    )
 
 
 def table(only: str, adr: str) -> str:
@@ -143,7 +147,7 @@ def main() -> None:
             print("| " + " | ".join([str(row.get("bits", "")), key, *cells([key], quality, recovery)]) + " |")
         return
     stale = False
-    for page, rows in pages().items():
+    for page, rows in pages():
         old = page.read_text(encoding="utf-8")
         if (new := renewed(old, rows)) != old:
             stale = True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import re
@@ -203,3 +204,22 @@ def test_dlqat_export_starts_without_transformers() -> None:
 def test_the_pages_show_the_committed_results() -> None:
     found = run(sys.executable, ROOT / "benchmarks" / "table.py", "--check")
     assert found.returncode == 0, f"run python benchmarks/table.py: {found.stdout}{found.stderr}"
+
+
+def test_a_step_is_compared_with_lora_of_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later, slower run of one contestant leaves the others' LoRA as it was, and keeps its own."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    step, common = importlib.import_module("step"), importlib.import_module("_common")
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    speed = {
+        name: 1024 / tokens for name, tokens in zip(step.CONTESTANTS, (200, 100, 50, 100, 100, 100, 100), strict=True)
+    }
+    for slower, names in ((1, [*step.CONTESTANTS]), (2, [step.LORA, "torchao QAT"])):
+        monkeypatch.setattr(step, "measure", lambda name, threads, by=slower: ([speed[name] * by], 1000.0 * by))
+        step.compare(1, names)
+    rows = common.Results("step").rows
+    assert rows[f"{step.LORA}, 1 thread"]["tokens_per_second"] == 200
+    assert rows["dlqat kd, 1 thread"]["ratio_to_lora"] == {"speed": 0.25, "peak_rss": 1}
+    again = rows["torchao QAT, 1 thread"]
+    assert (again["tokens_per_second"], again["ratio_to_lora"]["speed"]) == (50, 0.5)
+    assert again["lora_of_this_run"] == {"tokens_per_second": 100, "peak_rss_mb": 2000}
