@@ -25,6 +25,10 @@ from dlqat.exporters import cli, fold, onnx_target
 from dlqat.folded import Sum
 from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests import eval_request, report
+from dlqat.runtime_tests.fingerprint import result_path
+from dlqat.runtime_tests.journal import Journal
+from dlqat.runtime_tests.report import Report
 from toy_tokenizer import toy_tokenizer
 
 FOLDERS = {"qdq": "onnx", "ort": "onnx-ort", "web": "onnx-web"}
@@ -163,6 +167,14 @@ def test_plan_shows_structures(tmp_path: Path) -> None:
     assert "Clustered of int4 sym g16" in output
 
 
+def web_app(path: Path) -> list[object]:
+    """A folder with a manifest.json that is none of ours."""
+    (path / "webapp" / "src").mkdir(parents=True)
+    (path / "webapp" / "manifest.json").write_text(json.dumps({"name": "App", "display": "standalone"}))
+    (path / "webapp" / "src" / "app.js").write_text("let x")
+    return [model_dir(path), "-o", path / "webapp"]
+
+
 REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "no such folder": (lambda path: [path / "nothing"], "neither adapters nor folded/"),
     "unknown target": (lambda path: [model_dir(path), "--target", "tflite"], "known: onnx"),
@@ -174,6 +186,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda path: [model_dir(path), "-o", path / "source"],
         "source is not empty and no artifact",
     ),
+    "output is a web app": (web_app, r"webapp is not empty and no artifact \(it has no manifest.json of dlqat"),
     "no end token": (lambda path: [model_dir(path, generation={"eos_token_id": None})], "eos_token_id"),
     "end token of another family": (lambda path: [model_dir(path, generation={"eos_token_id": 7})], "'</s>'"),
     "end token beyond the vocabulary": (lambda path: [model_dir(path, generation={"eos_token_id": [2, 999]})], "999"),
@@ -220,6 +233,23 @@ def test_an_old_artifact_and_an_empty_folder_are_replaced(tmp_path: Path, monkey
     monkeypatch.chdir(out)
     with pytest.raises(Refusal, match="the folder you are in"):
         run(source, "-o", ".", "--no-verify")
+
+
+def test_what_the_proof_leaves_in_an_artifact_may_go_and_a_file_of_the_user_may_not(tmp_path: Path) -> None:
+    source = model_dir(tmp_path)
+    out = source / "onnx"
+    run(source, "--no-verify")
+    report.write(Report("onnx", "folded", "host-ort", "", 1.0, {}, {}, ()), out)
+    result_path(out, "host-ort").write_text("{}")
+    Journal(out / eval_request.CACHE, {}).put("question", 1)
+    (out / ".report.json.1.draft").touch()
+    run(source, "--no-verify")
+    assert not (out / "report.json").exists()
+    for name in ("notes.md", "onnx/report.md"):
+        (out / name).write_text("mine")
+        with pytest.raises(Refusal, match=f"holds {name}, which is no part"):
+            run(source, "--no-verify")
+        (out / name).unlink()
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:

@@ -105,11 +105,8 @@ def destination(model_dir: Path, name: str, output: Path | None) -> Path:
     if folder.resolve() == Path.cwd():
         raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / manifest.NAME).is_file():
-        raise Refusal(
-            f"{folder} is not empty and no artifact (it has no {manifest.NAME}), and would be replaced as a whole; "
-            "choose another --output"
-        )
+    if not empty and (reason := manifest.foreign(folder)) is not None:
+        raise Refusal(f"{folder} {reason}, and would be replaced as a whole; choose another --output")
     return folder
 
 

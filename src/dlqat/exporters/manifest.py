@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dlqat.checkpoint import FoldedModel
 
 FORMAT = 1
 NAME = "manifest.json"
+ADDED = ("report.json", "report.md", "report.html", "eval-*.json", ".dlqat-eval", ".*.draft")
+"""What dlqat-check and dlqat-eval put into an artifact (the last: of a write that was killed)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,24 @@ def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) ->
     }
     (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
+
+
+def foreign(folder: Path) -> str | None:
+    """Why `folder` is not an artifact and nothing else, so that it must not be replaced; None if it is."""
+    try:
+        content: Any = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    match content:  # web apps have a manifest.json, too
+        case {"format": int(), "target": str(), "files": dict()}:
+            known = {NAME, *content["files"]}
+        case _:
+            return f"is not empty and no artifact (it has no {NAME} of dlqat-export)"
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    for path in found:
+        if path.as_posix() not in known and not any(fnmatch(path.parts[0], name) for name in ADDED):
+            return f"holds {path}, which is no part of the artifact"
+    return None
 
 
 FOLDED = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
