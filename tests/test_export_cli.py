@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import models
 import unions
 from dlqat import atomic, checkpoint, refusal
-from dlqat.exporters import cli, fold, onnx_target
+from dlqat.exporters import cli, clients, fold, onnx_target
 from dlqat.folded import Sum
 from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
@@ -119,6 +119,16 @@ def test_configs_of_the_clients(tmp_path: Path, form: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
     assert "quantization_config" not in config
+
+
+def test_null_in_generation_config_is_not_given(tmp_path: Path) -> None:
+    """genai wants numbers: its own defaults stand there, as where the key is missing."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    keys = (*clients.SAMPLING, "bos_token_id", "pad_token_id")
+    run(model_dir(tmp_path, generation={"eos_token_id": 2, **dict.fromkeys(keys)}), "--no-verify")
+    search = json.loads((tmp_path / "model" / "onnx" / "genai_config.json").read_text())["search"]
+    assert search.items() >= clients.SAMPLING.items()
+    genai.Model(str(tmp_path / "model" / "onnx"))
 
 
 def test_without_tokenizer_the_manifest_says_who_cannot_load(tmp_path: Path) -> None:
