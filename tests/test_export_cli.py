@@ -177,6 +177,12 @@ def test_plan_shows_structures(tmp_path: Path) -> None:
     assert "Clustered of int4 sym g16" in output
 
 
+def narrow_heads(path: Path) -> Path:
+    """A model with a head size that GroupQueryAttention refuses when it runs."""
+    models.write_folded(path / "folded", head_dim=24)
+    return path / "folded"
+
+
 def web_app(path: Path) -> list[object]:
     """A folder with a manifest.json that is none of ours."""
     (path / "webapp" / "src").mkdir(parents=True)
@@ -190,6 +196,10 @@ REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "unknown target": (lambda path: [model_dir(path), "--target", "tflite"], "known: onnx"),
     "unknown form": (lambda path: [model_dir(path), "--form", "qoperator"], "known: qdq, ort"),
     "context beyond the model": (lambda path: [model_dir(path), "--max-context", 129], "1 to 128"),
+    "heads that onnxruntime's attention does not take": (
+        lambda path: [narrow_heads(path), "--form", "ort"],
+        "heads of 24: .* use --form qdq",
+    ),
     "output is the model_dir": (lambda path: [model_dir(path), "-o", path / "model"], "choose another --output"),
     "output is a file": (lambda path: [model_dir(path), "-o", path / "source" / "tokenizer.json"], "no artifact"),
     "output is not ours": (
