@@ -139,13 +139,13 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
 
 
 def test_deployment_targets_are_this_target_s() -> None:
-    model = models.fold_model(models.tiny("llama-tied"))
-    assert cli.choose(coreml_target, "coreml", None, None, model) == Options("stateful", 128, "", "iOS18")
-    assert cli.choose(coreml_target, "coreml", None, 64, model, deployment_target="iOS26").deployment_target == "iOS26"
+    config = models.tiny("llama-tied").config.to_dict()
+    assert cli.choose(coreml_target, "coreml", None, None, config) == Options("stateful", 128, "", "iOS18")
+    assert cli.choose(coreml_target, "coreml", None, 64, config, deployment_target="iOS26").deployment_target == "iOS26"
     with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
-        cli.choose(coreml_target, "coreml", None, None, model, deployment_target="iOS17")
+        cli.choose(coreml_target, "coreml", None, None, config, deployment_target="iOS17")
     with pytest.raises(Refusal, match="target onnx; it has no such choice"):
-        cli.choose(onnx_target, "onnx", None, None, model, deployment_target="iOS18")
+        cli.choose(onnx_target, "onnx", None, None, config, deployment_target="iOS18")
 
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])

@@ -177,6 +177,13 @@ def test_plan_shows_structures(tmp_path: Path) -> None:
     assert "Clustered of int4 sym g16" in output
 
 
+def with_file(path: Path, name: str, content: str) -> Path:
+    """model_dir with another content of a file in folded/."""
+    folder = model_dir(path)
+    (folder / "folded" / name).write_text(content)
+    return folder
+
+
 def narrow_heads(path: Path) -> Path:
     """A model with a head size that GroupQueryAttention refuses when it runs."""
     models.write_folded(path / "folded", head_dim=24)
@@ -210,6 +217,15 @@ REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "no end token": (lambda path: [model_dir(path, generation={"eos_token_id": None})], "eos_token_id"),
     "end token of another family": (lambda path: [model_dir(path, generation={"eos_token_id": 7})], "'</s>'"),
     "end token beyond the vocabulary": (lambda path: [model_dir(path, generation={"eos_token_id": [2, 999]})], "999"),
+    "end token that is no number": (lambda path: [model_dir(path, generation={"eos_token_id": "</s>"})], "no token id"),
+    "a list for generation_config": (
+        lambda path: [with_file(path, "generation_config.json", "[]")],
+        "generation_config.json is no JSON object",
+    ),
+    "a tokenizer that was cut": (
+        lambda path: [with_file(path, "tokenizer.json", '{"version": "1.0"')],
+        "tokenizer.json cannot be read .* take the file",
+    ),
     "pad token beyond the vocabulary": (
         lambda path: [model_dir(path, generation={"eos_token_id": 2, "pad_token_id": 151643})],
         "pad_token_id 151643",
@@ -228,6 +244,26 @@ def test_refusals(tmp_path: Path, case: str) -> None:
             run(*given, extra)
         assert "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+OPTIONS: dict[str, tuple[list[object], str]] = {
+    "form": (["--form", "nonsense"], "known: qdq, ort"),
+    "context": (["--max-context", 0], "1 to 128"),
+    "logits": (["--logits", "all"], "no such choice"),
+    "deployment target": (["--target", "coreml", "--deployment-target", "iOS9"], "known: iOS18"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_are_judged_before_the_fold(tmp_path: Path, case: str) -> None:
+    """The fold of these adapters would end with other words: they are none."""
+    models.tiny().save_pretrained(tmp_path / "base")
+    (tmp_path / "adapters.safetensors").touch()
+    record = {"source": str(tmp_path / "base"), "fingerprint": "", "recipe": ""}
+    (tmp_path / "dlqat.json").write_text(json.dumps(record))
+    arguments, said = OPTIONS[case]
+    with pytest.raises(Refusal, match=said):
+        run(tmp_path, *arguments, "--no-verify")
 
 
 def test_adapters_are_folded_when_folded_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
