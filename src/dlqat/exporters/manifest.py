@@ -22,7 +22,7 @@ from typing import Any
 
 import dlqat
 from dlqat import atomic
-from dlqat.checkpoint import FoldedModel
+from dlqat.checkpoint import TOKENIZER_FILES, FoldedModel
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -59,7 +59,7 @@ def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) ->
         "source": {
             "model_type": model.config.get("model_type"),
             "name": model.config.get("_name_or_path"),
-            "folded": {name: atomic.sha256(source / name) for name in FOLDED if (source / name).is_file()},
+            "folded": {name: atomic.sha256(source / name) for name in _made_from(source, folder)},
         },
         "specs": _specs(model),
         "parameters": manifest.parameters,
@@ -94,6 +94,12 @@ def foreign(folder: Path) -> str | None:
 
 
 FOLDED = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
+
+
+def _made_from(source: Path, folder: Path) -> list[str]:
+    """Files of folded/ that are in the artifact, as they are or in another form: if one changes, it is out of date."""
+    shipped = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [name for name in (*FOLDED, *shipped) if (source / name).is_file()]
 
 
 def _specs(model: FoldedModel) -> list[dict[str, Any]]:
