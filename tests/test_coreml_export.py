@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ import unions
 from dlqat import architecture
 from dlqat.checkpoint import FoldedModel
 from dlqat.devices.mil_program import Package
-from dlqat.exporters import cli, coreml_builder, coreml_target, decoder, onnx_target
+from dlqat.exporters import cli, coreml_builder, coreml_package, coreml_target, decoder, onnx_target
 from dlqat.exporters.target import Options
 from dlqat.folded import Quantized
 from dlqat.grid import Grid
@@ -139,13 +141,13 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
 
 
 def test_deployment_targets_are_this_target_s() -> None:
-    model = models.fold_model(models.tiny("llama-tied"))
-    assert cli.choose(coreml_target, "coreml", None, None, model) == Options("stateful", 128, "", "iOS18")
-    assert cli.choose(coreml_target, "coreml", None, 64, model, deployment_target="iOS26").deployment_target == "iOS26"
+    config = models.tiny("llama-tied").config.to_dict()
+    assert cli.choose(coreml_target, "coreml", None, None, config) == Options("stateful", 128, "", "iOS18")
+    assert cli.choose(coreml_target, "coreml", None, 64, config, deployment_target="iOS26").deployment_target == "iOS26"
     with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
-        cli.choose(coreml_target, "coreml", None, None, model, deployment_target="iOS17")
+        cli.choose(coreml_target, "coreml", None, None, config, deployment_target="iOS17")
     with pytest.raises(Refusal, match="target onnx; it has no such choice"):
-        cli.choose(onnx_target, "onnx", None, None, model, deployment_target="iOS18")
+        cli.choose(onnx_target, "onnx", None, None, config, deployment_target="iOS18")
 
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])
@@ -258,6 +260,25 @@ def test_what_apps_read(tmp_path: Path) -> None:
     assert manifest["model"] == "model.mlpackage"
     assert "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin" in manifest["files"]
     assert "not verified" in manifest["apple_hardware"]
+
+
+def test_what_coremltools_writes_on_the_way_goes_with_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed export leaves its draft, which the next one sweeps, and nothing elsewhere; a finished one, neither."""
+    save, before, seen = coreml_package.save, tempfile.tempdir, list[Path]()
+
+    def watched(made: Any, *rest: Any) -> None:
+        seen.extend((Path(made.package_path), Path(tempfile.gettempdir())))
+        save(made, *rest)
+
+    monkeypatch.setattr(coreml_package, "save", watched)
+    folder = coreml_runs.export(tmp_path, models.fold_model(models.tiny("llama-tied")))
+    assert all(tmp_path / ".coreml.draft" in path.parents for path in seen), seen
+    assert tempfile.tempdir == before
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files == {"manifest.json", *json.loads((folder / "manifest.json").read_text())["files"]}
+    assert not [p for p in folder.iterdir() if p.is_dir() and p.name != "model.mlpackage"]
 
 
 def test_float_layers_stay_exact(tmp_path: Path) -> None:

@@ -194,11 +194,11 @@ def test_a_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
 
 
 def test_logits_is_a_choice_of_targets_that_have_it() -> None:
-    model = models.fold_model(models.tiny())
-    assert cli.choose(executorch_target, "executorch", None, None, model, "all").logits == "all"
+    config = models.tiny().config.to_dict()
+    assert cli.choose(executorch_target, "executorch", None, None, config, "all").logits == "all"
     for name, what, match in (("onnx", "all", "no such choice"), ("executorch", "some", "known: last, all")):
         with pytest.raises(Refusal, match=match):
-            cli.choose(cli.load(name), name, None, None, model, what)
+            cli.choose(cli.load(name), name, None, None, config, what)
 
 
 # What stands in the file

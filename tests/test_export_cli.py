@@ -21,10 +21,14 @@ from typer.testing import CliRunner
 import models
 import unions
 from dlqat import atomic, checkpoint, refusal
-from dlqat.exporters import cli, fold, onnx_target
+from dlqat.exporters import cli, clients, fold, onnx_target
 from dlqat.folded import Sum
 from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests import eval_request, report
+from dlqat.runtime_tests.fingerprint import result_path
+from dlqat.runtime_tests.journal import Journal
+from dlqat.runtime_tests.report import Report
 from toy_tokenizer import toy_tokenizer
 
 FOLDERS = {"qdq": "onnx", "ort": "onnx-ort", "web": "onnx-web"}
@@ -117,6 +121,16 @@ def test_configs_of_the_clients(tmp_path: Path, form: str) -> None:
     assert "quantization_config" not in config
 
 
+def test_null_in_generation_config_is_not_given(tmp_path: Path) -> None:
+    """genai wants numbers: its own defaults stand there, as where the key is missing."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    keys = (*clients.SAMPLING, "bos_token_id", "pad_token_id")
+    run(model_dir(tmp_path, generation={"eos_token_id": 2, **dict.fromkeys(keys)}), "--no-verify")
+    search = json.loads((tmp_path / "model" / "onnx" / "genai_config.json").read_text())["search"]
+    assert search.items() >= clients.SAMPLING.items()
+    genai.Model(str(tmp_path / "model" / "onnx"))
+
+
 def test_without_tokenizer_the_manifest_says_who_cannot_load(tmp_path: Path) -> None:
     models.write_folded(tmp_path / "folded")
     run(tmp_path / "folded", "-o", tmp_path / "out", "--no-verify")
@@ -163,20 +177,55 @@ def test_plan_shows_structures(tmp_path: Path) -> None:
     assert "Clustered of int4 sym g16" in output
 
 
+def with_file(path: Path, name: str, content: str) -> Path:
+    """model_dir with another content of a file in folded/."""
+    folder = model_dir(path)
+    (folder / "folded" / name).write_text(content)
+    return folder
+
+
+def narrow_heads(path: Path) -> Path:
+    """A model with a head size that GroupQueryAttention refuses when it runs."""
+    models.write_folded(path / "folded", head_dim=24)
+    return path / "folded"
+
+
+def web_app(path: Path) -> list[object]:
+    """A folder with a manifest.json that is none of ours."""
+    (path / "webapp" / "src").mkdir(parents=True)
+    (path / "webapp" / "manifest.json").write_text(json.dumps({"name": "App", "display": "standalone"}))
+    (path / "webapp" / "src" / "app.js").write_text("let x")
+    return [model_dir(path), "-o", path / "webapp"]
+
+
 REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "no such folder": (lambda path: [path / "nothing"], "neither adapters nor folded/"),
     "unknown target": (lambda path: [model_dir(path), "--target", "tflite"], "known: onnx"),
     "unknown form": (lambda path: [model_dir(path), "--form", "qoperator"], "known: qdq, ort"),
     "context beyond the model": (lambda path: [model_dir(path), "--max-context", 129], "1 to 128"),
+    "heads that onnxruntime's attention does not take": (
+        lambda path: [narrow_heads(path), "--form", "ort"],
+        "heads of 24: .* use --form qdq",
+    ),
     "output is the model_dir": (lambda path: [model_dir(path), "-o", path / "model"], "choose another --output"),
     "output is a file": (lambda path: [model_dir(path), "-o", path / "source" / "tokenizer.json"], "no artifact"),
     "output is not ours": (
         lambda path: [model_dir(path), "-o", path / "source"],
         "source is not empty and no artifact",
     ),
+    "output is a web app": (web_app, r"webapp is not empty and no artifact \(it has no manifest.json of dlqat"),
     "no end token": (lambda path: [model_dir(path, generation={"eos_token_id": None})], "eos_token_id"),
     "end token of another family": (lambda path: [model_dir(path, generation={"eos_token_id": 7})], "'</s>'"),
     "end token beyond the vocabulary": (lambda path: [model_dir(path, generation={"eos_token_id": [2, 999]})], "999"),
+    "end token that is no number": (lambda path: [model_dir(path, generation={"eos_token_id": "</s>"})], "no token id"),
+    "a list for generation_config": (
+        lambda path: [with_file(path, "generation_config.json", "[]")],
+        "generation_config.json is no JSON object",
+    ),
+    "a tokenizer that was cut": (
+        lambda path: [with_file(path, "tokenizer.json", '{"version": "1.0"')],
+        "tokenizer.json cannot be read .* take the file",
+    ),
     "pad token beyond the vocabulary": (
         lambda path: [model_dir(path, generation={"eos_token_id": 2, "pad_token_id": 151643})],
         "pad_token_id 151643",
@@ -195,6 +244,26 @@ def test_refusals(tmp_path: Path, case: str) -> None:
             run(*given, extra)
         assert "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+OPTIONS: dict[str, tuple[list[object], str]] = {
+    "form": (["--form", "nonsense"], "known: qdq, ort"),
+    "context": (["--max-context", 0], "1 to 128"),
+    "logits": (["--logits", "all"], "no such choice"),
+    "deployment target": (["--target", "coreml", "--deployment-target", "iOS9"], "known: iOS18"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_are_judged_before_the_fold(tmp_path: Path, case: str) -> None:
+    """The fold of these adapters would end with other words: they are none."""
+    models.tiny().save_pretrained(tmp_path / "base")
+    (tmp_path / "adapters.safetensors").touch()
+    record = {"source": str(tmp_path / "base"), "fingerprint": "", "recipe": ""}
+    (tmp_path / "dlqat.json").write_text(json.dumps(record))
+    arguments, said = OPTIONS[case]
+    with pytest.raises(Refusal, match=said):
+        run(tmp_path, *arguments, "--no-verify")
 
 
 def test_adapters_are_folded_when_folded_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +289,23 @@ def test_an_old_artifact_and_an_empty_folder_are_replaced(tmp_path: Path, monkey
     monkeypatch.chdir(out)
     with pytest.raises(Refusal, match="the folder you are in"):
         run(source, "-o", ".", "--no-verify")
+
+
+def test_what_the_proof_leaves_in_an_artifact_may_go_and_a_file_of_the_user_may_not(tmp_path: Path) -> None:
+    source = model_dir(tmp_path)
+    out = source / "onnx"
+    run(source, "--no-verify")
+    report.write(Report("onnx", "folded", "host-ort", "", 1.0, {}, {}, ()), out)
+    result_path(out, "host-ort").write_text("{}")
+    Journal(out / eval_request.CACHE, {}).put("question", 1)
+    (out / ".report.json.1.draft").touch()
+    run(source, "--no-verify")
+    assert not (out / "report.json").exists()
+    for name in ("notes.md", "onnx/report.md"):
+        (out / name).write_text("mine")
+        with pytest.raises(Refusal, match=f"holds {name}, which is no part"):
+            run(source, "--no-verify")
+        (out / name).unlink()
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:

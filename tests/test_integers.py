@@ -21,7 +21,7 @@ from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import controls, integers, readers
 from dlqat.runtime_tests.integers import Integrity
 from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.rungs.l0_integers import reference_equal
+from dlqat.runtime_tests.rungs.l0_integers import files, reference_equal
 
 GRIDS = [Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)]
 FORMS = (*artifacts.FORMS, "web")
@@ -220,6 +220,22 @@ def test_other_groups(tmp_path: Path) -> None:
     artifact = artifacts.export(tmp_path / "a", "qdq", recipe=recipe[32])
     artifacts.export(tmp_path / "b", "qdq", recipe=recipe[16])
     assert any("has scales 2 per row, for 32 inputs each" in line for line in told(artifact, tmp_path / "b" / "folded"))
+
+
+@pytest.mark.parametrize("form", ["qdq", "xnnpack"])
+def test_a_tokenizer_that_changed_after_the_export_is_told(tmp_path: Path, form: str) -> None:
+    """The artifact has its own copy, and an app would go on with the old one."""
+    artifact = artifacts.export(tmp_path, form)
+    (good,) = files(artifacts.proof(artifact, tmp_path / "folded"))
+    assert good.status == "passed"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        path = tmp_path / "folded" / name
+        before = path.read_text()
+        path.write_text(before + " ")
+        (bad,) = files(artifacts.proof(artifact, tmp_path / "folded"))
+        assert bad.status == "not verified"
+        assert f"made from another folded/ ({name} differs)" in bad.summary
+        path.write_text(before)
 
 
 def test_reference_is_checked_too(tmp_path: Path) -> None:

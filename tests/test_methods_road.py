@@ -146,7 +146,7 @@ def test_every_target_takes_the_whole_union(
     module = export_cli.load(target)
     folder = road(case) / "folded"
     model = checkpoint.read(folder)
-    options = export_cli.choose(module, target, form, 128, model)
+    options = export_cli.choose(module, target, form, 128, model.config)
     assert [row.refused for row in module.plan(model, folder, options) if row.refused] == []
     export_cli.write(module, model, folder, tmp_path / target, options)
     artifact = find(tmp_path / target)

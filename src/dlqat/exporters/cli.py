@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dlqat import architecture, atomic, checkpoint, refusal
 from dlqat.adapter import ADAPTERS
+from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
@@ -68,8 +69,8 @@ def export(
     module = load(target)
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
     folder = destination(model_dir, name, output)
+    options = choose(module, target, form, max_context, config_of(model_dir, base), logits, deployment_target)
     model, folded = opened(model_dir, base, write=not dry_run)
-    options = choose(module, target, form, max_context, model, logits, deployment_target)
     plan = module.plan(model, folded, options)
     if dry_run:
         Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
@@ -105,11 +106,8 @@ def destination(model_dir: Path, name: str, output: Path | None) -> Path:
     if folder.resolve() == Path.cwd():
         raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / manifest.NAME).is_file():
-        raise Refusal(
-            f"{folder} is not empty and no artifact (it has no {manifest.NAME}), and would be replaced as a whole; "
-            "choose another --output"
-        )
+    if not empty and (reason := manifest.foreign(folder)) is not None:
+        raise Refusal(f"{folder} {reason}, and would be replaced as a whole; choose another --output")
     return folder
 
 
@@ -136,6 +134,16 @@ def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
     return folded
 
 
+def config_of(model_dir: Path, base: str | None) -> Config:
+    """The model's config, the base's where the fold is still to come: options are judged before that work."""
+    if not is_folded(model_dir) and (model_dir / ADAPTERS).is_file():
+        from dlqat.exporters import fold
+
+        if fold.stale(model_dir):
+            return fold.config(model_dir, base)
+    return checkpoint.read(fold_if_needed(model_dir)).config
+
+
 def opened(model_dir: Path, base: str | None, *, write: bool) -> tuple[FoldedModel, Path]:
     """The folded model, and the folder with its tokenizer. Not `write`: what is not folded yet is folded in memory."""
     if not write and (model_dir / ADAPTERS).is_file():
@@ -152,7 +160,7 @@ def choose(
     target: str,
     form: str | None,
     max_context: int | None,
-    model: FoldedModel,
+    config: Config,
     logits: str | None = None,
     deployment_target: str | None = None,
 ) -> Options:
@@ -160,7 +168,7 @@ def choose(
     chosen = _one_of(module.FORMS, "--form", form, target)
     positions = _one_of(module.LOGITS, "--logits", logits, target)
     system = _one_of(module.DEPLOYMENT_TARGETS, "--deployment-target", deployment_target, target)
-    longest = architecture.read(model.config).max_positions
+    longest = architecture.read(config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
     return Options(chosen, max_context or min(longest, DEFAULT_CONTEXT), positions, system)

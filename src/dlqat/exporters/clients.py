@@ -77,7 +77,8 @@ def genai(
         "pad_token_id": tokens.pad,
         "decoder": decoder,
     }
-    sampling = {key: generation.get(key, value) for key, value in SAMPLING.items()}
+    given = {key: value for key, value in generation.items() if value is not None}  # null: not given; genai refuses it
+    sampling = {key: given.get(key, value) for key, value in SAMPLING.items()}
     search = {"max_length": context, "num_beams": 1, "past_present_share_buffer": form == "ort", **sampling}
     return {"model": model, "search": search}
 

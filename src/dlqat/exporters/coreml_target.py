@@ -11,6 +11,7 @@ from dlqat import architecture, checkpoint
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import coreml_golden, coreml_package, tokens
 from dlqat.exporters.coreml_builder import Mil
+from dlqat.exporters.coreml_tools import temporary_in
 from dlqat.exporters.manifest import Manifest
 from dlqat.exporters.target import Options, Row, parameters, rows
 
@@ -33,8 +34,9 @@ def write(
     facts = architecture.read(model.config)
     special = tokens.read(source, model.config)
     golden = coreml_golden.write(folder, source, facts, options.context)
-    made = coreml_package.write(model, facts, options.context, options.deployment_target, done)
-    coreml_package.save(made, folder / NAME, model.config, special, options.context)
+    with temporary_in(folder):
+        made = coreml_package.write(model, facts, options.context, options.deployment_target, done)
+        coreml_package.save(made, folder / NAME, model.config, special, options.context)
     ready = f"not set up: {source} has no tokenizer.json"
     if special is not None:
         checkpoint.copy_tokenizer(source, folder)

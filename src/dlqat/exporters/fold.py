@@ -16,11 +16,13 @@ from torch import Tensor
 
 from dlqat import adapter, atomic, checkpoint, plan, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD, need
+from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel, Lazy
 from dlqat.folded import Folded, Quantized
 from dlqat.plan import Leaf, Node
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
+from dlqat.source import Source
 
 FOLDED = "folded"
 
@@ -54,10 +56,7 @@ def opened(
 ) -> FoldedModel:
     """What `fold` would write, layer by layer as they are asked for; nothing is written."""
     record = _record(model_dir)
-    try:
-        origin = source.resolve(base or record["source"])
-    except Refusal as refusal:
-        raise Refusal(f"the base model of {model_dir}: {refusal}; name its new place with --base") from refusal
+    origin = _origin(model_dir, record, base)
     if source.fingerprint(origin) != record["fingerprint"]:
         raise Refusal(f"{origin.text} is not the model that {model_dir} was trained on; name that one with --base")
     rules = recipe.parse(record["recipe"], f"{model_dir / RECORD}")
@@ -84,6 +83,18 @@ def opened(
 
     plain = [n for n in weights if n.removesuffix(".weight") not in nodes]
     return FoldedModel(origin.config, Lazy(list(nodes), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))
+
+
+def config(model_dir: Path, base: str | None = None) -> Config:
+    """That of the folded model, for which nothing has to be folded."""
+    return _origin(model_dir, _record(model_dir), base).config
+
+
+def _origin(model_dir: Path, record: Mapping[str, Any], base: str | None) -> Source:
+    try:
+        return source.resolve(base or record["source"])
+    except Refusal as refusal:
+        raise Refusal(f"the base model of {model_dir}: {refusal}; name its new place with --base") from refusal
 
 
 def _leaf(path: str, weight: Tensor, own: adapter.Adapter, leaf: Leaf) -> Quantized:

@@ -16,15 +16,18 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import dlqat
 from dlqat import atomic
-from dlqat.checkpoint import FoldedModel
+from dlqat.checkpoint import TOKENIZER_FILES, FoldedModel
 
 FORMAT = 1
 NAME = "manifest.json"
+ADDED = ("report.json", "report.md", "report.html", "eval-*.json", ".dlqat-eval", ".*.draft")
+"""What dlqat-check and dlqat-eval put into an artifact (the last: of a write that was killed)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) ->
         "source": {
             "model_type": model.config.get("model_type"),
             "name": model.config.get("_name_or_path"),
-            "folded": {name: atomic.sha256(source / name) for name in FOLDED if (source / name).is_file()},
+            "folded": {name: atomic.sha256(source / name) for name in _made_from(source, folder)},
         },
         "specs": _specs(model),
         "parameters": manifest.parameters,
@@ -72,7 +75,31 @@ def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) ->
     return content
 
 
+def foreign(folder: Path) -> str | None:
+    """Why `folder` is not an artifact and nothing else, so that it must not be replaced; None if it is."""
+    try:
+        content: Any = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    match content:  # web apps have a manifest.json, too
+        case {"format": int(), "target": str(), "files": dict()}:
+            known = {NAME, *content["files"]}
+        case _:
+            return f"is not empty and no artifact (it has no {NAME} of dlqat-export)"
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    for path in found:
+        if path.as_posix() not in known and not any(fnmatch(path.parts[0], name) for name in ADDED):
+            return f"holds {path}, which is no part of the artifact"
+    return None
+
+
 FOLDED = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
+
+
+def _made_from(source: Path, folder: Path) -> list[str]:
+    """Files of folded/ that are in the artifact, as they are or in another form: if one changes, it is out of date."""
+    shipped = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [name for name in (*FOLDED, *shipped) if (source / name).is_file()]
 
 
 def _specs(model: FoldedModel) -> list[dict[str, Any]]:

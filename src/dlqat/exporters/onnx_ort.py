@@ -42,6 +42,8 @@ from dlqat.folded import Quantized
 
 CHANNEL_BLOCK = 128
 """Inputs per block of a row that has one scale: 8 % faster a token than 64 (docs/onnx.md), even where it is filled up."""
+HEAD_SIZES = 16
+"""GroupQueryAttention that rotates takes multiples of it and no other head size (tried: 2 to 512)."""
 
 
 class Ort:

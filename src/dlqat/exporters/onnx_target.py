@@ -14,9 +14,10 @@ from dlqat.exporters import clients, decoder, onnx_web, tokens
 from dlqat.exporters.manifest import Manifest
 from dlqat.exporters.onnx_graph import Graph
 from dlqat.exporters.onnx_io import GENERATE
-from dlqat.exporters.onnx_ort import Ort
+from dlqat.exporters.onnx_ort import HEAD_SIZES, Ort
 from dlqat.exporters.onnx_qdq import Qdq
 from dlqat.exporters.target import Options, Row, parameters, rows
+from dlqat.refusal import Refusal
 
 FORMS = ("qdq", "ort", "web")
 LOGITS = ()
@@ -27,8 +28,14 @@ FORMAT = "1"
 
 def plan(model: FoldedModel, source: Path, options: Options) -> list[Row]:
     """`target.Target.plan`."""
+    facts = architecture.read(model.config)
     tokens.read(source, model.config)
-    return rows(_builder(architecture.read(model.config), Path(), options), model)
+    if options.form == "ort" and facts.head_dim % HEAD_SIZES:
+        raise Refusal(
+            f"heads of {facts.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_SIZES} only; "
+            "use --form qdq"
+        )
+    return rows(_builder(facts, Path(), options), model)
 
 
 def write(

@@ -34,7 +34,10 @@ def read(folder: Path, config: Config) -> SpecialTokens | None:
 
     def declared(key: str) -> list[int]:
         value = generation.get(key, config.get(key))
-        return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
+        try:
+            return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
+        except (TypeError, ValueError) as error:
+            raise Refusal(f"{folder}: {key} is {value!r}, no token id; correct generation_config.json") from error
 
     eos, bos, pad = declared("eos_token_id"), declared("bos_token_id"), declared("pad_token_id")
     if not eos:
@@ -58,13 +61,16 @@ def read(folder: Path, config: Config) -> SpecialTokens | None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A JSON file, or {} if there is none."""
+    """The object in a JSON file, or {} if there is none."""
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Refusal(f"{path} is no JSON: {error}") from error
+        raise Refusal(f"{path} is no JSON ({error}); take the file from the model it came with") from error
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} is no JSON object; take the file from the model it came with")
+    return content
 
 
 def with_template(folder: Path) -> dict[str, Any]:
@@ -78,10 +84,15 @@ def with_template(folder: Path) -> dict[str, Any]:
 
 def text(token: Any) -> str | None:
     """A special token of tokenizer_config.json: a string, or an object that holds it."""
-    return token.get("content") if isinstance(token, dict) else token
+    found: Any = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # it raises no class of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refusal(f"{path} cannot be read ({reason}); take the file from the model it came with") from error
