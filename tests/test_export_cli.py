@@ -133,7 +133,8 @@ def test_null_in_generation_config_is_not_given(tmp_path: Path) -> None:
 
 def test_without_tokenizer_the_manifest_says_who_cannot_load(tmp_path: Path) -> None:
     models.write_folded(tmp_path / "folded")
-    run(tmp_path / "folded", "-o", tmp_path / "out", "--no-verify")
+    _, said = run(tmp_path / "folded", "-o", tmp_path / "out", "--no-verify")
+    assert "transformers.js: not set up" in said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["clients"]["onnxruntime"] == "ready"
     assert "tokenizer.json" in manifest["clients"]["onnxruntime-genai"]
@@ -299,6 +300,7 @@ def test_what_the_proof_leaves_in_an_artifact_may_go_and_a_file_of_the_user_may_
     result_path(out, "host-ort").write_text("{}")
     Journal(out / eval_request.CACHE, {}).put("question", 1)
     (out / ".report.json.1.draft").touch()
+    (out / "onnx" / ".DS_Store").touch()
     run(source, "--no-verify")
     assert not (out / "report.json").exists()
     for name in ("notes.md", "onnx/report.md"):

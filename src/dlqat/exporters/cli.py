@@ -85,6 +85,9 @@ def export(
         markup=False,
         soft_wrap=True,
     )
+    for client, state in summary["clients"].items():
+        if state != "ready":
+            console.print(f"{client}: {state}", markup=False, soft_wrap=True)
     if verify:
         check(folder, folded)
 

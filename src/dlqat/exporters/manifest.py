@@ -28,6 +28,8 @@ FORMAT = 1
 NAME = "manifest.json"
 ADDED = ("report.json", "report.md", "report.html", "eval-*.json", ".dlqat-eval", ".*.draft")
 """What dlqat-check and dlqat-eval put into an artifact (the last: of a write that was killed)."""
+LITTER = (".DS_Store",)
+"""What a Mac's Finder leaves in every folder that somebody looked into."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def foreign(folder: Path) -> str | None:
         case _:
             return f"is not empty and no artifact (it has no {NAME} of dlqat-export)"
     found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
-    for path in found:
+    for path in (p for p in found if p.name not in LITTER):
         if path.as_posix() not in known and not any(fnmatch(path.parts[0], name) for name in ADDED):
             return f"holds {path}, which is no part of the artifact"
     return None
