@@ -10,20 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import coreml_runs
 import unions
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.coreml_reference import CoremlReference
-from dlqat.devices.device import DeviceFailure, Setting
+from dlqat.devices.device import DeviceFailure, Setting, rewindable
+from dlqat.devices.isolated import isolated
 from dlqat.devices.mil_call import Unsupported
 from dlqat.devices.mil_interpreter import Interpreter
 from dlqat.devices.mil_program import Package
-from dlqat.runtime_tests import ladder, parity, tolerances
+from dlqat.runtime_tests import greedy, ladder, parity, tolerances
 from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check
+from dlqat.runtime_tests.scoring import Question, judge, scores
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,41 @@ def test_steps_do_not_matter(exported: Path) -> None:
         session.logits([160])
     assert "Apple hardware" in session.facts()["not_verified"]
     session.close()
+
+
+def test_questions_share_their_context(exported: Path) -> None:
+    """dlqat-eval's road: in a worker, the cache cut back between the choices; the scores are those of one pass."""
+    session = isolated(CoremlReference()).open(exported / "model.mlpackage", Setting())
+    assert rewindable(session)
+    asked = [Question((5, 6, 7, 8, *more), (9, last, 11)) for more in ((), (12,)) for last in (20, 21)]
+    found = dict(scores(session, asked))
+    assert session.timings.prefill_tokens + session.timings.decode_tokens == 4 + 1 + 4 * 2
+    session.close()
+    reference = Reference(exported.parent / "folded")
+    for question, score in found.items():
+        rows = reference.logits([*question.context, *question.continuation])[len(question.context) - 1 : -1]
+        assert score.logprob == pytest.approx(judge(list(rows), question.continuation).logprob, abs=1e-4)
+
+
+def test_text_in_float16_has_limits_of_its_own(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without float32 (Core ML on a Mac): text is judged with the ties and rotary tables of rung L2."""
+
+    class Half(CoremlReference):
+        def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+            return (Setting("float16", False, threads),)
+
+    reference, seen = Reference(exported.parent / "folded"), list[Any]()
+    logits, judged = reference.logits, greedy.judge
+    monkeypatch.setattr(reference, "logits", lambda ids, rotary=None: seen.append(rotary) or logits(ids, rotary=rotary))
+    monkeypatch.setattr(greedy, "judge", lambda *given: seen.append(given[-1]) or judged(*given))
+    proof = Proof(artifacts.find(exported), reference, Half(), 1, False, lambda _: None)
+    text, *_ = ladder.run(proof, ("L3",))
+    assert text.status == "passed"
+    assert set(seen) == {torch.float16, tolerances.FLOAT16_TIE}
+    row = np.zeros((2, 10), np.float32)
+    row[:, 3:5] = 14.0, 13.976  # measured on SmolLM2-135M
+    assert greedy.judge([0], [4], [], row).wrong_step == 0
+    assert greedy.judge([0], [4], [], row, tolerances.FLOAT16_TIE).ties == (0,)
 
 
 def program(make: Any, folder: Path, *shapes: tuple[int, ...], state: tuple[int, ...] | None = None) -> Path:

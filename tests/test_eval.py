@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ import pytest
 import artifacts
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.device import DeviceFailure, Rewindable, Timings
+from dlqat.devices.child import ChildSession, Limits
+from dlqat.devices.device import DeviceFailure, Setting, Timings, rewindable
 from dlqat.devices.isolated import isolated
+from dlqat.devices.worker import Server
 from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, ladder, tolerances
 from dlqat.runtime_tests.fingerprint import fingerprint
 from dlqat.runtime_tests.journal import Journal
@@ -115,7 +118,7 @@ def test_scores_are_those_of_one_pass(exported: Path, other_form: Path, form: st
         "torch": lambda: TorchSession(network),
         "child": lambda: ort(exported, isolated),
     }[form]()
-    assert isinstance(session, Rewindable)
+    assert rewindable(session)
     assert session.batches
     found = dict(scores(session, asked))
     assert set(found) == set(asked)
@@ -185,6 +188,24 @@ def test_a_shared_context_is_read_once(kind: type[Counting], fed: int) -> None:
     found = dict(scores(session, asked))
     assert session.fed == fed
     assert [found[q].greedy for q in asked] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("kind", [CountingBack, Counting])
+def test_a_worker_says_whether_its_cache_can_be_cut_back(kind: type[Counting]) -> None:
+    """ChildSession always has `truncate`; what counts is the session behind it."""
+
+    class Device:
+        name = "counting"
+
+        def open(self, program: Path, setting: Setting) -> Counting:
+            return kind()
+
+    server = Server(cast("Any", Device()))
+    worker: Any = SimpleNamespace(call=lambda message, seconds: server.answer(message), close=lambda: None)
+    session = ChildSession(worker, "program", Setting(), Limits())
+    assert rewindable(session) == (kind is CountingBack)
+    asked = [Question((1, 2, 3), (3, 4, i)) for i in (5, 6)]
+    assert dict(scores(session, asked)) == dict(scores(kind(), asked))
 
 
 def test_a_long_question_loses_its_beginning() -> None:

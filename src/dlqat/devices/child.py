@@ -197,6 +197,7 @@ class ChildSession:
             worker.close()
             raise
         self.batches = bool(answer.header.get("batches"))
+        self.rewinds = bool(answer.header.get("rewinds", True))  # runners and browsers always can, and do not say it
 
     def opening(self, program: str | Path, setting: Setting) -> Message:
         """The first message."""

@@ -75,6 +75,10 @@ class ReferenceSession:
         """Empty the cache."""
         self._length, self._state = 0, self._program.make_state()
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens: the program reads its states up to a length and writes the next there."""
+        self._length = min(length, self._length)
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab]; DeviceFailure if the text outgrows the cache."""
         ids = np.asarray(token_ids, np.int32)[None]

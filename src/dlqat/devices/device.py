@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,11 @@ class Rewindable(Protocol):
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens of the cache (at most what it holds)."""
         ...
+
+
+def rewindable(session: Session) -> TypeGuard[Rewindable]:
+    """Whether its cache can be cut back. A session in a worker always has the method; `rewinds` says what lies behind."""
+    return isinstance(session, Rewindable) and bool(getattr(session, "rewinds", True))
 
 
 class Device(Protocol):

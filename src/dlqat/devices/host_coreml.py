@@ -74,6 +74,10 @@ class CoremlSession:
         """A new state: an empty cache."""
         self._length, self._state = 0, self._model.make_state()
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens: the program reads its states up to a length and writes the next there."""
+        self._length = min(length, self._length)
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab]; DeviceFailure if Core ML refuses."""
         total = self._length + len(token_ids)

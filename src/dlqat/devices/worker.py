@@ -20,7 +20,7 @@ import numpy as np
 
 from dlqat.devices import wire
 from dlqat.devices.batch import Batching, Group
-from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session, Setting
+from dlqat.devices.device import Device, DeviceFailure, Session, Setting, rewindable
 from dlqat.devices.wire import Message
 
 PR_SET_PDEATHSIG = 1
@@ -61,7 +61,8 @@ class Server:
 
     def _open(self, message: Message) -> Message:
         self._session = self._device.open(Path(message.header["program"]), setting_of(message.header["setting"]))
-        return Message({"batches": isinstance(self._session, Batching) and self._session.batches})
+        batches = isinstance(self._session, Batching) and self._session.batches
+        return Message({"batches": batches, "rewinds": rewindable(self._session)})
 
     def _batch(self, message: Message) -> Message:
         session = self._opened()
@@ -81,7 +82,7 @@ class Server:
 
     def _truncate(self, message: Message) -> Message:
         session = self._opened()
-        if not isinstance(session, Rewindable):
+        if not rewindable(session):
             raise DeviceFailure("this runtime cannot cut its cache back")
         session.truncate(int(message.header["length"]))
         return Message({})

@@ -6,7 +6,7 @@ the same number of tokens to judge. The reference then reads prompt and text in 
 argmax at every position must be the artifact's next token. If all agree, the reference would have written
 the same text (induction over the tokens), without a slow decode of its own.
 
-Two tokens whose reference logits are closer than float32 can tell are a tie: the artifact's choice is as
+Two tokens whose reference logits are closer than float32 (float16) can tell are a tie: the artifact's choice is as
 good, it is listed, and judging goes on along the artifact's text.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.devices.device import DeviceFailure, Session
+from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.parity import is_tie
 
 
@@ -51,7 +52,13 @@ def steps(session: Session, prompt: Sequence[int], tokens: int) -> Iterator[tupl
         yield fed[0], row
 
 
-def judge(prompt: Sequence[int], text: Sequence[int], eos: Sequence[int], reference: NDArray[np.float32]) -> Text:
+def judge(
+    prompt: Sequence[int],
+    text: Sequence[int],
+    eos: Sequence[int],
+    reference: NDArray[np.float32],
+    tie: float = tolerances.TIE,
+) -> Text:
     """`reference`: its logits [len(prompt) + len(text), vocab] over prompt and text."""
     rows = reference[len(prompt) - 1 : len(prompt) + len(text) - 1]
     ties: list[int] = []
@@ -60,7 +67,7 @@ def judge(prompt: Sequence[int], text: Sequence[int], eos: Sequence[int], refere
         best = int(row.argmax())
         if best == token:
             continue
-        if is_tie(row, best, token):
+        if is_tie(row, best, token, tie):
             ties.append(step)
             continue
         wrong_step = step

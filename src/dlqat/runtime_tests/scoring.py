@@ -3,7 +3,7 @@
 
 Questions of a benchmark share their beginnings: the choices of one question share its context, and the
 contexts of a few-shot task share their examples. So the questions are sorted by context, a context is read once,
-and between two choices the cache is cut back to it (Rewindable; a Session that cannot reads everything again, and
+and between two choices the cache is cut back to it (device.rewindable; a Session that cannot reads everything again, and
 gives the same numbers). Short questions that share little go through together where a Session has batches: what
 they cost is calls, not tokens.
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.devices.batch import Batching, Group
-from dlqat.devices.device import DeviceFailure, Rewindable, Session
+from dlqat.devices.device import DeviceFailure, Session, rewindable
 
 SHORT = 256
 """Tokens of a context with its continuations up to which it may share a call."""
@@ -71,7 +71,7 @@ class Feed:
         if not more:
             return [last]
         rows: list[NDArray[np.float32]] = [last, *self._read(more)]
-        if isinstance(self._session, Rewindable):
+        if rewindable(self._session):
             self._session.truncate(len(context))
         else:
             self._session.reset()
@@ -85,7 +85,7 @@ class Feed:
             if a != b:
                 break
             shared += 1
-        if shared and isinstance(self._session, Rewindable):
+        if shared and rewindable(self._session):
             self._session.truncate(shared)
             self._cached = context[:shared]
         else:

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dlqat.devices import artifact as artifacts
@@ -38,12 +39,13 @@ def text(proof: Proof) -> Iterator[Check]:
     if proof.settings[0].activations == "int8":
         yield from _text_int8(proof, asked, tokens)
         return
+    half = proof.settings[0].activations == "float16"  # judged as L2 judges it
     found: list[greedy.Text] = []
     with closing(proof.device.open(proof.artifact.generator, proof.settings[0])) as session:
         for number, prompt in enumerate(asked, 1):
             proof.progress(f"prompt {number} of {len(asked)}")
             written = greedy.write(session, prompt, tokens)
-            found.append(_judged(reference, prompt, written))
+            found.append(_judged(reference, prompt, written, half=half))
     wrong = [f"prompt {i}: {t.wrong}" for i, t in enumerate(found, 1) if t.wrong_step is not None]
     ties = sum(len(t.ties) for t in found)
     good = f"{tokens} tokens on each of {len(found)} prompts equal" + (f", {ties} of them ties" if ties else "")
@@ -95,11 +97,12 @@ def _runs(
         yield reference.emulated(read, lambda n: found.get(n) or FLOAT, nudge)
 
 
-def _judged(reference: Reference, prompt: Sequence[int], written: Sequence[int]) -> greedy.Text:
+def _judged(reference: Reference, prompt: Sequence[int], written: Sequence[int], *, half: bool) -> greedy.Text:
     if (largest := max(written)) >= reference.vocab_size:
         wrong = f"token {largest} is not in the reference's vocabulary of {reference.vocab_size}"
         return greedy.Text(len(written), None, written.index(largest), wrong, ())
-    return greedy.judge(prompt, written, reference.eos, reference.logits([*prompt, *written]))
+    rows = reference.logits([*prompt, *written], rotary=torch.float16 if half else None)
+    return greedy.judge(prompt, written, reference.eos, rows, tolerances.FLOAT16_TIE if half else tolerances.TIE)
 
 
 def _stops(proof: Proof, stops: int, asked: int, own: Mapping[str, list[int]] | None = None) -> Iterator[Check]:
