@@ -28,10 +28,11 @@ from dlqat.devices.child import ChildSession, Limits
 from dlqat.devices.device import DeviceFailure, Setting, Timings, rewindable
 from dlqat.devices.isolated import isolated
 from dlqat.devices.worker import Server
-from dlqat.runtime_tests import accuracy, eval_cli, evaluate, intervals, ladder, tolerances
-from dlqat.runtime_tests.fingerprint import fingerprint
+from dlqat.runtime_tests import accuracy, eval_cli, eval_request, evaluate, intervals, ladder, tolerances, versions
+from dlqat.runtime_tests.fingerprint import fingerprint, of_reference
 from dlqat.runtime_tests.journal import Journal
 from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.rungs import l4_accuracy
 from dlqat.runtime_tests.scoring import Question, scores
 from dlqat.runtime_tests.subject import Subject
 from dlqat.runtime_tests.torch_session import TorchSession
@@ -421,6 +422,50 @@ def test_l4_wants_these_bytes(exported: Path, data: Path, tmp_path: Path) -> Non
     (check,) = artifacts.checks(folder, exported.parent / "folded", "L4")
     assert check.status == "not verified"
     assert "other bytes" in check.summary
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"reference_sha256": "0"}, "does not say that its reference, folded, had the weights of "),
+        ({"versions": {"onnxruntime": "1.0.0"}}, "onnxruntime was 1.0.0 when it was measured, and is "),
+        ({"facts": {"host-ort": {"phone": "A", "threads": 9}}}, "phone was A when it was measured, and is B now"),
+    ],
+)
+def test_l4_wants_what_was_measured(exported: Path, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    """A result against another reference, of another version or another phone says nothing about these."""
+    folded = exported.parent / "folded"
+    gap = {"low": -0.02, "high": -0.01}
+    result: dict[str, Any] = {"program": {"sha256": fingerprint(folders.find(exported))}, "setting": "x", "tasks": {}}
+    result |= {"reference": "folded", "reference_sha256": of_reference(folded), "versions": versions.installed()}
+    result |= {"facts": {"host-ort": {"phone": "B", "threads": 9}}, "text": {"tokens": 99, "difference_nats": gap}}
+    proof = artifacts.proof(exported, folded)
+    proof.results, proof.facts = tmp_path, {"x": {"phone": "B", "threads": 1, "timings": {}}}
+    for content, status in ((result, "passed"), (result | change, "not verified")):
+        (tmp_path / "eval-host-ort.json").write_text(json.dumps(content))
+        (check,) = ladder.run(proof, ["L4"])
+        assert check.status == status
+        assert (l4_accuracy.result(proof) is None) == (status == "not verified")
+    assert says in check.summary
+
+
+def test_answers_are_those_of_one_phone(exported: Path, tmp_path: Path) -> None:
+    """Another phone under the same name of a device is asked itself; another number of threads is no other phone."""
+    opened: list[str] = []
+
+    def phone(name: str, threads: int) -> Any:
+        session = Counting()
+        session.facts = lambda: opened.append(name) or {"phone": name, "threads": threads, "load_seconds": time.time()}
+        device = SimpleNamespace(name="android-ort", open=lambda program, setting: session)
+        return eval_request.Request(folders.find(exported), cast("Any", device), None, output=tmp_path)
+
+    found: list[tuple[str, int]] = []
+    for name, threads in (("A", 1), ("B", 1), ("A", 2)):
+        subject = eval_request.artifact(phone(name, threads), Setting())
+        subject.scores([Question((1, 2), (3,))])
+        found.append((subject.facts()["phone"], subject.session.fed))  # pyright: ignore[reportAttributeAccessIssue]
+        subject.close()
+    assert found == [("A", 2), ("B", 2), ("A", 0)]
 
 
 def test_one_window(exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat import atomic
-from dlqat.devices import adb, child
+from dlqat.devices import adb, child, machine
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -34,6 +34,8 @@ from dlqat.devices.ort_spec import spec
 HOME = "/data/local/tmp/dlqat"
 RUNNER = {"onnx": "DLQAT_ANDROID_RUNNER", "executorch": "DLQAT_ANDROID_EXECUTORCH_RUNNER"}
 """Format -> the variable that names the runner."""
+PHONE = {"phone": "ro.product.model", "abi": "ro.product.cpu.abi", "build": "ro.build.fingerprint"}
+"""Fact -> the phone's property."""
 LIMITS = Limits(load=300.0, call=120.0, token=5.0)
 PUSH_BYTES_PER_SECOND = 1e6
 """The slowest USB that we wait for."""
@@ -68,7 +70,7 @@ class Android:
         return (Setting("int8", True, threads),)  # XNNPACK rounds by itself: ExecuTorch has no other setting
 
     def open(self, program: Path, setting: Setting) -> Session:
-        return _Session(self._worker(self._files(program)), program, setting)
+        return _Session(self._worker(self._files(program)), program, setting, machine.build(self._runner_places()))
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
@@ -128,14 +130,14 @@ class Android:
 class _Session(ChildSession):
     """The runner knows the program under its place on the phone."""
 
-    def __init__(self, worker: Worker, program: Path, setting: Setting) -> None:
+    def __init__(self, worker: Worker, program: Path, setting: Setting, runner: str) -> None:
         try:
-            props = {name: adb.shell(f"getprop ro.product.{name}").strip() for name in ("model", "cpu.abi")}
+            told = {name: adb.shell(f"getprop {prop}").strip() for name, prop in PHONE.items()}
         except DeviceFailure:
             worker.close()
             raise
         place = f"../{_place(program).removeprefix(HOME)[1:]}"  # the runner starts in a folder of HOME
-        super().__init__(worker, place, setting, LIMITS, {"phone": props["model"], "abi": props["cpu.abi"]})
+        super().__init__(worker, place, setting, LIMITS, {**told, "runner": runner})
 
 
 def _place(file: Path) -> str:

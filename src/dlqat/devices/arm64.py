@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import child, setup
+from dlqat.devices import child, machine, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -50,7 +50,7 @@ class Emulated:
 
     def available(self) -> str | None:
         where = setup.home() / FOLDERS[self.format]
-        wanted = (where / "ready", where / "runner" / "dlqat_runner", setup.home() / "arm64" / "ready")
+        wanted = (where / "ready", self._runner(), setup.home() / "arm64" / "ready")
         if not all(path.is_file() for path in wanted):
             return (
                 f"no emulated ARM64 in {where}, or not wholly; dlqat-devices --set-up {SCRIPTS[self.format]} (Debian)"
@@ -66,7 +66,8 @@ class Emulated:
 
     def open(self, program: Path, setting: Setting) -> Session:
         said = f"qemu-user -cpu {cpu(setting)}; its /proc/cpuinfo is a file of ours"
-        return ChildSession(self._worker(setting), program.resolve(), setting, LIMITS, {"emulation": said})
+        told = {"emulation": said, "runner": machine.build(self._runner().parent.iterdir())}
+        return ChildSession(self._worker(setting), program.resolve(), setting, LIMITS, told)
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
@@ -77,9 +78,11 @@ class Emulated:
         return child.evaluate(found, program, batches, setting, LIMITS)
 
     def _worker(self, setting: Setting) -> Worker:
-        program = setup.home() / FOLDERS[self.format] / "runner" / "dlqat_runner"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LD_")}  # the host's libraries
-        return Worker(self.name, [*emulator(cpu(setting)), str(program)], environment)
+        return Worker(self.name, [*emulator(cpu(setting)), str(self._runner())], environment)
+
+    def _runner(self) -> Path:
+        return setup.home() / FOLDERS[self.format] / "runner" / "dlqat_runner"
 
 
 def cpu(setting: Setting) -> str:

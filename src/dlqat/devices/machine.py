@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dlqat import atomic
 
 TELLING = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "asimdhp", "i8mm", "sve", "sme", "bf16"}
 """CPU features that change the kernels of a quantized multiplication."""
@@ -23,6 +27,12 @@ def facts() -> dict[str, Any]:
         "cpu": cpu,
         "cpu_features": sorted(flags & TELLING),
     }
+
+
+def build(files: Iterable[Path]) -> str:
+    """Sixteen hex digits of programs and libraries: which build runs, where its version does not tell."""
+    found = sorted(f"{file.name} {atomic.sha256(file)}" for file in files if file.is_file())
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
 
 
 def is_arm() -> bool:

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dlqat import __version__, atomic, refusal
+from dlqat import atomic, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
@@ -97,7 +97,7 @@ def prove(request: Request, console: Console) -> Report:
         command=request.command,
         seconds=time.monotonic() - start,
         facts=proof.facts,
-        versions={"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
+        versions={"python": platform.python_version()} | versions.installed(),
         checks=tuple(checks),
         sizes=sizes.by_component(proof),
         accuracy=l4_accuracy.result(proof),

@@ -12,17 +12,16 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlqat import atomic
 from dlqat.devices.artifact import Artifact
 from dlqat.devices.device import Device, Session, Setting
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import versions
-from dlqat.runtime_tests.fingerprint import fingerprint
+from dlqat.runtime_tests.fingerprint import fingerprint, of_reference, of_session
 from dlqat.runtime_tests.journal import Journal
 from dlqat.runtime_tests.subject import Subject
 
 CACHE = ".dlqat-eval"
-OF_REFERENCE = ("torch", "transformers", "compressed-tensors")
+OF_REFERENCE = ("dlqat", "torch", "transformers", "compressed-tensors")
 """The packages that the reference's answers depend on."""
 
 
@@ -71,19 +70,25 @@ def setting(request: Request) -> Setting:
 
 
 def artifact(request: Request, chosen: Setting) -> Subject:
-    """The artifact's own bytes on the device."""
+    """The artifact's own bytes on the device. It is opened now: only then is it known which phone or browser answers."""
+    opened = request.device.open(request.artifact.program, chosen)
+    facts = dict(opened.facts())
     identity = {
         "program": fingerprint(request.artifact),
         "device": request.device.name,
         "setting": [chosen.activations, chosen.optimize],
         "versions": versions.installed(),
+        "facts": of_session(facts),
     }
-
-    def opened() -> Session:
-        return request.device.open(request.artifact.program, chosen)
-
     journal = Journal(request.folder / CACHE, identity)
-    return Subject(request.device.name, opened, journal, request.artifact.context or 2048)
+    subject = Subject(request.device.name, lambda: opened, journal, context(request), told=facts)
+    _ = subject.session  # it closes with the Subject, asked or not
+    return subject
+
+
+def context(request: Request) -> int:
+    """Tokens that there is room for."""
+    return request.artifact.context or 2048
 
 
 def reference(request: Request, folder: Path) -> Subject:
@@ -93,9 +98,8 @@ def reference(request: Request, folder: Path) -> Subject:
     from dlqat.runtime_tests.reference import Reference
     from dlqat.runtime_tests.torch_session import TorchSession
 
-    files = {p.name: atomic.sha256(p) for p in sorted(folder.glob("*.safetensors"))}
     used = {name: version for name, version in versions.installed().items() if name in OF_REFERENCE}
-    identity = {"reference": files, "config": atomic.sha256(folder / "config.json"), "versions": used}
+    identity = {"reference": of_reference(folder), "versions": used}
 
     def opened() -> Session:
         torch.set_num_threads(request.threads)
@@ -103,4 +107,4 @@ def reference(request: Request, folder: Path) -> Subject:
 
     beside = folder.resolve().parent
     place = request.folder if request.output or not os.access(beside, os.W_OK) else beside
-    return Subject("reference", opened, Journal(place / CACHE, identity), request.artifact.context or 2048)
+    return Subject("reference", opened, Journal(place / CACHE, identity), context(request))

@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dlqat import __version__, checkpoint, source
+from dlqat import checkpoint, source
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import eval_request, evaluate, report, versions
 from dlqat.runtime_tests.eval_request import Request
-from dlqat.runtime_tests.fingerprint import fingerprint
+from dlqat.runtime_tests.fingerprint import fingerprint, of_reference
 from dlqat.runtime_tests.subject import Subject, Tell
 
 FORMAT = 1
@@ -71,10 +71,11 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "artifact": str(request.artifact.folder),
         "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
         "reference": str(request.reference) if request.reference else None,
+        "reference_sha256": of_reference(request.reference) if request.reference else None,
         "device": request.device.name,
         "command": request.command,
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
-        "versions": {"dlqat": __version__, "python": platform.python_version()} | versions.installed(),
+        "versions": {"python": platform.python_version()} | versions.installed(),
     }
 
 

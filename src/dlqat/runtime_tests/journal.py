@@ -2,7 +2,7 @@
 """Answers of a model, kept as they are given: an evaluation that was killed goes on where it stopped.
 
 A file of JSON lines, appended and flushed one by one. Its name is a digest of everything that an answer
-depends on (the program's bytes, device, runtime version, setting), so other bytes never get old answers. A
+depends on (the program's bytes, device, what it says of itself, versions, setting), so other bytes never get old answers. A
 line that was cut off by kill -9 is dropped when the file is opened again.
 """
 

@@ -49,7 +49,7 @@ class Report:
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Bytes by component; empty if the program could not be read."""
     accuracy: Mapping[str, Any] | None = None
-    """The result file of dlqat-eval, if it is about these bytes on this device."""
+    """The result file of dlqat-eval, if it is about these bytes and this reference on this device."""
 
     @property
     def verdict(self) -> Status:

@@ -25,6 +25,8 @@ class Subject:
     journal: Journal
     limit: int
     tell: Tell = field(default=lambda done, total: None)
+    told: Mapping[str, Any] | None = None
+    """What its session says of itself, where it was asked before."""
 
     @cached_property
     def session(self) -> Session:
@@ -62,6 +64,8 @@ class Subject:
 
     def facts(self) -> Mapping[str, Any]:
         """What ran; from the journal if nothing had to run."""
+        if self.told is not None:
+            return self.told
         if "session" in self.__dict__ or self.journal.get("facts") is None:
             self.journal.put("facts", dict(self.session.facts()))
         facts: Mapping[str, Any] = self.journal.get("facts") or {}

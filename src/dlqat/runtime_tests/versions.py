@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.metadata
 
+from dlqat import __version__
+
 PACKAGES = (
     "torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime", "executorch", "coremltools", "lm_eval",
 )  # fmt: skip
@@ -12,7 +14,7 @@ PACKAGES = (
 
 def installed() -> dict[str, str]:
     """Package -> version, of those that are here."""
-    found: dict[str, str] = {}
+    found = {"dlqat": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from dlqat.devices import artifact as artifacts
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests import tolerances, versions
 from dlqat.runtime_tests.eval_table import is_share
-from dlqat.runtime_tests.fingerprint import fingerprint, result_path
+from dlqat.runtime_tests.fingerprint import fingerprint, of_reference, of_session, result_path
+from dlqat.runtime_tests.journal import digest
 from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.report import Check, Status
+from dlqat.runtime_tests.report import Check, Status, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,35 @@ SHARE = Limit(tolerances.ACCURACY_POINTS, "of all", "ask more questions")
 
 
 def result(proof: Proof) -> Mapping[str, Any] | None:
-    """The result file, if it is about these bytes on this device."""
+    """The result file, if it is about these bytes on this device, and nothing is another now."""
+    found = _of_these_bytes(proof)
+    return None if found is None or next(_others(proof, found), None) else found
+
+
+def _of_these_bytes(proof: Proof) -> Mapping[str, Any] | None:
     found = list[Mapping[str, Any]]()
     for path in _places(proof):
         with contextlib.suppress(Refusal):  # damaged: as if it were not there
             found.append(artifacts.read_json(path))
-    stated = [(content, digest) for content in found if (digest := _digest(content))]
+    stated = [(content, its) for content in found if (its := _digest(content))]
     own = fingerprint(proof.artifact) if stated else None  # of hundreds of megabytes: once
-    return next((content for content, digest in stated if digest == own), None)
+    return next((content for content, its in stated if its == own), None)
 
 
 def _digest(content: Mapping[str, Any]) -> Any:
     program: Any = content.get("program")
     return cast("Any", program).get("sha256") if isinstance(program, dict) else None
+
+
+def _others(proof: Proof, found: Mapping[str, Any]) -> Iterator[str]:
+    """What is another now than when it was measured: the reference, a version, the phone that rung L2 saw."""
+    if found.get("reference") and found.get("reference_sha256") != of_reference(proof.reference.folder):
+        yield f"it does not say that its reference, {found['reference']}, had the weights of {proof.reference.folder}"
+    told = found.get("facts", {}).get(proof.device.name, {})
+    seen = proof.facts.get(found["setting"], told)
+    for there, here in ((found.get("versions", {}), versions.installed()), (of_session(told), of_session(seen))):
+        for name in (n for n in there if n in here and digest(there[n]) != digest(here[n])):
+            yield f"{name} was {show(there[name])} when it was measured, and is {show(here[name])} now"
 
 
 def _places(proof: Proof) -> list[Path]:
@@ -54,11 +71,15 @@ def _places(proof: Proof) -> list[Path]:
 
 def accuracy(proof: Proof) -> Iterator[Check]:
     """L4, one check per task and metric."""
-    found = result(proof)
+    found = _of_these_bytes(proof)
     if found is None:
         there = next((p.name for p in _places(proof) if p.exists()), None)
         why = f"{there} is about other bytes, or damaged" if there else "perplexity and tasks were not measured"
         yield Check("L4", "accuracy", "not verified", f"{why}: dlqat-eval measures them")
+        return
+    if others := list(_others(proof, found)):
+        why = f"eval-{proof.device.name}.json: {others[0]}; dlqat-eval measures again"
+        yield Check("L4", "accuracy", "not verified", why, {"reasons": others})
         return
     if text := found["text"]:
         gap = text.get("difference_nats")
