@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -264,6 +265,23 @@ def test_folded_is_found_beside_the_artifact_and_beside_what_a_link_points_to(
     assert folders.folded_beside(Path()) == beside
     with pytest.raises(Refusal, match="no folded/ beside it; .* or use --no-reference"):
         folders.folded_beside(beside / "artifact", ", or use --no-reference")
+
+
+def test_a_full_disk(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the copies of L5: that rung is not verified, and what L0 found is in the report, its exit code too."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.onnx_data")
+
+    artifact = copy_of(exported, tmp_path)
+    with (artifact / "genai_config.json").open("a") as stream:
+        stream.write(" ")
+    monkeypatch.setattr(controls.shutil, "copyfile", full)
+    run(artifact, "--level", "L0", "--level", "L5", "--threads", 1, code=1)
+    found = {f"{c['rung']} {c['name']}": (c["status"], c["summary"]) for c in record(artifact)["checks"]}
+    assert found["L0 files"][0] == "failed"
+    why = "it could not be run here: No space left on device: model.onnx_data"
+    assert found["L5 negative controls"] == ("not verified", why)
 
 
 def test_a_damaged_reference(exported: Path, tmp_path: Path) -> None:

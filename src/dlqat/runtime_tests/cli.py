@@ -155,11 +155,12 @@ def check(
         raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
     console = Console(stderr=as_json)
     result = prove(request, console)
-    paths = report.write(result, target)
     if as_json:
         print(json.dumps(report.as_dict(result), indent=1))
     else:
         console.print(_table(result))
+    paths = report.write(result, target)
+    if not as_json:
         console.print(f"report: {escape(str(paths[1]))}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
 

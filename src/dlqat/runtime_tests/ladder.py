@@ -8,13 +8,15 @@
     L4  accuracy of the artifact, as dlqat-eval measured it
     L5  negative controls of L0 and L2
 
-A check that raises DeviceFailure or Unreadable has failed, with that sentence; the next ones go on.
+A check that raises DeviceFailure or Unreadable has failed, with that sentence; one that the disk stops (L5 makes copies)
+is not verified. The next ones go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from dlqat import refusal
 from dlqat.devices.device import DeviceFailure
 from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.readers.reader import Unreadable
@@ -45,3 +47,6 @@ def run(proof: Proof, rungs: Sequence[str]) -> Iterator[Check]:
                 yield from check(proof)
             except (DeviceFailure, Unreadable) as failure:
                 yield Check(rung, check.__name__.replace("_", " "), "failed", str(failure))
+            except OSError as error:
+                why = f"it could not be run here: {refusal.disk(error) or error}"
+                yield Check(rung, check.__name__.replace("_", " "), "not verified", why)
