@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,10 +26,11 @@ from dlqat import folded
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
+from dlqat.devices.host_ort import HostOrt
 from dlqat.folded import Quantized
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
-from dlqat.runtime_tests import accuracy, controls, greedy, linears, parity, tolerances
+from dlqat.runtime_tests import accuracy, controls, greedy, ladder, linears, parity, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, apply, leaf_inputs, round_blocks, round_tokens
 from dlqat.runtime_tests.parity import Divergence, Plan
 from dlqat.runtime_tests.readers import read
@@ -399,3 +402,31 @@ def test_rows_must_be_there(exported: Path) -> None:
         parity.feed(session, list(range(7)), Plan("7", (7,)))
     with pytest.raises(DeviceFailure, match="shape"):
         parity.compare(np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float32))
+
+
+# One setting fails
+
+
+class Crashing(HostOrt):
+    """One setting crashes: as a whole program, and in the last linear."""
+
+    def open(self, program: Path, setting: Setting) -> Session:
+        if setting == Setting("float", True, 1):
+            raise DeviceFailure("host-ort crashed (SIGSEGV)")
+        return super().open(program, setting)
+
+    def evaluate(self, program: bytes, batches: Any, setting: Setting) -> list[NDArray[np.float32]]:
+        if setting == Setting("float", True, 1) and b"lm_head" in program:
+            raise DeviceFailure("host-ort crashed (SIGSEGV)")
+        return super().evaluate(program, batches, setting)
+
+
+def test_one_setting_that_crashes(exported: Path) -> None:
+    """It is named, in L1 with its linear, and the settings after it are judged."""
+    proof = artifacts.proof(exported, exported.parent / "folded")
+    proof.device = Crashing()
+    for rung, says in (("L1", "lm_head: host-ort crashed (SIGSEGV)"), ("L2", "host-ort crashed (SIGSEGV)")):
+        found = list(ladder.run(proof, (rung,)))
+        assert [c.name for c in found] == [str(s) for s in proof.settings]
+        assert [(c.name, c.summary) for c in found if c.status == "failed"] == [("float, optimized", says)]
+        assert {c.status for c in found[1:]} == {"passed"}

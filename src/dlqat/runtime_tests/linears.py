@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlqat import folded
-from dlqat.devices.device import Device, Setting
+from dlqat.devices.device import Device, DeviceFailure, Setting
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import integers, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, PER_TOKEN_SYMMETRIC, Arithmetic, leaf_inputs
@@ -62,11 +62,15 @@ def check(
             continue
         leaves = [want.leaf(n, weight.kind) for n in names]
         dense = torch.cat([folded.dense(leaf) for leaf in leaves]).double()
-        if weight.kind == "gather":
-            yield _gather(weight, dense, device, setting)
-        else:
-            x = _inputs(names[0], want, activations)
-            yield _matmul(weight, dense, _bias(weight, leaves, want), x, leaves[0], device, setting)
+        try:
+            if weight.kind == "gather":
+                found = _gather(weight, dense, device, setting)
+            else:
+                x = _inputs(names[0], want, activations)
+                found = _matmul(weight, dense, _bias(weight, leaves, want), x, leaves[0], device, setting)
+        except DeviceFailure as failure:
+            raise DeviceFailure(f"{weight.name}: {failure}") from failure
+        yield found
 
 
 def stated(found: Sequence[Linear]) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dlqat.devices.device import DeviceFailure
 from dlqat.runtime_tests import linears
 from dlqat.runtime_tests.proof import Proof, judged
 from dlqat.runtime_tests.report import Check
@@ -13,7 +14,11 @@ from dlqat.runtime_tests.report import Check
 def each_linear(proof: Proof) -> Iterator[Check]:
     """L1, one check per setting."""
     for setting in proof.settings:
-        found = proof.linears(setting)
+        try:
+            found = proof.linears(setting)
+        except DeviceFailure as failure:  # of this setting: the next may run
+            yield Check("L1", str(setting), "failed", str(failure))
+            continue
         if not found:
             yield Check("L1", str(setting), "failed", "the artifact multiplies with no weight of folded/")
             continue
