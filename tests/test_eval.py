@@ -28,6 +28,7 @@ from dlqat.devices.child import ChildSession, Limits
 from dlqat.devices.device import DeviceFailure, Setting, Timings, rewindable
 from dlqat.devices.isolated import isolated
 from dlqat.devices.worker import Server
+from dlqat.refusal import Refusal
 from dlqat.runtime_tests import accuracy, eval_cli, eval_request, evaluate, intervals, ladder, tolerances, versions
 from dlqat.runtime_tests.fingerprint import fingerprint, of_reference
 from dlqat.runtime_tests.journal import Journal
@@ -334,8 +335,42 @@ def test_generated_text_stops(exported: Path, tmp_path: Path) -> None:
     again = SubjectLM(Subject("x", open_, journal, 128), toy_tokenizer())
     assert again._generate("The cat", {"until": [], "max_gen_toks": 12}) == whole
     assert len(opened) == 1
-    with pytest.raises(ValueError, match="greedily"):
-        model._generate("The cat", {"do_sample": True})
+    for settings, says in (
+        ({"temperature": 0.7}, "greedily"),
+        ({"max_gen_toks": 128}, "up to 128 tokens leave no room"),
+    ):
+        with pytest.raises(Refusal, match=says):
+            model._generate("The cat", settings)
+    assert model._generate("The cat " * 50, {"until": ["\0"], "max_gen_toks": 127}) is not None
+
+
+def test_tasks_that_cannot_be_answered() -> None:
+    """Sampling, and answers as long as the context: refused by the definition, in groups and tags as well."""
+    from dlqat.runtime_tests import tasks
+
+    def entry(tags: tuple[str, ...] = (), **cfg: Any) -> Any:
+        return SimpleNamespace(cfg=cfg or None, tags=tags)
+
+    written = {"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 100}}
+    index = {
+        "good": entry(task="good", **written),
+        "sampled": entry(task="sampled", output_type="generate_until", generation_kwargs={"do_sample": True}),
+        "choices": entry(task="choices", output_type="multiple_choice", generation_kwargs={"do_sample": True}),
+        "tag": entry(("choices", "good")),
+        "group": entry(group="group", task=["tag", {"group": "inner", "task": ["good", {"task": "sampled"}]}]),
+    }
+
+    def check(limit: int, *specs: Any) -> None:
+        tasks.check_answers((list(specs), SimpleNamespace(task_index=index)), limit)
+
+    check(101, "good", "tag", {"task": "local", **written})
+    cases: list[tuple[int, Any, str]] = [
+        (101, "group", "^sampled: it wants sampling"),
+        (100, "tag", "^good: answers of up"),
+    ]
+    for limit, spec, says in [*cases, (100, {"task": "local", **written}, "^local: .* a context of 100; export with")]:
+        with pytest.raises(Refusal, match=says):
+            check(limit, spec)
 
 
 # Intervals
@@ -629,6 +664,7 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
     cases = [
         ([exported], "nothing to measure"),
         ([exported, "--tasks", "arc_easy", "--data", tmp_path], "no arc_easy_test.jsonl"),
+        ([exported, "--tasks", "gsm8k", "--data", tmp_path], "gsm8k: answers of up to 256 tokens leave no room"),
         ([exported, "--tasks", "no_such_task", "--data", data], "lm_eval has no task 'no_such_task'"),
         ([exported, "--text", tmp_path / "none.txt"], "is not a file"),
         ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),
@@ -637,6 +673,7 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
         ([tmp_path / "nowhere", "--text", data / "text.txt"], "is not a folder"),
         ([exported, "--text", tmp_path / "bytes.txt"], "bytes.txt is no UTF-8 text"),
     ]
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     for arguments, says in cases:
         line = run(*arguments, "--threads", 1, code=2).strip().splitlines()[-1]

@@ -31,6 +31,8 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         checkpoint.read(request.reference)  # refused now, not after the artifact has been measured
     chosen = eval_request.setting(request)
     configs = tasks.configs(request.tasks, request.data) if request.tasks else None
+    if configs:
+        tasks.check_answers(configs, eval_request.context(request))
     tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
     ids = token_ids(tokenizer, request.text, request.tokens)
     subjects = [eval_request.artifact(request, chosen)]

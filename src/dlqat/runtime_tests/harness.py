@@ -7,17 +7,27 @@ text after that one, and what would it write. Importing this module needs lm_eva
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
+from dlqat.refusal import Refusal
 from dlqat.runtime_tests.scoring import Question
-from dlqat.runtime_tests.subject import Subject
+from dlqat.runtime_tests.subject import Subject, room
 
 MOST_TOKENS = 256
 """Length of a generated answer where the task does not say."""
+
+
+def longest(settings: Mapping[str, Any], limit: int) -> int:
+    """How many tokens an answer may have. Refusal of sampling, and of answers that fill a context of `limit`."""
+    if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
+        raise Refusal("it wants sampling, and dlqat-eval generates greedily; leave it out")
+    most = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or MOST_TOKENS)
+    room(limit, most)
+    return most
 
 
 class SubjectLM(TemplateLM):
@@ -83,7 +93,7 @@ class SubjectLM(TemplateLM):
         return [sum(next(scores).logprob for _ in text) for text in texts]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text up to a stop string. ValueError if the task wants sampling."""
+        """Greedy text up to a stop string."""
         self.asked = True
         texts: list[str] = []
         self.subject.tell(0, len(requests))
@@ -93,11 +103,9 @@ class SubjectLM(TemplateLM):
         return texts
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
-        if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-            raise ValueError("dlqat-eval generates greedily; this task wants sampling")
+        most = longest(settings, self.subject.limit)
         until = settings.get("until") or []
         strings = [until] if isinstance(until, str) else list(cast("Sequence[str]", until))
-        most = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or MOST_TOKENS)
 
         def stop(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)

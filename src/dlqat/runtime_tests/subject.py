@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from dlqat.devices.device import Session
+from dlqat.refusal import Refusal
 from dlqat.runtime_tests.journal import Journal, digest
 from dlqat.runtime_tests.scoring import Question, Score, greedy_text, scores
 
@@ -54,8 +55,8 @@ class Subject:
         stop: Callable[[list[int]], bool],
         rule: Any,
     ) -> list[int]:
-        """Greedy tokens. `rule` is `stop` as JSON: what the answer depends on."""
-        context = tuple(context)[-max(1, self.limit - most) :]
+        """Greedy tokens. `rule` is `stop` as JSON: what the answer depends on. Refusal if `most` leaves no room."""
+        context = tuple(context)[-room(self.limit, most) :]
         key = digest(["text", list(context), list(stop_tokens), most, rule])
         if (known := self.journal.get(key)) is None:
             known = greedy_text(self.session, context, stop_tokens, min(most, self.limit - len(context)), stop)
@@ -84,6 +85,16 @@ class Subject:
     def _known(self, question: Question) -> tuple[float, bool]:
         logprob, greedy = self.journal.get(_key(question)) or (float("nan"), False)
         return float(logprob), bool(greedy)
+
+
+def room(limit: int, most: int) -> int:
+    """Tokens of a prompt that fit before an answer of `most`; a longer one loses its beginning. Refusal if none does."""
+    if most >= limit:
+        raise Refusal(
+            f"answers of up to {most} tokens leave no room for a prompt in a context of {limit}; "
+            "export with a larger --max-context, or lower the task's max_gen_toks"
+        )
+    return limit - most
 
 
 def _key(question: Question) -> str:

@@ -9,9 +9,9 @@ the documents come from changes. Splits without a file are removed, so nothing i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dlqat.refusal import Refusal
 
@@ -29,6 +29,37 @@ def configs(names: Sequence[str], data: Path | None) -> tuple[list[str | dict[st
     if unknown := [name for name in names if name not in manager.task_index]:
         raise Refusal(f"lm_eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
     return list(names), manager
+
+
+def check_answers(configs: tuple[Sequence[str | dict[str, Any]], Any], limit: int) -> None:
+    """Refusal if a task writes in a way that a Subject with a context of `limit` cannot; no document is read for it."""
+    from dlqat.runtime_tests import harness
+
+    for spec in configs[0]:
+        for found in definitions(spec, configs[1].task_index):
+            if found.get("output_type") == "generate_until":
+                try:
+                    harness.longest(found.get("generation_kwargs") or {}, limit)
+                except Refusal as reason:
+                    raise Refusal(f"{found['task']}: {reason}") from reason
+
+
+def definitions(spec: str | Mapping[str, Any], index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The definition of a task, or those of all members of a group or tag. `index`: TaskManager.task_index."""
+    given: Mapping[str, Any] = {"task": spec} if isinstance(spec, str) else spec
+    name: Any = given.get("group") or given.get("task")
+    entry = index.get(name) if isinstance(name, str) else None
+    if entry is not None and entry.cfg is None:  # a tag
+        members: Any = sorted(entry.tags)
+    else:
+        packaged = entry.cfg if entry is not None else {}
+        given = {**given, **packaged} if isinstance(spec, str) else {**packaged, **given}
+        members = given.get("task")
+    if isinstance(members, list):
+        for member in cast("list[Any]", members):
+            yield from definitions(member, index)
+    else:
+        yield given
 
 
 def _splits(name: str, data: Path) -> dict[str, Path]:
