@@ -267,6 +267,18 @@ def test_folded_is_found_beside_the_artifact_and_beside_what_a_link_points_to(
         folders.folded_beside(beside / "artifact", ", or use --no-reference")
 
 
+def test_a_tokenizer_that_cannot_be_read(exported: Path, tmp_path: Path) -> None:
+    """It is refused before the first rung: exit code 2 says that nothing was checked."""
+    shutil.copytree(exported.parent / "folded", tmp_path / "folded")
+    os.truncate(tmp_path / "folded" / "tokenizer.json", 50)
+    ask = ("--reference", tmp_path / "folded", "--output", tmp_path, "--threads", 1)
+    done = run(exported, "--level", "L0", "--level", "L3", *ask, code=2)
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "tokenizer.json" in line
+    assert "L0" not in done.stdout
+
+
 def test_a_full_disk(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No room for the copies of L5: that rung is not verified, and what L0 found is in the report, its exit code too."""
 

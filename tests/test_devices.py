@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,6 +129,17 @@ def test_damaged_programs(exported: Path, tmp_path: Path) -> None:
     weight = read(folders.find(exported).program).weights[-1]
     with pytest.raises(DeviceFailure, match="does not run it"):
         HOST.evaluate(weight.program(), [{weight.input: np.ones((1, 63), np.float32)}], Setting())
+
+
+def test_commands_for_a_damaged_program(tmp_path: Path) -> None:
+    """dlqat-devices --print-commands reads the program: one line and exit code 2."""
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    command = [sys.executable, "-m", "dlqat.devices.cli", "--print-commands", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/model.onnx is no ONNX model (")
+    assert line.endswith("; export again")
 
 
 def test_unknown_inputs(tmp_path: Path) -> None:

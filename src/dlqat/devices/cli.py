@@ -20,6 +20,7 @@ from dlqat.devices import artifact as artifacts
 from dlqat.devices import elsewhere
 from dlqat.devices.all import ALL
 from dlqat.devices.android import Android
+from dlqat.devices.device import DeviceFailure
 from dlqat.refusal import Refusal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,7 +49,11 @@ def devices(
     if set_up is not None:
         _run(set_up)
     if print_commands is not None:
-        print("\n".join(_commands(print_commands)))
+        try:
+            lines = _commands(print_commands)
+        except DeviceFailure as failure:  # of reading the program, for the files beside it
+            raise Refusal(f"{failure}; export again") from failure
+        print("\n".join(lines))
         return
     rows = [(d.name, d.formats, d.available()) for d in ALL]
     if as_json:

@@ -87,6 +87,7 @@ def prove(request: Request, console: Console) -> Report:
         proof = ladder.Proof(
             request.artifact, reference, isolated(chosen), request.threads, request.quick, tell, request.output
         )
+        _ = proof.texts  # a tokenizer that cannot be read is refused now, and not after some of the rungs
         for check in ladder.run(proof, request.rungs):
             checks.append(check)
             bar.console.print(_line(check))
