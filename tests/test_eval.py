@@ -406,6 +406,18 @@ def test_mean() -> None:
     assert intervals.mean([1.0]).high == np.inf
 
 
+def test_means_of_few_windows_cover() -> None:
+    """95 % intervals hold the truth in 95 % of draws from two windows on; the factor is Student's t."""
+    scipy = pytest.importorskip("scipy.stats", reason="scikit-learn, a tool of the tests, brings it")
+    for degrees in (1, 2, 5, 10, 11, 15, 31, 1000):
+        assert intervals.student(degrees) == pytest.approx(scipy.t.ppf(0.975, degrees), rel=1e-4)
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 4, 8, 16, 32):
+        found = [intervals.mean(row, [511] * count) for row in rng.normal(0.01, 0.0104, (2000, count)).tolist()]
+        share = sum(x.low <= 0.01 <= x.high for x in found) / 2000
+        assert share == pytest.approx(0.95, abs=0.015)  # three binomial standard deviations
+
+
 # The command
 
 

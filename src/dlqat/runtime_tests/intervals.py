@@ -7,7 +7,7 @@ is taken question by question: only those where exactly one of the two is right 
     share        Wilson's interval
     difference   of two shares on the same questions: Bonett and Price 2012 (add 1 to each kind of
                  disagreement, then Wald); unlike Wald's it does not shrink to nothing without disagreements
-    mean         of windows of text: normal, from the spread of the windows
+    mean         of windows of text: Student's t, from the spread of the windows (there may be few)
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 
 Z = 1.959963984540054
 """Standard deviations of a two-sided 95 % interval."""
+T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""The same where the deviation is itself measured, for 1, 2, ... degrees of freedom (Student's t)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
 
 
 def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
-    """Weighted mean with a normal interval from the spread; without a second value the interval is infinite."""
+    """Weighted mean with an interval of Student's t from the spread; without a second value it is infinite."""
     x = np.asarray(values, np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, np.float64)
     value = float((w * x).sum() / w.sum())
@@ -59,5 +61,13 @@ def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> Int
         return Interval(value, -math.inf, math.inf)
     # the ratio estimator's variance: windows may have different numbers of tokens
     spread = float((w**2 * (x - value) ** 2).sum()) * len(x) / (len(x) - 1)
-    half = Z * math.sqrt(spread) / float(w.sum())
+    half = student(len(x) - 1) * math.sqrt(spread) / float(w.sum())
     return Interval(value, value - half, value + half)
+
+
+def student(degrees: int) -> float:
+    """Student's t for a two-sided 95 % interval: T, then Fisher's expansion about Z (to 1e-4)."""
+    if degrees <= len(T):
+        return T[degrees - 1]
+    terms = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
+    return Z + sum(term / degrees**power for power, term in enumerate(terms, 1))
