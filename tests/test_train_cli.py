@@ -145,6 +145,18 @@ def test_two_bits_start_from_blocks(base: Path, extra: list[str], start: str) ->
     assert any(name.endswith(".offset") for name in stored) == (start == "blocks")
 
 
+@pytest.mark.parametrize(("stored", "extra"), [("bfloat16", []), ("float16", []), ("bfloat16", ["--base-bits", "8"])])
+def test_fp32_is_the_float32_models_run(base: Path, stored: str, extra: list[str]) -> None:
+    """Whatever dtype the weights are stored in: the adapters are those of the same numbers stored in float32."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=stored)
+    for name in ("small", "wide"):
+        (model if name == "small" else model.float()).save_pretrained(base.parent / name)
+        toy_tokenizer().save_pretrained(base.parent / name)
+        call(base.parent / name, *extra, output=f"of-{name}")
+    ours, theirs = (load_file(base.parent / f"of-{name}" / ADAPTERS) for name in ("small", "wide"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_start_sees_as_much_text_as_it_is_given(base: Path) -> None:
     """16 tokens are one sequence: another Hessian than 10 of them make."""
     made: list[dict[str, torch.Tensor]] = []

@@ -70,6 +70,8 @@ def run(request: Request, console: Console) -> Path:
         atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")
         loaded.files(request.output)
     with log.bar(console, quiet=not first) as progress:
+        if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
+            loaded.model.float()
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
