@@ -159,6 +159,22 @@ def test_a_start_sees_a_block_in_float() -> None:
     assert all(torch.equal(rounded[name], moment) for name, moment in left.items())
 
 
+@pytest.mark.parametrize("init", ["weighted", "gptq", "blocks"])
+def test_a_start_meets_the_model_where_it_is(init: str) -> None:
+    """The text comes on the CPU, LoRA is drawn there; the model may be on a GPU (here: on meta, which computes nothing)."""
+
+    def see(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert args[0].device.type == "meta"
+        raise Killed
+
+    model = tiny("llama-tied").to("meta")
+    prepare(model, Recipe((Rule(r".*\.0\..*q_proj", {"rank": 4}),)))
+    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+    model.get_input_embeddings().register_forward_pre_hook(see)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Killed):
+        start.apply(init, model, lambda: torch.randint(3, 160, (2, 8)))
+
+
 def test_the_offset_gives_gptqs_codes() -> None:
     linear = torch.nn.Linear(64, 48)
     spec = LayerSpec(3, 16)
