@@ -98,6 +98,29 @@ def test_order_depends_on_seed_and_epoch_and_is_known() -> None:
     assert batches.indices(0) == [3, 5, 2, 7, 0, 6, 1, 4]  # a run that was started with an older dlqat can be resumed
 
 
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 200), SEEDS)
+def test_calibration_takes_the_examples_of_training_whatever_their_length(
+    lengths: list[int], length: int, tokens: int, seed: int
+) -> None:
+    batches = Batches(made(*lengths), len(lengths), seed)
+    whole = torch.cat([batches.examples.example(i)[0] for i in batches.indices(0)]).long()
+    if len(whole) < length:
+        with pytest.raises(Refusal, match=f"a sequence of {length} tokens, and the data have {len(whole)}"):
+            batches.calibration(tokens, length)
+        return
+    found = batches.calibration(tokens, length)
+    assert torch.equal(found.flatten(), whole[: found.numel()]) and found.shape[1] == length
+    assert found.numel() == min(-(-tokens // length), len(whole) // length) * length
+
+
+def test_calibration_on_full_examples_is_made_of_them() -> None:
+    """What every benchmark row was calibrated on."""
+    batches = Batches(made(*[8] * 20), 20, seed=3)
+    rows = torch.stack([batches.examples.example(i)[0] for i in batches.indices(0)]).long()
+    assert torch.equal(batches.calibration(41, 8), rows[:6])
+    assert torch.equal(batches.calibration(999, 8), rows)
+
+
 def test_padding_is_on_the_right_and_without_loss() -> None:
     ids, labels = Batches(made(5, 2, 3), 3, pad=1).batch(0)
     assert ids.shape == labels.shape == (3, 5)

@@ -157,6 +157,20 @@ def test_fp32_is_the_float32_models_run(base: Path, stored: str, extra: list[str
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_short_conversations_calibrate_a_start(base: Path) -> None:
+    """None of them is a full sequence; all of them together are refused only where they are less than one."""
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    chats = base.parent / "chats.jsonl"
+    chats.write_text(f"{json.dumps({'messages': talk})}\n" * 50, encoding="utf-8")
+    for what, says in (
+        (["--bits", "2"], "^--init blocks .*2 bits"),
+        (["--method", "gptq"], "^--method gptq calibrates"),
+    ):
+        with pytest.raises(Refusal, match=says):
+            call(base, *what, "--sequence-length", "2048", data=str(chats), output=what[1])
+        call(base, *what, "--sequence-length", "64", data=str(chats), output=what[1])
+
+
 def test_a_start_sees_as_much_text_as_it_is_given(base: Path) -> None:
     """16 tokens are one sequence: another Hessian than 10 of them make."""
     made: list[dict[str, torch.Tensor]] = []

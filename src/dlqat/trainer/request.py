@@ -46,6 +46,15 @@ class Request:
         needed = self.method is not None and (self.method.calibrated or self.method.influenced)
         return max(1, self.options.calibration_tokens // self.options.sequence_length) if needed else 0
 
+    @property
+    def calibrates(self) -> str:
+        """What must see calibration text, as the user asked for it; empty: nothing."""
+        if self.method is not None:
+            return f"--method {known.record(self.method)['name']}" if self.calibration else ""
+        init = self.options.init
+        default = " (where a layer has 2 bits the default; --init mse needs no text)" if init == "blocks" else ""
+        return "" if init == "mse" else f"--init {init}{default}"
+
 
 def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
     """dlqat.json: all that decides the result, with digests of what lies in files."""

@@ -75,6 +75,7 @@ def run(request: Request, console: Console) -> Path:
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
+            _enough(request, batches)
             _same_examples(request.output, batches, write=first)
         _start(request, loaded, batches, runtime, progress, console)
         trained: Mapping[str, Tensor] = {}
@@ -118,6 +119,16 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
     progress.update(task, total=1, completed=1, note=examples.summary())
     pad = loaded.tokenizer.pad_token_id
     return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
+
+
+def _enough(request: Request, batches: Batches) -> None:
+    """Refusal, before scales are searched, if the data do not fill one sequence of what makes the start."""
+    have, length = len(batches.examples.ids), request.options.sequence_length
+    if request.calibrates and have < length:
+        raise Refusal(
+            f"{request.calibrates} calibrates on sequences of {length} tokens, and the data have {have} in all; "
+            "give more data, or lower --sequence-length"
+        )
 
 
 def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
@@ -171,7 +182,11 @@ def _make_start(
     def tokens() -> Tensor:
         if batches is None:
             raise Refusal("the method needs text to calibrate on; name it with --data")
-        return batches.calibration(request.options.calibration_tokens, request.options.sequence_length)
+        wanted = request.options.calibration_tokens
+        found = batches.calibration(wanted, request.options.sequence_length)
+        less = f" ({wanted:,} asked for: the data have no more)" if found.numel() < wanted else ""
+        console.print(f"calibration: {found.numel():,} tokens, {len(found)} sequences{less}")
+        return found
 
     if request.method is None:
         start.apply(request.options.init, loaded.model, tokens, lambda name: tell(f"{request.options.init} {name}"))
