@@ -249,6 +249,27 @@ def test_a_recipe_file_changes_layers_and_a_rule_for_none_is_refused(base: Path)
     assert not (base.parent / "typo").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "rule", "says"),
+    [
+        ("llama", "match = 'lm_head'\nrank = 4", r"^lm_head: nothing in it is trained.* rank = 4, magnitude = false"),
+        ("llama", "match = '.*'\nmagnitude = true", r"^model.embed_tokens: nothing in it is trained"),
+        (
+            "llama-tied",
+            "match = 'lm_head'\nbits = 4",
+            r"^lm_head: .*int4 .* tied to model.embed_tokens, which has int8",
+        ),
+    ],
+)
+def test_a_wish_for_the_head_that_nothing_fulfils_is_refused(base: Path, family: str, rule: str, says: str) -> None:
+    tiny(family).save_pretrained(base)
+    recipe = base.parent / "recipe.toml"
+    recipe.write_text(f"[[rule]]\n{rule}\n", encoding="utf-8")
+    with pytest.raises(Refusal, match=says):
+        call(base, "--recipe", str(recipe))
+    assert not (base.parent / "out").exists()
+
+
 def test_the_teachers_texts_serve_later_runs(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other bits and fewer steps: the same texts, not written again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(base.parent / "cache"))

@@ -17,7 +17,6 @@ that can be refused then.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,14 +30,13 @@ from transformers import PreTrainedModel
 
 from dlqat import adapter, atomic, checkpoint, plan, source
 from dlqat.adapter import ADAPTERS, RECORD
-from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
-from dlqat.source import Loaded, Source
-from dlqat.trainer import compress, data, log, plan_table, plot, self_data, start, state
+from dlqat.source import Loaded
+from dlqat.trainer import compress, data, fits, log, plan_table, plot, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
+from dlqat.trainer.prepare import load, prepare, qat_layers
 from dlqat.trainer.request import START, Request, begun, finished, record
 from dlqat.trainer.train import accelerator, train
 
@@ -49,7 +47,7 @@ EXAMPLES = "training/examples.sha256"
 def run(request: Request, console: Console) -> Path:
     """Train and return model_dir. A finished model_dir of the same request is returned as it is."""
     origin = source.resolve(request.model)
-    check_recipe(origin, request.recipe)
+    fits.check(request.recipe, origin.decoder)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
@@ -87,22 +85,6 @@ def run(request: Request, console: Console) -> Path:
         _finish(request, trained)
     runtime.wait_for_everyone()
     return request.output
-
-
-def check_recipe(origin: Source, rules: Recipe) -> None:
-    """Refusal, before any weight is read, for a grid that does not fit the model's shapes, or a rule for no module."""
-    decoder = origin.decoder
-    shapes = {**decoder.linears(), EMBEDDING: (decoder.vocab_size, decoder.hidden_size)}
-    if not decoder.tied:
-        shapes[HEAD] = shapes[EMBEDDING]
-    if not rules.layers(shapes):
-        raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
-    for rule in rules.rules:
-        if not any(re.fullmatch(rule.match, name) for name in (*shapes, HEAD)):
-            raise Refusal(
-                f"the recipe's rule {rule.match!r} matches no module of this model; it must match a whole name, "
-                f"as model.layers.0.self_attn.q_proj, {EMBEDDING} or {HEAD}"
-            )
 
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:

@@ -21,8 +21,10 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dlqat.adapter import base
 from dlqat.refusal import Refusal
 from dlqat.trainer import memory, state
+from dlqat.trainer.activation import straight_through
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.examples import IGNORED
@@ -47,6 +49,9 @@ class Loss(nn.Module):
             with torch.no_grad(), teacher(self.model):
                 float_hidden = self._hidden(input_ids, wanted)
         hidden = self._hidden(input_ids, wanted)
+        head = self.model.get_output_embeddings()
+        if isinstance(head, QATLinear) and head.spec.activation_bits:  # of the student's head alone
+            hidden = straight_through(hidden)
         return head_loss(hidden, float_hidden, self._heads(hidden), labels[:, 1:][wanted], self.mix)
 
     def _hidden(self, input_ids: Tensor, wanted: Tensor) -> Tensor:
@@ -61,7 +66,11 @@ class Loss(nn.Module):
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
-        teachers = weight if weight.dtype == dtype else self._once("teacher", dtype, lambda: weight.to(dtype))
+
+        def floats() -> Tensor:  # int8 where the head has base_bits
+            return (base(weight, head.adapter()) if isinstance(head, QATLinear) else weight).to(dtype)
+
+        teachers = weight if weight.dtype == dtype else self._once("teacher", dtype, floats)
         if not isinstance(head, QATLinear):
             return teachers, teachers
         if any(p.requires_grad for p in head.parameters()):
