@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -94,6 +95,16 @@ def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
     call(base, "--seed", "7")
     assert (out / "adapters.safetensors").exists()
     assert not (out / "plan.json").exists() and not (out / "vocab.json").exists()
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_written(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(Refusal, match="--batch-size 4 cannot be shared by 3 processes; start a number"):
+        call(base)
+    assert not (base.parent / "out").exists()
+    call(base, "--method", "rtn")  # trains nothing, so there is no batch
 
 
 class Killed(Exception):

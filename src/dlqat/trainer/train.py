@@ -85,14 +85,18 @@ class Loss(nn.Module):
 
 
 def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
-    """parallel: 'ddp' or 'fsdp'; both are one process unless torchrun started more."""
+    """parallel: 'ddp' or 'fsdp'; both are one process unless torchrun started more. Refusal if they cannot share a batch."""
     plugin = None
     if parallel == "fsdp":
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
         )
     precision = "no" if options.precision == "fp32" else "bf16"
-    return Accelerator(mixed_precision=precision, fsdp_plugin=plugin, cpu=not torch.cuda.is_available())
+    made = Accelerator(mixed_precision=precision, fsdp_plugin=plugin, cpu=not torch.cuda.is_available())
+    if options.steps and options.batch_size % made.num_processes:
+        share = f"--batch-size {options.batch_size} cannot be shared by {made.num_processes} processes"
+        raise Refusal(f"{share}; start a number of them that divides it (a run that was begun keeps its --batch-size)")
+    return made
 
 
 def optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
