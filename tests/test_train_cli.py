@@ -200,6 +200,36 @@ def test_edited_data_is_refused(base: Path, finished: bool) -> None:
         call(base)
 
 
+def test_the_order_of_the_data_is_part_of_the_request(base: Path) -> None:
+    """And how often a file is named: both decide which example is which."""
+    a, b = base.parent / "text.txt", base.parent / "b.txt"
+    b.write_text("pack my box with five dozen liquor jugs now " * 60, encoding="utf-8")
+    call(base, data=f"{a},{b}")
+    call(base, data=f"{a},{b}")  # the control: the same
+    for other in (f"{b},{a}", f"{a},{b},{b}"):
+        with pytest.raises(Refusal, match=r"another data \(.*text\.txt \w{16} \+ .*b\.txt \w{16}, now "):
+            call(base, data=other)
+    path = base.parent / "out" / "dlqat.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "data": dict(record["data"])}), encoding="utf-8")
+    call(base, data=f"{a},{b}")  # as it was recorded before the order was
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_a_folder_of_something_else_is_left_alone(base: Path, content: str | None) -> None:
+    """folded/ has a dlqat.json of its own, and training would replace it."""
+    call(base)
+    folder = fold.fold(base.parent / "out")
+    if content is not None:
+        (folder / "dlqat.json").write_text(content, encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        Refusal, match=r"folded holds a dlqat.json that is none of dlqat-train; choose another --output"
+    ):
+        call(base, output="out/folded")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_another_tokenizer_is_refused(base: Path) -> None:
     kill_before_training(base)
     digest = base.parent / "out" / "training" / "examples.sha256"

@@ -73,9 +73,10 @@ def sources(data: Sequence[str]) -> list[str]:
     return names
 
 
-def digests(names: Sequence[str]) -> dict[str, str]:
-    """The content of every local source, as the beginning of a sha256; empty for a hub dataset and for self."""
-    return {name: _digest(Path(name).expanduser()) for name in names}
+def digests(names: Sequence[str]) -> list[list[str]]:
+    """Pairs of every source, in order (it decides which example is which), and the beginning of its content's sha256:
+    empty for a hub dataset and for self."""
+    return [[name, _digest(Path(name).expanduser())] for name in names]
 
 
 def _digest(path: Path) -> str:
