@@ -175,6 +175,7 @@ def _make_start(
         return _fixed(loaded.model)
     decoder, seed = loaded.source.decoder, request.options.seed
     nodes, made = compress.compress(loaded.model, request.method, request.recipe, decoder, tokens, tell, seed)
+    start.onto_base(loaded.model)
     if request.method.influenced:
         console.print(plan_table.table(request.method, nodes, decoder))
     plan.write(nodes, request.output)
