@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,12 @@ BAD_ROWS = {
     "role": ({"messages": [{"content": "hi"}]}, r'bad.jsonl:2: "messages" must be a list'),
     "content": ({"messages": [{"role": "user", "content": 3}]}, r"content of role 'user' is no text"),
     "first": ({"messages": [{"role": "assistant", "content": "hi"}]}, "cannot begin with the assistant"),
+    "half-text": ({"text": "cut \ud83d"}, r"bad.jsonl:2: the text holds \\ud83d, half of a character"),
+    "half-prompt": ({"prompt": "\ude00", "completion": "x"}, r"bad.jsonl:2: the text holds \\ude00"),
+    "half-talk": (
+        {"messages": [{"role": "user", "content": "cut \ud83d"}, {"role": "assistant", "content": "?"}]},
+        r"bad.jsonl:2: the text holds \\ud83d",
+    ),
 }
 
 
@@ -227,6 +234,17 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, loaded: Loaded, nam
     row, message = BAD_ROWS[name]
     with pytest.raises(Refusal, match=message):
         read(write_jsonl(tmp_path / "bad.jsonl", [{"text": "good"}, row]), loaded)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
+    """The tokenizer of another model, or tokens added to it without embeddings."""
+    tiny(vocab_size=96).save_pretrained(tmp_path / "small")
+    toy_tokenizer().save_pretrained(tmp_path / "small")
+    small = source.load(source.resolve(str(tmp_path / "small")))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "known"}])
+    assert len(read(path, small)) == 1
+    with pytest.raises(Refusal, match=r"a.jsonl: the tokenizer makes token 98 \('\\n'\) of it, and the model knows 96"):
+        read(write_jsonl(path, [{"text": "known"}, {"text": "new\nline"}]), small)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path, loaded: Loaded) -> None:
@@ -415,6 +433,13 @@ def test_the_teacher_writes_once(tmp_path: Path, loaded: Loaded) -> None:
     chunks = sorted(tmp_path.glob("self-*/*.jsonl"))
     chunks[1].unlink()
     assert torch.equal(self_data.load(loaded, 12, 40, 7, tmp_path).ids, many.ids)
+    # another end of a text, or beginning, is another text
+    model = tiny()
+    model.generation_config.eos_token_id = [2, 7]  # pyright: ignore[reportOptionalMemberAccess]
+    fewer = toy_tokenizer()
+    fewer.add_special_tokens({"additional_special_tokens": ["a"]})  # pyright: ignore[reportArgumentType]
+    for other in (replace(loaded, model=model.eval()), replace(loaded, tokenizer=fewer)):
+        assert self_data.load(other, 12, 5, 7, tmp_path).ids.tolist() != few.ids.tolist()
     # another seed or length is another text
     for other in (self_data.load(loaded, 12, 5, 8, tmp_path), self_data.load(loaded, 13, 5, 7, tmp_path)):
         assert not torch.equal(other.ids[:20], few.ids[:20])

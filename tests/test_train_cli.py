@@ -20,7 +20,7 @@ from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
 from dlqat.folded import Quantized, dense
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run, self_data
+from dlqat.trainer import cli, run, self_data, state
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -120,6 +120,20 @@ def kill_before_training(base: Path, *extra: str, output: str = "out") -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(run, "train", stop)
         call(base, *extra, output=output)
+
+
+def test_a_kill_between_state_and_log_loses_no_row(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(folder: Path, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        save(folder, step, tensors)
+        raise Killed
+
+    save = state.save
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(state, "save", stop)
+        call(base, "--save-every", "2")
+    call(base, "--save-every", "2")
+    rows = (base.parent / "out" / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
 
 
 def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:

@@ -139,13 +139,13 @@ def train(
         value, seen = _step(wrapped, adam, batches, options, runtime, step)
         tokens += seen
         seconds = time.perf_counter() - start
+        rate = options.learning_rate * options.rate(step)
+        log(Row(step + 1, value, rate, tokens, seen / seconds, seconds))  # before the state: a row too much is cut off
         last = step + 1 == options.steps
         if last or (options.save_every and (step + 1) % options.save_every == 0):
             tensors = state.gather(wrapped, adam)
             if runtime.is_main_process:
                 state.save(folder, step + 1, tensors)
-        rate = options.learning_rate * options.rate(step)
-        log(Row(step + 1, value, rate, tokens, seen / seconds, seconds))
     return {n.removeprefix("model."): t for n, t in state.trained(wrapped).items()}
 
 
