@@ -17,8 +17,9 @@ from dlqat.folded import dense
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run
+from dlqat.trainer import cli, run, start
 from dlqat.trainer.layer import QATLinear, teacher
+from dlqat.trainer.prepare import prepare
 from dlqat.trainer.search import search
 from models import tiny
 from toy_tokenizer import toy_tokenizer
@@ -78,13 +79,48 @@ def test_what_cannot_be_kept_is_refused_by_name(changes: dict[str, object], reas
     assert recipe.parse(recipe.tables(rules), "here") == rules
 
 
+@pytest.mark.parametrize(("init", "bits"), [("gptq", 2), ("gptq", 4), ("blocks", 3)])
+def test_a_prepared_start_keeps_its_codes_on_the_shrunk_base(init: str, bits: int) -> None:
+    tokens = torch.randint(3, 160, (8, 16), generator=torch.Generator().manual_seed(1))
+    found: list[dict[str, torch.Tensor]] = []
+    for kept in (0, 8):
+        model = tiny("llama-tied")
+        prepare(model, Recipe((Rule(BLOCKS, {"bits": bits, "group_size": 16, "rank": 4, "base_bits": kept}),)))
+        start.apply(init, model, lambda: tokens)
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, QATLinear)}
+        for layer in layers.values():
+            layer.shrink_base()
+            assert (layer.weight.dtype == torch.int8) == bool(kept)
+        found.append({name: layer.fold().codes for name, layer in layers.items()})
+    assert all(torch.equal(found[1][name], codes) for name, codes in found[0].items())
+
+
+def road(folder: Path) -> None:
+    """A tiny model with a tokenizer, and a text beside it."""
+    tokenizer = toy_tokenizer()
+    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+
+
+def test_a_method_makes_the_same_codes_on_the_shrunk_base(tmp_path: Path) -> None:
+    road(tmp_path)
+    (tmp_path / "recipe.toml").write_text(f"[[rule]]\nmatch = '{BLOCKS}'\nbase_bits = 8\n", encoding="utf-8")
+    words = [tmp_path / "base", "-d", tmp_path / "text.txt", "--method", "gptq", "--sequence-length", 16]
+    made: list[torch.Tensor] = []
+    for name, extra in (("float", []), ("shrunk", ["--recipe", tmp_path / "recipe.toml"])):
+        asked = [str(a) for a in [*words, "-o", tmp_path / name, "--precision", "fp32", *extra]]
+        result = CliRunner().invoke(cli.app, asked, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        folded = checkpoint.read(exporters_fold.fold(tmp_path / name))
+        made.append(dense(folded.layers["model.layers.0.mlp.up_proj"]))
+    assert torch.equal(*made)
+
+
 def test_what_folds_from_the_float_weights_is_what_training_multiplied_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = toy_tokenizer()
-    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    road(tmp_path)
     seen: list[nn.Module] = []
     train = run.train
     monkeypatch.setattr(run, "train", lambda model, *rest: seen.append(model) or train(model, *rest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,29 @@ def test_order_depends_on_seed_and_epoch_and_is_known() -> None:
     assert batches.indices(0) != batches.indices(1)
     assert batches.indices(0) != Batches(made(*[2] * 8), 8, seed=2).indices(0)
     assert batches.indices(0) == [3, 5, 2, 7, 0, 6, 1, 4]  # a run that was started with an older dlqat can be resumed
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 200), SEEDS)
+def test_calibration_takes_the_examples_of_training_whatever_their_length(
+    lengths: list[int], length: int, tokens: int, seed: int
+) -> None:
+    batches = Batches(made(*lengths), len(lengths), seed)
+    whole = torch.cat([batches.examples.example(i)[0] for i in batches.indices(0)]).long()
+    if len(whole) < length:
+        with pytest.raises(Refusal, match=f"a sequence of {length} tokens, and the data have {len(whole)}"):
+            batches.calibration(tokens, length)
+        return
+    found = batches.calibration(tokens, length)
+    assert torch.equal(found.flatten(), whole[: found.numel()]) and found.shape[1] == length
+    assert found.numel() == min(-(-tokens // length), len(whole) // length) * length
+
+
+def test_calibration_on_full_examples_is_made_of_them() -> None:
+    """What every benchmark row was calibrated on."""
+    batches = Batches(made(*[8] * 20), 20, seed=3)
+    rows = torch.stack([batches.examples.example(i)[0] for i in batches.indices(0)]).long()
+    assert torch.equal(batches.calibration(41, 8), rows[:6])
+    assert torch.equal(batches.calibration(999, 8), rows)
 
 
 def test_padding_is_on_the_right_and_without_loss() -> None:
@@ -196,6 +220,12 @@ BAD_ROWS = {
     "role": ({"messages": [{"content": "hi"}]}, r'bad.jsonl:2: "messages" must be a list'),
     "content": ({"messages": [{"role": "user", "content": 3}]}, r"content of role 'user' is no text"),
     "first": ({"messages": [{"role": "assistant", "content": "hi"}]}, "cannot begin with the assistant"),
+    "half-text": ({"text": "cut \ud83d"}, r"bad.jsonl:2: the text holds \\ud83d, half of a character"),
+    "half-prompt": ({"prompt": "\ude00", "completion": "x"}, r"bad.jsonl:2: the text holds \\ude00"),
+    "half-talk": (
+        {"messages": [{"role": "user", "content": "cut \ud83d"}, {"role": "assistant", "content": "?"}]},
+        r"bad.jsonl:2: the text holds \\ud83d",
+    ),
 }
 
 
@@ -204,6 +234,17 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, loaded: Loaded, nam
     row, message = BAD_ROWS[name]
     with pytest.raises(Refusal, match=message):
         read(write_jsonl(tmp_path / "bad.jsonl", [{"text": "good"}, row]), loaded)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
+    """The tokenizer of another model, or tokens added to it without embeddings."""
+    tiny(vocab_size=96).save_pretrained(tmp_path / "small")
+    toy_tokenizer().save_pretrained(tmp_path / "small")
+    small = source.load(source.resolve(str(tmp_path / "small")))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "known"}])
+    assert len(read(path, small)) == 1
+    with pytest.raises(Refusal, match=r"a.jsonl: the tokenizer makes token 98 \('\\n'\) of it, and the model knows 96"):
+        read(write_jsonl(path, [{"text": "known"}, {"text": "new\nline"}]), small)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path, loaded: Loaded) -> None:
@@ -392,6 +433,13 @@ def test_the_teacher_writes_once(tmp_path: Path, loaded: Loaded) -> None:
     chunks = sorted(tmp_path.glob("self-*/*.jsonl"))
     chunks[1].unlink()
     assert torch.equal(self_data.load(loaded, 12, 40, 7, tmp_path).ids, many.ids)
+    # another end of a text, or beginning, is another text
+    model = tiny()
+    model.generation_config.eos_token_id = [2, 7]  # pyright: ignore[reportOptionalMemberAccess]
+    fewer = toy_tokenizer()
+    fewer.add_special_tokens({"additional_special_tokens": ["a"]})  # pyright: ignore[reportArgumentType]
+    for other in (replace(loaded, model=model.eval()), replace(loaded, tokenizer=fewer)):
+        assert self_data.load(other, 12, 5, 7, tmp_path).ids.tolist() != few.ids.tolist()
     # another seed or length is another text
     for other in (self_data.load(loaded, 12, 5, 8, tmp_path), self_data.load(loaded, 13, 5, 7, tmp_path)):
         assert not torch.equal(other.ids[:20], few.ids[:20])

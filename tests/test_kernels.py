@@ -31,7 +31,7 @@ GRIDS = [
     (8, None, False),
     (8, 32, True),
 ]
-CORNERS = ("dl-qat", "peqa", "fq-lora", "l4q", "prepared", "base8")
+CORNERS = ("dl-qat", "peqa", "fq-lora", "l4q", "prepared", "l4q-prepared", "base8")
 # Every grid in the layer as it is, every corner and start on one asymmetric and one per-channel grid.
 CASES = [(g, "dl-qat") for g in GRIDS] + [(g, c) for g in (GRIDS[1], GRIDS[4]) for c in CORNERS[1:]]
 SHAPES = [(40, 128), (33, 256), (1, 384)]
@@ -74,11 +74,11 @@ def problem(
         g,
         scales,
         None if g.symmetric else integers(g.qmin, g.qmax + 1, out, groups).to(torch.int8),
-        0.5 + torch.rand(out, groups, generator=generator) if corner not in ("fq-lora", "l4q") else None,
+        0.5 + torch.rand(out, groups, generator=generator) if not corner.startswith(("fq-lora", "l4q")) else None,
         a if lora else None,
         b if lora else None,
         2.0,
-        integers(-128, 128, out, inputs).to(torch.int8) if corner == "prepared" else None,
+        integers(-128, 128, out, inputs).to(torch.int8) if corner.endswith("prepared") else None,
     )
     weight = fixed_point(weight, scales, g) if corner == "base8" and g.bits < 8 else weight.to(dtype)
     return weight.to(DEVICE), on_device(adapter)
@@ -113,8 +113,8 @@ def test_every_gradient_is_the_references(grid: tuple[int, int | None, bool], co
     dy = torch.randint(-3, 4, (37, out), device=DEVICE).float()
     x = torch.randint(-3, 4, (37, inputs), device=DEVICE).float()
     backward = triton.fused_backward if fused else split
-    made, got = backward(weight, adapter, dy, x, corner == "l4q")
-    wanted, want = reference.product_backward(weight, adapter, dy, x, corner == "l4q")
+    made, got = backward(weight, adapter, dy, x, corner.startswith("l4q"))
+    wanted, want = reference.product_backward(weight, adapter, dy, x, corner.startswith("l4q"))
     assert torch.equal(made, wanted)
     for name, tensor in vars(want).items():
         other = getattr(got, name)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from dlqat.refusal import Refusal
 from dlqat.trainer import start
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.calibrate import walk
+from dlqat.trainer.distill import Mix
 from dlqat.trainer.examples import Examples
 from dlqat.trainer.gptq import compensate
 from dlqat.trainer.layer import QATLinear, teacher
@@ -30,7 +32,7 @@ from dlqat.trainer.log import Row
 from dlqat.trainer.offset import offset
 from dlqat.trainer.options import Options
 from dlqat.trainer.prepare import prepare
-from dlqat.trainer.train import accelerator, train
+from dlqat.trainer.train import Loss, accelerator, train
 from models import tiny
 
 OPTIONS = Options(steps=8, batch_size=4, sequence_length=24, precision="fp32", save_every=0)
@@ -80,6 +82,34 @@ def test_every_corner_learns(tmp_path: Path, changes: dict[str, object]) -> None
     wanted -= set() if changes.get("train_scales") else {"scales"}
     assert fields == wanted
     assert all(bool((t > 0).all()) for n, t in trained.items() if n.endswith("magnitude"))
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("llama-tied", {"activation_bits": 8}),
+        ("llama", {"activation_bits": 8}),
+        ("llama", {"bits": 4, "group_size": 16, "power_of_two": False, "base_bits": 8}),
+    ],
+    ids=["tied", "untied", "base-bits"],
+)
+def test_the_loss_is_that_of_the_models_own_forward(family: str, head: dict[str, object]) -> None:
+    """The head's int8 activations and its one-byte base included: both go past the head's module."""
+    model, ids = tiny(family), torch.randint(3, 160, (3, 24))
+    prepare(model, Recipe((*portable(3, 16, 0).rules, Rule("lm_head", head))))
+    for layer in model.modules():
+        if isinstance(layer, QATLinear):
+            layer.shrink_base()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad(), teacher(model):
+        target = F.log_softmax(model(ids).logits[:, :-1], -1)
+    log_p = F.log_softmax(model(ids).logits[:, :-1], -1)
+    want = F.kl_div(log_p, target, reduction="sum", log_target=True)
+    want = want + 0.5 * F.nll_loss(log_p.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    got = Loss(model, Mix(1.0, 0.5))(ids, ids)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+    for a, b in zip(torch.autograd.grad(got, learned), torch.autograd.grad(want, learned), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()))  # sums in another order
 
 
 def test_the_split_of_a_batch_does_not_matter(tmp_path: Path) -> None:
@@ -157,6 +187,22 @@ def test_a_start_sees_a_block_in_float() -> None:
     rounded, left = found
     assert len(left) == 7
     assert all(torch.equal(rounded[name], moment) for name, moment in left.items())
+
+
+@pytest.mark.parametrize("init", ["weighted", "gptq", "blocks"])
+def test_a_start_meets_the_model_where_it_is(init: str) -> None:
+    """The text comes on the CPU, LoRA is drawn there; the model may be on a GPU (here: on meta, which computes nothing)."""
+
+    def see(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert args[0].device.type == "meta"
+        raise Killed
+
+    model = tiny("llama-tied").to("meta")
+    prepare(model, Recipe((Rule(r".*\.0\..*q_proj", {"rank": 4}),)))
+    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+    model.get_input_embeddings().register_forward_pre_hook(see)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Killed):
+        start.apply(init, model, lambda: torch.randint(3, 160, (2, 8)))
 
 
 def test_the_offset_gives_gptqs_codes() -> None:

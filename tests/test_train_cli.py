@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
 from dlqat.folded import Quantized, dense
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run, self_data
+from dlqat.trainer import cli, run, self_data, state
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -96,6 +97,16 @@ def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
     assert not (out / "plan.json").exists() and not (out / "vocab.json").exists()
 
 
+def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_written(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(Refusal, match="--batch-size 4 cannot be shared by 3 processes; start a number"):
+        call(base)
+    assert not (base.parent / "out").exists()
+    call(base, "--method", "rtn")  # trains nothing, so there is no batch
+
+
 class Killed(Exception):
     """Stands for the kill in the middle of a run."""
 
@@ -109,6 +120,20 @@ def kill_before_training(base: Path, *extra: str, output: str = "out") -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(run, "train", stop)
         call(base, *extra, output=output)
+
+
+def test_a_kill_between_state_and_log_loses_no_row(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(folder: Path, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        save(folder, step, tensors)
+        raise Killed
+
+    save = state.save
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(state, "save", stop)
+        call(base, "--save-every", "2")
+    call(base, "--save-every", "2")
+    rows = (base.parent / "out" / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
 
 
 def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:
@@ -145,6 +170,32 @@ def test_two_bits_start_from_blocks(base: Path, extra: list[str], start: str) ->
     assert any(name.endswith(".offset") for name in stored) == (start == "blocks")
 
 
+@pytest.mark.parametrize(("stored", "extra"), [("bfloat16", []), ("float16", []), ("bfloat16", ["--base-bits", "8"])])
+def test_fp32_is_the_float32_models_run(base: Path, stored: str, extra: list[str]) -> None:
+    """Whatever dtype the weights are stored in: the adapters are those of the same numbers stored in float32."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=stored)
+    for name in ("small", "wide"):
+        (model if name == "small" else model.float()).save_pretrained(base.parent / name)
+        toy_tokenizer().save_pretrained(base.parent / name)
+        call(base.parent / name, *extra, output=f"of-{name}")
+    ours, theirs = (load_file(base.parent / f"of-{name}" / ADAPTERS) for name in ("small", "wide"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_short_conversations_calibrate_a_start(base: Path) -> None:
+    """None of them is a full sequence; all of them together are refused only where they are less than one."""
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    chats = base.parent / "chats.jsonl"
+    chats.write_text(f"{json.dumps({'messages': talk})}\n" * 50, encoding="utf-8")
+    for what, says in (
+        (["--bits", "2"], "^--init blocks .*2 bits"),
+        (["--method", "gptq"], "^--method gptq calibrates"),
+    ):
+        with pytest.raises(Refusal, match=says):
+            call(base, *what, "--sequence-length", "2048", data=str(chats), output=what[1])
+        call(base, *what, "--sequence-length", "64", data=str(chats), output=what[1])
+
+
 def test_a_start_sees_as_much_text_as_it_is_given(base: Path) -> None:
     """16 tokens are one sequence: another Hessian than 10 of them make."""
     made: list[dict[str, torch.Tensor]] = []
@@ -161,6 +212,36 @@ def test_edited_data_is_refused(base: Path, finished: bool) -> None:
         file.write("one more sentence.")
     with pytest.raises(Refusal, match=r"another data \(.*text\.txt"):
         call(base)
+
+
+def test_the_order_of_the_data_is_part_of_the_request(base: Path) -> None:
+    """And how often a file is named: both decide which example is which."""
+    a, b = base.parent / "text.txt", base.parent / "b.txt"
+    b.write_text("pack my box with five dozen liquor jugs now " * 60, encoding="utf-8")
+    call(base, data=f"{a},{b}")
+    call(base, data=f"{a},{b}")  # the control: the same
+    for other in (f"{b},{a}", f"{a},{b},{b}"):
+        with pytest.raises(Refusal, match=r"another data \(.*text\.txt \w{16} \+ .*b\.txt \w{16}, now "):
+            call(base, data=other)
+    path = base.parent / "out" / "dlqat.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "data": dict(record["data"])}), encoding="utf-8")
+    call(base, data=f"{a},{b}")  # as it was recorded before the order was
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_a_folder_of_something_else_is_left_alone(base: Path, content: str | None) -> None:
+    """folded/ has a dlqat.json of its own, and training would replace it."""
+    call(base)
+    folder = fold.fold(base.parent / "out")
+    if content is not None:
+        (folder / "dlqat.json").write_text(content, encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        Refusal, match=r"folded holds a dlqat.json that is none of dlqat-train; choose another --output"
+    ):
+        call(base, output="out/folded")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_another_tokenizer_is_refused(base: Path) -> None:
@@ -221,6 +302,27 @@ def test_a_recipe_file_changes_layers_and_a_rule_for_none_is_refused(base: Path)
     with pytest.raises(Refusal, match="rule 'down_proj' matches no module"):
         call(base, "--recipe", str(path), output="typo")
     assert not (base.parent / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "rule", "says"),
+    [
+        ("llama", "match = 'lm_head'\nrank = 4", r"^lm_head: nothing in it is trained.* rank = 4, magnitude = false"),
+        ("llama", "match = '.*'\nmagnitude = true", r"^model.embed_tokens: nothing in it is trained"),
+        (
+            "llama-tied",
+            "match = 'lm_head'\nbits = 4",
+            r"^lm_head: .*int4 .* tied to model.embed_tokens, which has int8",
+        ),
+    ],
+)
+def test_a_wish_for_the_head_that_nothing_fulfils_is_refused(base: Path, family: str, rule: str, says: str) -> None:
+    tiny(family).save_pretrained(base)
+    recipe = base.parent / "recipe.toml"
+    recipe.write_text(f"[[rule]]\n{rule}\n", encoding="utf-8")
+    with pytest.raises(Refusal, match=says):
+        call(base, "--recipe", str(recipe))
+    assert not (base.parent / "out").exists()
 
 
 def test_the_teachers_texts_serve_later_runs(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,20 +55,23 @@ class Batches:
         return ids, labels
 
     def calibration(self, tokens: int, length: int) -> Tensor:
-        """int64 [sequences, length]: the whole sequences that training sees first, `tokens` in all if there are
-        so many; one without padding at least, or a Refusal."""
+        """int64 [sequences, length]: the examples that training sees first, one behind the other, cut into sequences
+        without padding; `tokens` in all, or what there is. Refusal if that is less than one sequence."""
+        wanted = -(-tokens // length) * length
         found: list[Tensor] = []
+        seen = 0
         for index in _order(len(self.examples), self.seed, 0):
-            ids, _ = self.examples.example(int(index))
-            if len(ids) == length:
-                found.append(ids.long())
-            if len(found) * length >= tokens:
+            if seen >= wanted:
                 break
-        if not found:
+            ids, _ = self.examples.example(int(index))
+            found.append(ids.long())
+            seen += len(ids)
+        if seen < length:
             raise Refusal(
-                "a prepared start needs training examples of the full sequence length; lower --sequence-length"
+                f"calibration needs a sequence of {length} tokens, and the data have {seen}; lower --sequence-length"
             )
-        return torch.stack(found)
+        count = min(seen, wanted) // length
+        return torch.cat(found)[: count * length].view(count, length)
 
     def count(self, step: int) -> int:
         """Tokens with loss in the whole batch of a step: what the summed loss is divided by."""

@@ -92,7 +92,7 @@ def block_inputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, dict[s
     try:
         for sequence in tokens.split(1):
             with suppress(_Stop):
-                model(sequence, use_cache=False)
+                model(sequence.to(model.device), use_cache=False)
     finally:
         handle.remove()
     return torch.cat(inputs), arguments

@@ -98,7 +98,9 @@ def train(
     ] = _DEFAULT.magnitude_rate,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.", rich_help_panel=HOW)] = _DEFAULT.warmup,
     seed: Annotated[int, typer.Option(help="Of data order and LoRA's start.", rich_help_panel=HOW)] = _DEFAULT.seed,
-    precision: Annotated[str, typer.Option(help="bf16 (autocast) | fp32.", rich_help_panel=RUN)] = _DEFAULT.precision,
+    precision: Annotated[
+        str, typer.Option(help="bf16 (autocast) | fp32 (of a bf16 model, too).", rich_help_panel=RUN)
+    ] = _DEFAULT.precision,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=RUN)
     ] = False,

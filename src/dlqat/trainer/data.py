@@ -53,6 +53,13 @@ def load(data: Sequence[str], loaded: Loaded, plan: Plan, cache: Path, progress:
     found = examples.join(parts)
     if len(found) == 0:
         raise Refusal(f"{', '.join(data)}: no example with anything to learn ({found.skipped} rows skipped)")
+    highest, size = int(found.ids.max()), loaded.source.decoder.vocab_size
+    if highest >= size:
+        token = loaded.tokenizer.convert_ids_to_tokens(highest)
+        raise Refusal(
+            f"{', '.join(data)}: the tokenizer makes token {highest} ({token!r}) of it, and the model knows {size}; "
+            "take the model's own tokenizer, or give the model embeddings for all tokens"
+        )
     return found
 
 
@@ -73,9 +80,10 @@ def sources(data: Sequence[str]) -> list[str]:
     return names
 
 
-def digests(names: Sequence[str]) -> dict[str, str]:
-    """The content of every local source, as the beginning of a sha256; empty for a hub dataset and for self."""
-    return {name: _digest(Path(name).expanduser()) for name in names}
+def digests(names: Sequence[str]) -> list[list[str]]:
+    """Pairs of every source, in order (it decides which example is which), and the beginning of its content's sha256:
+    empty for a hub dataset and for self."""
+    return [[name, _digest(Path(name).expanduser())] for name in names]
 
 
 def _digest(path: Path) -> str:

@@ -100,8 +100,9 @@ class QATLinear(QATLayer):
         if spec.rank:
             # LoRA's start: A random, B zero, so that training begins at the rounded base.
             bound = 1.0 / math.sqrt(inputs)
-            self.lora_a = nn.Parameter(torch.empty(spec.rank, inputs).uniform_(-bound, bound))
-            self.lora_b = nn.Parameter(torch.zeros(out, spec.rank))
+            a = torch.empty(spec.rank, inputs).uniform_(-bound, bound)  # on the CPU: the same on every device
+            self.lora_a = nn.Parameter(a.to(scales.device))
+            self.lora_b = nn.Parameter(torch.zeros(out, spec.rank, device=scales.device))
 
     def adapter(self) -> Adapter:
         return Adapter(

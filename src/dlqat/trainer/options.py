@@ -37,7 +37,7 @@ class Options:
     """Tokens of the training text that a prepared start (init weighted, gptq, blocks) or a method sees."""
     seed: int = 0
     precision: str = "bf16"
-    """bf16: autocast; fp32."""
+    """bf16: autocast; fp32: everything, whatever dtype the model is stored in."""
     gradient_checkpointing: bool = False
     save_every: int = 20
     """Steps between resumable states."""

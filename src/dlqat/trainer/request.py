@@ -46,6 +46,15 @@ class Request:
         needed = self.method is not None and (self.method.calibrated or self.method.influenced)
         return max(1, self.options.calibration_tokens // self.options.sequence_length) if needed else 0
 
+    @property
+    def calibrates(self) -> str:
+        """What must see calibration text, as the user asked for it; empty: nothing."""
+        if self.method is not None:
+            return f"--method {known.record(self.method)['name']}" if self.calibration else ""
+        init = self.options.init
+        default = " (where a layer has 2 bits the default; --init mse needs no text)" if init == "blocks" else ""
+        return "" if init == "mse" else f"--init {init}{default}"
+
 
 def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
     """dlqat.json: all that decides the result, with digests of what lies in files."""
@@ -73,10 +82,9 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
         if output.exists() and any(output.iterdir()):
             raise Refusal(f"{output} exists and is no model_dir; choose another --output")
         return False
+    old = _recorded(path)
     if not begun(output):
         return False
-    old = json.loads(path.read_text(encoding="utf-8"))
-    old.setdefault("method", {"name": "dlqat"})
     for key in ("fingerprint", "method", "recipe", "data", "options"):
         if old.get(key) != wanted[key]:
             what = f"base model ({old.get('source')}" if key == "fingerprint" else f"{key} ("
@@ -87,13 +95,32 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
     return (output / ADAPTERS).exists()
 
 
+def _recorded(path: Path) -> dict[str, Any]:
+    """The record of a model_dir. Refusal if something else is recorded there: dlqat-train would write over it."""
+    try:
+        old: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        old = None
+    if not isinstance(old, dict) or not {"fingerprint", "recipe", "data", "options"} <= set(
+        cast("dict[str, Any]", old)
+    ):
+        raise Refusal(f"{path.parent} holds a {RECORD} that is none of dlqat-train; choose another --output")
+    found = cast("dict[str, Any]", old)
+    found.setdefault("method", {"name": "dlqat"})
+    if isinstance(found["data"], dict):  # as recorded before the order was
+        found["data"] = [[name, digest] for name, digest in cast("dict[str, str]", found["data"]).items()]
+    return found
+
+
 def _difference(old: Any, new: Any) -> str:
-    """What of a dictionary has changed, or in which rules of a recipe; nothing of two digests."""
+    """What of a dictionary has changed, which sources of data, or what in which rules of a recipe; nothing of two digests."""
     if isinstance(old, dict) and isinstance(new, dict):
         before, now = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         return ", ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
     if isinstance(old, list) and isinstance(new, list):
+        if all(isinstance(item, list) for item in [*cast("list[Any]", old), *cast("list[Any]", new)]):
+            return ", now ".join(" + ".join(" ".join(pair).strip() for pair in sources) for sources in (old, new))
         pairs = list(zip_longest(cast("list[Any]", old), cast("list[Any]", new), fillvalue={}))
         return "; ".join(f"rule {i}: {_difference(a, b)}" for i, (a, b) in enumerate(pairs, 1) if a != b)
     return ""

@@ -57,6 +57,17 @@ def dataset(text: str, seed: int) -> Iterator[Row]:
 
 def mark(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Marked]:
     """What a row teaches: all of a text, the completion of a prompt, the answers of a conversation."""
+    found = _mark(row, tokenizer)
+    for marked in found:
+        try:
+            marked.text.encode()
+        except UnicodeEncodeError as error:  # JSON may hold such a half, and no tokenizer takes it
+            half = f"\\u{ord(marked.text[error.start]):04x}"
+            raise Refusal(f"{row[0]}: the text holds {half}, half of a character; mend it or leave it out") from error
+    return found
+
+
+def _mark(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Marked]:
     where, value = row
     if not isinstance(value, Mapping):
         raise Refusal(f"{where}: a row is an object {ACCEPTED}, found {str(value)[:60]}")

@@ -17,7 +17,6 @@ that can be refused then.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,14 +30,13 @@ from transformers import PreTrainedModel
 
 from dlqat import adapter, atomic, checkpoint, plan, source
 from dlqat.adapter import ADAPTERS, RECORD
-from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
-from dlqat.source import Loaded, Source
-from dlqat.trainer import compress, data, log, plan_table, plot, self_data, start, state
+from dlqat.source import Loaded
+from dlqat.trainer import compress, data, fits, log, plan_table, plot, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import EMBEDDING, HEAD, load, prepare, qat_layers
+from dlqat.trainer.prepare import load, prepare, qat_layers
 from dlqat.trainer.request import START, Request, begun, finished, record
 from dlqat.trainer.train import accelerator, train
 
@@ -49,7 +47,7 @@ EXAMPLES = "training/examples.sha256"
 def run(request: Request, console: Console) -> Path:
     """Train and return model_dir. A finished model_dir of the same request is returned as it is."""
     origin = source.resolve(request.model)
-    check_recipe(origin, request.recipe)
+    fits.check(request.recipe, origin.decoder)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
@@ -70,9 +68,12 @@ def run(request: Request, console: Console) -> Path:
         atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")
         loaded.files(request.output)
     with log.bar(console, quiet=not first) as progress:
+        if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
+            loaded.model.float()
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
+            _enough(request, batches)
             _same_examples(request.output, batches, write=first)
         _start(request, loaded, batches, runtime, progress, console)
         trained: Mapping[str, Tensor] = {}
@@ -84,22 +85,6 @@ def run(request: Request, console: Console) -> Path:
         _finish(request, trained)
     runtime.wait_for_everyone()
     return request.output
-
-
-def check_recipe(origin: Source, rules: Recipe) -> None:
-    """Refusal, before any weight is read, for a grid that does not fit the model's shapes, or a rule for no module."""
-    decoder = origin.decoder
-    shapes = {**decoder.linears(), EMBEDDING: (decoder.vocab_size, decoder.hidden_size)}
-    if not decoder.tied:
-        shapes[HEAD] = shapes[EMBEDDING]
-    if not rules.layers(shapes):
-        raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
-    for rule in rules.rules:
-        if not any(re.fullmatch(rule.match, name) for name in (*shapes, HEAD)):
-            raise Refusal(
-                f"the recipe's rule {rule.match!r} matches no module of this model; it must match a whole name, "
-                f"as model.layers.0.self_attn.q_proj, {EMBEDDING} or {HEAD}"
-            )
 
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
@@ -116,6 +101,16 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
     progress.update(task, total=1, completed=1, note=examples.summary())
     pad = loaded.tokenizer.pad_token_id
     return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
+
+
+def _enough(request: Request, batches: Batches) -> None:
+    """Refusal, before scales are searched, if the data do not fill one sequence of what makes the start."""
+    have, length = len(batches.examples.ids), request.options.sequence_length
+    if request.calibrates and have < length:
+        raise Refusal(
+            f"{request.calibrates} calibrates on sequences of {length} tokens, and the data have {have} in all; "
+            "give more data, or lower --sequence-length"
+        )
 
 
 def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
@@ -169,13 +164,18 @@ def _make_start(
     def tokens() -> Tensor:
         if batches is None:
             raise Refusal("the method needs text to calibrate on; name it with --data")
-        return batches.calibration(request.options.calibration_tokens, request.options.sequence_length)
+        wanted = request.options.calibration_tokens
+        found = batches.calibration(wanted, request.options.sequence_length)
+        less = f" ({wanted:,} asked for: the data have no more)" if found.numel() < wanted else ""
+        console.print(f"calibration: {found.numel():,} tokens, {len(found)} sequences{less}")
+        return found
 
     if request.method is None:
         start.apply(request.options.init, loaded.model, tokens, lambda name: tell(f"{request.options.init} {name}"))
         return _fixed(loaded.model)
     decoder, seed = loaded.source.decoder, request.options.seed
     nodes, made = compress.compress(loaded.model, request.method, request.recipe, decoder, tokens, tell, seed)
+    start.onto_base(loaded.model)
     if request.method.influenced:
         console.print(plan_table.table(request.method, nodes, decoder))
     plan.write(nodes, request.output)

@@ -50,6 +50,7 @@ def silent(done: int, wanted: int) -> None:
 
 def load(loaded: Loaded, length: int, count: int, seed: int, cache: Path, progress: Progress = silent) -> Examples:
     """The first `count` examples of at most `length` tokens; those not in `cache` yet are written now."""
+    starts = _starts(loaded.tokenizer, loaded.model.config.vocab_size)
     made_of = {
         "version": VERSION,
         "model": source.fingerprint(loaded.source),
@@ -58,6 +59,9 @@ def load(loaded: Loaded, length: int, count: int, seed: int, cache: Path, progre
         "rows": ROWS,
         "greedy": GREEDY,
         "seed": seed,
+        "begin": examples.opening(loaded.tokenizer),
+        "starts": hashlib.sha256(json.dumps(starts).encode()).hexdigest()[:16],
+        "ends": sorted(_ends(loaded.model)),
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     folder = cache / f"self-{key[:16]}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dlqat.adapter import Adapter, base, fixed_point, latent
 from dlqat.refusal import Refusal
 from dlqat.trainer.blockwise import reconstruct
 from dlqat.trainer.calibrate import Visit, Walked, walk
@@ -45,6 +46,19 @@ def apply(
             reconstruct(model, tokens(), progress)
         case other:
             raise Refusal(f"start {other!r} is not known; known: {', '.join(INITS)}")
+    onto_base(model)
+
+
+@torch.no_grad()
+def onto_base(model: PreTrainedModel) -> None:
+    """Let every offset that leads from a float weight lead to the same place from the base of one byte that will take
+    the weight's place (`base_bits`): else it ends up to half a unit of that base beside it, and codes change."""
+    for layer in model.modules():
+        if isinstance(layer, QATLinear) and layer.spec.base_bits and layer.offset is not None:
+            grid, weight = layer.spec.grid, layer.weight
+            wanted = latent(weight, Adapter(grid, layer.scales, layer.zero_points, offset=layer.offset))
+            kept = base(fixed_point(weight, layer.scales, grid), layer.adapter())
+            layer.offset = offset(wanted, kept, layer.scales, layer.zero_points, grid)
 
 
 def _on_layer(visit: Callable[[QATLinear, Tensor], None]) -> Visit:

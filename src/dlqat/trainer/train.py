@@ -21,8 +21,10 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dlqat.adapter import base
 from dlqat.refusal import Refusal
 from dlqat.trainer import memory, state
+from dlqat.trainer.activation import straight_through
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.examples import IGNORED
@@ -47,6 +49,9 @@ class Loss(nn.Module):
             with torch.no_grad(), teacher(self.model):
                 float_hidden = self._hidden(input_ids, wanted)
         hidden = self._hidden(input_ids, wanted)
+        head = self.model.get_output_embeddings()
+        if isinstance(head, QATLinear) and head.spec.activation_bits:  # of the student's head alone
+            hidden = straight_through(hidden)
         return head_loss(hidden, float_hidden, self._heads(hidden), labels[:, 1:][wanted], self.mix)
 
     def _hidden(self, input_ids: Tensor, wanted: Tensor) -> Tensor:
@@ -61,7 +66,11 @@ class Loss(nn.Module):
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         weight: Tensor = head.weight  # pyright: ignore[reportAssignmentType]
-        teachers = weight if weight.dtype == dtype else self._once("teacher", dtype, lambda: weight.to(dtype))
+
+        def floats() -> Tensor:  # int8 where the head has base_bits
+            return (base(weight, head.adapter()) if isinstance(head, QATLinear) else weight).to(dtype)
+
+        teachers = weight if weight.dtype == dtype else self._once("teacher", dtype, floats)
         if not isinstance(head, QATLinear):
             return teachers, teachers
         if any(p.requires_grad for p in head.parameters()):
@@ -76,14 +85,18 @@ class Loss(nn.Module):
 
 
 def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
-    """parallel: 'ddp' or 'fsdp'; both are one process unless torchrun started more."""
+    """parallel: 'ddp' or 'fsdp'; both are one process unless torchrun started more. Refusal if they cannot share a batch."""
     plugin = None
     if parallel == "fsdp":
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
         )
     precision = "no" if options.precision == "fp32" else "bf16"
-    return Accelerator(mixed_precision=precision, fsdp_plugin=plugin, cpu=not torch.cuda.is_available())
+    made = Accelerator(mixed_precision=precision, fsdp_plugin=plugin, cpu=not torch.cuda.is_available())
+    if options.steps and options.batch_size % made.num_processes:
+        share = f"--batch-size {options.batch_size} cannot be shared by {made.num_processes} processes"
+        raise Refusal(f"{share}; start a number of them that divides it (a run that was begun keeps its --batch-size)")
+    return made
 
 
 def optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
@@ -126,13 +139,13 @@ def train(
         value, seen = _step(wrapped, adam, batches, options, runtime, step)
         tokens += seen
         seconds = time.perf_counter() - start
+        rate = options.learning_rate * options.rate(step)
+        log(Row(step + 1, value, rate, tokens, seen / seconds, seconds))  # before the state: a row too much is cut off
         last = step + 1 == options.steps
         if last or (options.save_every and (step + 1) % options.save_every == 0):
             tensors = state.gather(wrapped, adam)
             if runtime.is_main_process:
                 state.save(folder, step + 1, tensors)
-        rate = options.learning_rate * options.rate(step)
-        log(Row(step + 1, value, rate, tokens, seen / seconds, seconds))
     return {n.removeprefix("model."): t for n, t in state.trained(wrapped).items()}
 
 

@@ -7,7 +7,8 @@ Backward, with G = dL/dW' and the straight-through estimator on round and on sna
     dL/dm = sum over the group of  G s (q - z)
     dL/dV = G snap(m s) / s  where  qmin <= V/s + z <= qmax,  else 0
     dL/dA = (alpha/r) B^T dL/dV        dL/dB = (alpha/r) dL/dV A^T
-    dL/ds = sum over the group of  G ((q - z) - [inside] V/s) / sqrt(N_g qmax)      (LSQ, L4Q only)
+    dL/ds = sum over the group of  G ((q - z) - [inside] (V/s - offset/64)) / sqrt(N_g qmax)      (LSQ, L4Q only;
+            the offset is in steps of the grid, so it moves with s and V/s does not see it)
 
 Codes are recomputed in the backward: between the two, nothing of the size of W exists but W0. Rows go
 through in blocks that stay in cache, so the passes below cost little beside the matrix products.
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlqat.adapter import Adapter, folded_scales, grid_scales, latent, rows
+from dlqat.adapter import OFFSET_UNIT, Adapter, folded_scales, grid_scales, latent, rows
 
 BLOCK = 1 << 20
 """Elements of W handled at a time."""
@@ -75,7 +76,8 @@ def weight_backward(
         if grad_magnitude is not None:
             grad_magnitude[block] = (g * levels).sum(-1).mul_(scales)
         if grad_scales is not None:
-            grad_scales[block] = (g * (levels - v * inside)).sum(-1).mul_(lsq)
+            still = v if part.offset is None else v - _grouped(part.offset, part) * OFFSET_UNIT
+            grad_scales[block] = (g * (levels - still * inside)).sum(-1).mul_(lsq)
         if part.lora_a is not None and part.lora_b is not None and grad_a is not None and grad_b is not None:
             gv = g * inside
             if part.magnitude is not None:

@@ -55,7 +55,10 @@ def epilogue(
     if grad_magnitude is not None:
         tl.store(grad_magnitude + at_parts, tl.sum(g * levels, axis=2) * s, inside_parts)
     if grad_scales is not None:
-        error = levels - tl.where(clipped == v, v, 0.0)
+        still = v
+        if offset is not None:
+            still = v - tl.load(offset + at, inside, other=0).to(tl.float32) * 0.015625
+        error = levels - tl.where(clipped == v, still, 0.0)
         tl.store(grad_scales + at_parts, tl.sum(g * error, axis=2) * lsq, inside_parts)
     grad_a = None
     if lora_a is not None:
