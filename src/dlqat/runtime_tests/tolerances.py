@@ -109,7 +109,7 @@ are too few to tell. Two runtimes that answer alike need about 300 questions."""
 PERPLEXITY_NATS = 0.01
 """L4: how much larger the mean negative log-likelihood per token may be than the reference's: 1 % of perplexity,
 decided as ACCURACY_POINTS is. The reference multiplies in float. onnxruntime in float differs by 1e-7 on SmolLM2-135M;
-XNNPACK's int8 activations, which its .pte cannot be without, cost 0.014 (0.009 to 0.019 on 8,176 tokens) where the model
+XNNPACK's int8 activations, which its .pte cannot be without, cost 0.014 (0.008 to 0.019 on 8,176 tokens) where the model
 was rounded to nearest and not trained with them: more than the limit, and L4 says whose cost it is."""
 
 NOTICED = 2.0
