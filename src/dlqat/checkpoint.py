@@ -20,7 +20,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,11 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic, folded
+from dlqat import atomic, folded, packing
 from dlqat.architecture import Config
-from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.folded import Folded, Quantized
 from dlqat.grid import Grid
-from dlqat.quiet import quiet
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
@@ -83,14 +81,14 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
         if (reason := folded.check(layer, name)) is not None:
             raise Refusal(f"{reason}; the layer cannot be folded")
         if isinstance(layer, Quantized) and _in_transformers(name):
-            main.update(_store(layer, name))
+            main.update(packing.store(layer, name))
             continue
         exact = isinstance(layer, Quantized) and layer.grid.power_of_two
         main[f"{name}.weight"] = folded.dense(layer).to(torch.bfloat16 if exact else torch.float32)
         for path, leaf in folded.leaves(layer, name):
-            aside.update(_store(leaf, path))
+            aside.update(packing.store(leaf, path))
         aside.update({path: ids.to(torch.int32) for path, ids in folded.labels(layer, name)})
-    structure = {name: _describe(layer) for name, layer in model.layers.items()}
+    structure = {name: packing.describe(layer) for name, layer in model.layers.items()}
     record = {
         "format": FORMAT,
         "layers": structure,
@@ -121,7 +119,7 @@ def read(folder: Path) -> FoldedModel:
             return file.get_tensor(name)
 
     def layer(name: str) -> Folded:
-        found = _build(record["layers"][name], name, tensor)
+        found = packing.build(record["layers"][name], name, tensor)
         if (reason := folded.check(found, name)) is not None:
             raise Refusal(f"{folder}: {reason}")
         return found
@@ -165,79 +163,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def _in_transformers(name: str) -> bool:
     """transformers has a quantized Linear, but no quantized Embedding."""
     return not name.endswith("embed_tokens")
-
-
-@cache
-def _packing() -> Any:
-    """compressed-tensors' helpers, imported when there is something to pack: they bring all of transformers, and it
-    torchao with its remarks, which no --help waits for."""
-    with quiet():
-        from compressed_tensors.compressors.pack_quantized import helpers
-    return helpers
-
-
-def _store(leaf: Quantized, name: str) -> dict[str, Tensor]:
-    scales = leaf.scales.to(torch.float32).contiguous()
-    if leaf.zero_points is not None:
-        return {
-            f"{name}.weight": leaf.codes.contiguous(),
-            f"{name}.weight_scale": scales,
-            f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
-        }
-    return {
-        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
-        f"{name}.weight_scale": scales,
-        f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
-    }
-
-
-def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantized:
-    scales = tensor(f"{name}.weight_scale")
-    if not grid.symmetric:
-        return Quantized(grid, tensor(f"{name}.weight"), scales, tensor(f"{name}.weight_zero_point"))
-    shape = torch.Size(tensor(f"{name}.weight_shape").tolist())
-    packed = tensor(f"{name}.weight_packed")
-    words = -(-shape[1] * grid.bits // 32)
-    if tuple(packed.shape) != (shape[0], words):
-        raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
-    return Quantized(grid, _unpack(packed, grid.bits, shape), scales)
-
-
-def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
-    """Codes int8 of `shape`, some rows at a time: unpacking makes int32 of every code (0.3 GB for an embedding)."""
-    helpers = _packing()
-    codes = torch.empty(shape, dtype=torch.int8)
-    step = max(1, (1 << 22) // shape[1])
-    for first in range(0, shape[0], step):
-        part = packed[first : first + step]
-        codes[first : first + step] = helpers.unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
-    return codes
-
-
-def _describe(layer: Folded) -> dict[str, Any]:
-    match layer:
-        case Quantized(grid=grid):
-            return {"kind": "quantized", **asdict(grid)}
-        case LowRank(left, right):
-            return {"kind": "low_rank", "left": _describe(left), "right": _describe(right)}
-        case Clustered(centroids, _):
-            return {"kind": "clustered", "centroids": _describe(centroids)}
-        case Sum(parts):
-            return {"kind": "sum", "parts": [_describe(p) for p in parts]}
-
-
-def _build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
-    match node["kind"]:
-        case "quantized":
-            return _restore(Grid(**{k: v for k, v in node.items() if k != "kind"}), name, tensor)
-        case "low_rank":
-            return LowRank(_build(node["left"], f"{name}.left", tensor), _build(node["right"], f"{name}.right", tensor))
-        case "clustered":
-            return Clustered(_build(node["centroids"], f"{name}.centroids", tensor), tensor(f"{name}.labels"))
-        case "sum":
-            return Sum(tuple(_build(p, f"{name}.{i}", tensor) for i, p in enumerate(node["parts"])))
-        case other:
-            raise Refusal(f"{name}: layer kind {other!r} is not known to this dlqat")
 
 
 def _layout(grid: Grid) -> str:

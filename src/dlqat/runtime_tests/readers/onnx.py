@@ -18,13 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
+from dlqat.runtime_tests.readers import onnx_floats as floats
 from dlqat.runtime_tests.readers import onnx_forward, onnx_sums
 from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
-from dlqat.runtime_tests.readers.onnx_file import BITS, OnnxFile, attributes, repeated
+from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes, repeated, stem
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
 from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Unreadable, Weight
 
@@ -34,7 +33,7 @@ def read(program: Path) -> Contents:
     file = OnnxFile(program)
     faults = list(_not_followed(file))
     weights: list[Weight] = []
-    floats: dict[str, tuple[str, bool]] = {}
+    plain: dict[str, tuple[str, bool]] = {}
     facts: list[Fact] = []
     for node in file.nodes:
         if not any(o in file.used for o in node.output):
@@ -43,17 +42,22 @@ def read(program: Path) -> Contents:
             facts += onnx_forward.facts(file, node)
             if (weight := _weight(file, node)) is not None:
                 weights.append(weight)
-            elif (dense := _dense(file, node)) is not None:
-                floats[dense[0]] = dense[1:]
+            elif (dense := floats.dense(file, node)) is not None:
+                plain[dense[0]] = dense[1:]
         except Unreadable as error:
             faults.append(str(error))
     faults += [f"{n}: more than one operation claims to be this layer" for n in repeated(_claims(weights))]
     stored = {name for weight in weights for name in weight.stored}
     rotary = {fact.where for fact in facts if fact.kind.startswith("rope.")}
-    faults += _unexplained(file, stored)
+    faults += floats.unexplained(file, stored)
     form = next((p.value for p in file.model.metadata_props if p.key == "dlqat.form"), "unknown")
     return Contents(
-        form, tuple(weights), _labels(file), _tensors(file, floats, stored | rotary), tuple(facts), tuple(faults)
+        form,
+        tuple(weights),
+        floats.labels(file),
+        floats.tensors(file, plain, stored | rotary),
+        tuple(facts),
+        tuple(faults),
     )
 
 
@@ -77,12 +81,12 @@ def _weight(file: OnnxFile, node: Any) -> Weight | None:
         case "MatMulNBits":
             _refuse_extras(node)
             sources = _sources(file, node, {"codes": 1, "scales": 2, "zero_points": 3})
-            return _as_weight(file, node, "matmul", _stem(node), sources, partial(packed, file, node, sources))
+            return _as_weight(file, node, "matmul", stem(node), sources, partial(packed, file, node, sources))
         case "GatherBlockQuantized":
             sources = _sources(file, node, {"codes": 0, "scales": 2, "zero_points": 3})
             output, kept = _cut_off(file, node)
             load = partial(packed, file, node, sources, kept)
-            return _between(file, _stem(node), "gather", sources, load, node.input[1], output)
+            return _between(file, stem(node), "gather", sources, load, node.input[1], output)
         case "MatMul" if (dq := _constant_dq(file, node.input[1])) is not None:
             sources = _sources(file, dq, {"codes": 0, "scales": 1, "zero_points": 2})
             return _as_weight(file, node, "matmul", _same_stem(node, dq), sources, partial(columns, file, dq, sources))
@@ -102,7 +106,7 @@ def _weight(file: OnnxFile, node: Any) -> Weight | None:
 def _integer_product(file: OnnxFile, node: Any) -> Weight:
     found = onnx_sums.product(file, node)
     return Weight(
-        name=_stem(node),
+        name=stem(node),
         kind="matmul",
         load=partial(onnx_sums.load, file, node, found),
         stored=(*found.sources.values(), found.middle),
@@ -149,22 +153,6 @@ def _between(
     )
 
 
-def _dense(file: OnnxFile, node: Any) -> tuple[str, str, bool] | None:
-    """(parameter name, initializer, whether it stands as [in, out]) of a linear or embedding that stays float."""
-    if node.op_type not in ("MatMul", "Gather", "Gemm"):
-        return None
-    constant = [n for n in node.input if n in file.constants]
-    if not constant or all(n in file.constants for n in node.output):
-        return None
-    source = node.input[1 if node.op_type == "MatMul" else 0]
-    if node.op_type == "Gather":
-        is_table = source in file.initializers and len(file.initializers[source].dims) == 2
-        return (f"{_stem(node)}.weight", source, False) if is_table and source.endswith(".weight") else None
-    if node.op_type == "Gemm" or source not in file.initializers:
-        raise Unreadable(f"{node.name}: {node.op_type} with a weight that the reader cannot follow ({constant[0]})")
-    return f"{_stem(node)}.weight", source, True
-
-
 def _constant_dq(file: OnnxFile, name: str) -> Any | None:
     node = file.producer.get(name)
     return node if node is not None and node.op_type == "DequantizeLinear" and name in file.constants else None
@@ -191,7 +179,7 @@ def _picked(file: OnnxFile, dq: Any) -> Weight:
     for source, axis in zip(list(sources.values())[1:], axes[1:], strict=True):
         if axis != (1 if turned and len(file.initializers[source].dims) == 2 else 0):
             raise Unreadable(f"{dq.name}: {source} is picked along axis {axis}")
-    return _between(file, _stem(dq), "gather", sources, load, picks[0].input[1], output)
+    return _between(file, stem(dq), "gather", sources, load, picks[0].input[1], output)
 
 
 def _cut_off(file: OnnxFile, node: Any) -> tuple[str, int | None]:
@@ -237,49 +225,7 @@ def _refuse_extras(node: Any) -> None:
         raise Unreadable(f"{node.name}: g_idx permutes its inputs, which the reader does not follow")
 
 
-def _stem(node: Any) -> str:
-    stem, slash, _ = node.name.rpartition("/")
-    if not slash:
-        raise Unreadable(
-            f"{node.op_type} {node.name!r} multiplies with stored numbers but names no layer (PATH/{node.op_type})"
-        )
-    return stem
-
-
 def _same_stem(node: Any, dq: Any) -> str:
-    if (stem := _stem(node)) != _stem(dq):
+    if (found := stem(node)) != stem(dq):
         raise Unreadable(f"{node.name} multiplies with {dq.name}: two different layers")
-    return stem
-
-
-def _labels(file: OnnxFile) -> dict[str, NDArray[np.int32]]:
-    """Stored indices of a Gather on a computed value: the labels of a clustered layer."""
-    return {
-        node.input[1]: file.array(node.input[1]).astype(np.int32)
-        for node in file.nodes
-        if node.op_type == "Gather" and node.input[1] in file.initializers and node.input[1].endswith(".labels")
-    }
-
-
-def _tensors(file: OnnxFile, dense: dict[str, tuple[str, bool]], explained: set[str]) -> dict[str, NDArray[np.float32]]:
-    """Other float initializers in use; those of linears under their parameter's name and turned to [out, in]."""
-    found: dict[str, NDArray[np.float32]] = {}
-    others = file.used - explained - {name for name, _ in dense.values()}
-    for name, tensor in file.initializers.items():
-        if name in others and tensor.data_type == TensorProto.FLOAT:
-            found[name] = file.floats(name)
-    for parameter, (name, turned) in dense.items():
-        found[parameter] = file.floats(name).T if turned else file.floats(name)
     return found
-
-
-def _unexplained(file: OnnxFile, explained: set[str]) -> Iterator[str]:
-    """Stored numbers of the model that nothing uses, and integers that no known multiplication uses."""
-    for name, tensor in file.initializers.items():
-        if tensor.data_type not in (*BITS, TensorProto.FLOAT):
-            continue  # shapes and axes
-        if name not in file.used:
-            yield f"{name}: stored, but no output depends on it"
-        elif tensor.data_type in BITS and name not in explained:
-            users = ", ".join(sorted({n.op_type for n in file.consumers.get(name, [])}))
-            yield f"{name}: integers used by {users}, in a way that the reader does not know"

@@ -180,6 +180,15 @@ def attributes(node: Any) -> dict[str, Any]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
+def stem(node: Any) -> str:
+    found, slash, _ = node.name.rpartition("/")
+    if not slash:
+        raise Unreadable(
+            f"{node.op_type} {node.name!r} multiplies with stored numbers but names no layer (PATH/{node.op_type})"
+        )
+    return found
+
+
 def repeated(names: Iterator[str]) -> list[str]:
     """The names that occur more than once."""
     return sorted(n for n, count in Counter(names).items() if count > 1)

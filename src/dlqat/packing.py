@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one folded layer lies in safetensors: compressed-tensors' suffixes for every leaf, its structure as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.grid import Grid
+from dlqat.quiet import quiet
+from dlqat.refusal import Refusal
+
+
+@cache
+def _packing() -> Any:
+    """compressed-tensors' helpers, imported when there is something to pack: they bring all of transformers, and it
+    torchao with its remarks, which no --help waits for."""
+    with quiet():
+        from compressed_tensors.compressors.pack_quantized import helpers
+    return helpers
+
+
+def store(leaf: Quantized, name: str) -> dict[str, Tensor]:
+    """The tensors of a leaf, under transformers' names for such a linear."""
+    scales = leaf.scales.to(torch.float32).contiguous()
+    if leaf.zero_points is not None:
+        return {
+            f"{name}.weight": leaf.codes.contiguous(),
+            f"{name}.weight_scale": scales,
+            f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
+        }
+    return {
+        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
+        f"{name}.weight_scale": scales,
+        f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
+    }
+
+
+def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantized:
+    scales = tensor(f"{name}.weight_scale")
+    if not grid.symmetric:
+        return Quantized(grid, tensor(f"{name}.weight"), scales, tensor(f"{name}.weight_zero_point"))
+    shape = torch.Size(tensor(f"{name}.weight_shape").tolist())
+    packed = tensor(f"{name}.weight_packed")
+    words = -(-shape[1] * grid.bits // 32)
+    if tuple(packed.shape) != (shape[0], words):
+        raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
+    return Quantized(grid, _unpack(packed, grid.bits, shape), scales)
+
+
+def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+    """Codes int8 of `shape`, some rows at a time: unpacking makes int32 of every code (0.3 GB for an embedding)."""
+    helpers = _packing()
+    codes = torch.empty(shape, dtype=torch.int8)
+    step = max(1, (1 << 22) // shape[1])
+    for first in range(0, shape[0], step):
+        part = packed[first : first + step]
+        codes[first : first + step] = helpers.unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
+    return codes
+
+
+def describe(layer: Folded) -> dict[str, Any]:
+    """The structure of a layer, for dlqat.json; `build` reads it."""
+    match layer:
+        case Quantized(grid=grid):
+            return {"kind": "quantized", **asdict(grid)}
+        case LowRank(left, right):
+            return {"kind": "low_rank", "left": describe(left), "right": describe(right)}
+        case Clustered(centroids, _):
+            return {"kind": "clustered", "centroids": describe(centroids)}
+        case Sum(parts):
+            return {"kind": "sum", "parts": [describe(p) for p in parts]}
+
+
+def build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
+    """The layer of a structure, its tensors by name. Refusal if a shape or kind makes no sense."""
+    match node["kind"]:
+        case "quantized":
+            return _restore(Grid(**{k: v for k, v in node.items() if k != "kind"}), name, tensor)
+        case "low_rank":
+            return LowRank(build(node["left"], f"{name}.left", tensor), build(node["right"], f"{name}.right", tensor))
+        case "clustered":
+            return Clustered(build(node["centroids"], f"{name}.centroids", tensor), tensor(f"{name}.labels"))
+        case "sum":
+            return Sum(tuple(build(p, f"{name}.{i}", tensor) for i, p in enumerate(node["parts"])))
+        case other:
+            raise Refusal(f"{name}: layer kind {other!r} is not known to this dlqat")
