@@ -43,7 +43,7 @@ class Done:
 
 
 def run(module: str, *arguments: object, disturb: Callable[[list[int]], bool] | None = None) -> Done:
-    """A command as a program. `disturb(pids)` is called with its processes until it has done its harm."""
+    """A command as a program. `disturb(pids)` is called with its processes, itself first, until it has done its harm."""
     command = [sys.executable, "-m", module, *map(str, arguments), "--threads", "1"]
     environment = {**os.environ, "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
     seen: set[int] = set()
@@ -53,7 +53,7 @@ def run(module: str, *arguments: object, disturb: Callable[[list[int]], bool] | 
         end = time.monotonic() + SECONDS
         while disturb is not None and process.poll() is None and time.monotonic() < end:
             seen |= set(tree(process.pid))
-            if disturb(sorted(seen)):
+            if disturb([process.pid, *sorted(seen - {process.pid})]):  # numbers of processes begin again some day
                 break
             time.sleep(0.02)
         said, _ = process.communicate(timeout=SECONDS)
