@@ -21,14 +21,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic, folded, packing
+from dlqat import atomic, folded, json_file, packing
 from dlqat.architecture import Config
 from dlqat.folded import Folded, Quantized
 from dlqat.grid import Grid
@@ -107,7 +107,7 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
 def read(folder: Path) -> FoldedModel:
     """Open folded/. Refusal names what is missing, truncated, misshapen or not a number."""
     folder = Path(folder)
-    record, config = json_object(folder / "dlqat.json"), json_object(folder / "config.json")
+    record, config = json_file.read(folder / "dlqat.json"), json_file.read(folder / "config.json")
     if record.get("format") != FORMAT:
         raise Refusal(f"{folder}/dlqat.json has format {record.get('format')!r}, this dlqat reads {FORMAT}; fold again")
     names = {**_names(folder / "model.safetensors"), **_names(folder / "integers.safetensors")}
@@ -194,19 +194,6 @@ def _quantization_config(model: FoldedModel) -> dict[str, Any]:
         "config_groups": groups,
         "ignore": ignore,
     }
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file of a model. Refusal if it is missing, no JSON or no object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Refusal(f"{path} does not exist; is {path.parent} a folded/ folder?") from error
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise Refusal(f"{path} is no JSON object")
-    return cast("dict[str, Any]", found)
 
 
 def _names(path: Path) -> dict[str, Path]:

@@ -7,13 +7,12 @@ docs/check.md states and nothing of the code that writes it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from dlqat import atomic
+from dlqat import atomic, json_file
 from dlqat.refusal import Refusal
 
 PROGRAMS = {
@@ -133,15 +132,7 @@ def source(artifact: Artifact) -> dict[str, str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file. Refusal if it is no JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON ({error}); export again") from error
-    if not isinstance(content, dict):
-        raise Refusal(f"{path} is no JSON object; export again")
-    return content
+    return json_file.read_if_there(path, "; export again")
 
 
 def _inside(path: Path, folder: Path) -> bool:

@@ -7,11 +7,11 @@ ids come from one place, and a tokenizer that contradicts them is refused.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlqat import json_file
 from dlqat.architecture import Config
 from dlqat.refusal import Refusal
 
@@ -62,15 +62,7 @@ def read(folder: Path, config: Config) -> SpecialTokens | None:
 
 def load(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or {} if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON ({error}); take the file from the model it came with") from error
-    if not isinstance(content, dict):
-        raise Refusal(f"{path} is no JSON object; take the file from the model it came with")
-    return content
+    return json_file.read_if_there(path, "; take the file from the model it came with")
 
 
 def with_template(folder: Path) -> dict[str, Any]:

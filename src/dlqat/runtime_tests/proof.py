@@ -63,13 +63,16 @@ class Proof:
     @cached_property
     def plans(self) -> list[Plan]:
         """The plans that fit into the model's context; the shortest one at least, which is one token."""
-        plans = parity.QUICK if self.quick else parity.PLANS
-        return [p for p in plans if p.length <= self.positions] or [parity.PLANS[0]]
+        return [p for p in self._wished if p.length <= self.positions] or [parity.PLANS[0]]
 
     @property
     def dropped(self) -> list[Plan]:
         """The plans that do not fit."""
-        return [p for p in (parity.QUICK if self.quick else parity.PLANS) if p not in self.plans]
+        return [p for p in self._wished if p not in self.plans]
+
+    @property
+    def _wished(self) -> Sequence[Plan]:
+        return parity.QUICK if self.quick else parity.PLANS
 
     @cached_property
     def texts(self) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from dlqat import checkpoint
+from dlqat import json_file
 from dlqat.refusal import Refusal
 
 _ANY_OF = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -20,7 +20,7 @@ def tokenizer(folder: Path) -> Any:
         raise Refusal(f"{folder} has no tokenizer.json; copy the tokenizer's files there from the model it came from")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            checkpoint.json_object(folder / name)
+            json_file.read(folder / name)
     return _read(folder, folder)
 
 
@@ -42,7 +42,7 @@ def generation(folder: Path) -> GenerationConfig | None:
     path = folder / "generation_config.json"
     if not path.is_file():
         return None
-    ends = checkpoint.json_object(path).get("eos_token_id")
+    ends = json_file.read(path).get("eos_token_id")
     if ends is not None and not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends])):
         raise Refusal(f"{path}: eos_token_id {ends!r} is no token id; generation would not end")
     try:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dlqat import checkpoint
+from dlqat import json_file
 from dlqat.refusal import Refusal
 from dlqat.source import stored
 from dlqat.source.stored import Shape, Stored
@@ -27,7 +27,7 @@ def config(folder: Path) -> dict[str, Any]:
         others = sorted(p.name for p in folder.glob("*.gguf"))
         hint = f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
         raise Refusal(f"{folder} has no config.json; {hint}")
-    raw = checkpoint.json_object(path)
+    raw = json_file.read(path)
     if method := (raw.get("quantization_config") or {}).get("quant_method"):
         raise Refusal(f"{folder} is quantized already ({method}); training starts from the float model")
     return raw
@@ -65,9 +65,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        files = sorted(
-            {folder / name for name in checkpoint.json_object(folder / INDEX).get("weight_map", {}).values()}
-        )
+        files = sorted({folder / name for name in json_file.read(folder / INDEX).get("weight_map", {}).values()})
         if missing := [f for f in files if not f.is_file()]:
             raise Refusal(f"{missing[0]} is missing, {INDEX} names it")
         if files:

@@ -30,9 +30,8 @@ from dlqat.runtime_tests.readers import coreml_forward
 from dlqat.runtime_tests.readers import coreml_layouts as layouts
 from dlqat.runtime_tests.readers import coreml_sparse as sparse
 from dlqat.runtime_tests.readers.coreml_cut import INPUT, cut
-from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Unreadable, Weight
+from dlqat.runtime_tests.readers.reader import ROPE, Contents, Fact, Integers, Unreadable, Weight
 
-ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
 PLAIN = ("fp16", "fp32")
 
 

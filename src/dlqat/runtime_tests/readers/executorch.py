@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from executorch.exir import schema
@@ -25,9 +25,8 @@ from dlqat.runtime_tests.floats import EMBEDDING, HEAD
 from dlqat.runtime_tests.readers import executorch_cut as cut
 from dlqat.runtime_tests.readers.executorch_cut import tensor
 from dlqat.runtime_tests.readers.executorch_file import NUMPY, Graph, PteFile
-from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Span, Unreadable, Weight
+from dlqat.runtime_tests.readers.reader import ROPE, Contents, Fact, Integers, Span, Unreadable, Weight
 
-ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
 QUANTIZED = ("xnn_datatype_qbint4", "xnn_datatype_qcint4", "xnn_datatype_qcint8")
 
 
@@ -138,7 +137,10 @@ class _Walk:
         plain = isinstance(mask, schema.Null) and isinstance(scale, schema.Null)
         if not plain or getattr(dropout, "double_val", 1) or not getattr(causal, "bool_val", False):
             raise Unreadable(f"method {plan.name}: custom_sdpa is not causal attention at its default scale")
-        self.facts += [Fact("window", plan.name, np.array(np.inf)), Fact("scale", plan.name, np.array(np.nan))]
+        self.facts += [
+            Fact("window", plan.name, np.array(np.inf, np.float32)),
+            Fact("scale", plan.name, np.array(np.nan, np.float32)),
+        ]
 
     def _arguments(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> Iterator[schema.Tensor | None]:
         for index in call.args:

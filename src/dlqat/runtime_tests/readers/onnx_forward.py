@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes
-from dlqat.runtime_tests.readers.reader import Fact, Unreadable
+from dlqat.runtime_tests.readers.reader import ROPE, Fact, Unreadable
 
 NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 KNOWN = {
@@ -54,7 +54,7 @@ def _fact(kind: Any, node: Any, value: float | None) -> Fact:
 
 
 def _tables(file: OnnxFile, node: Any) -> Iterator[Fact]:
-    for kind, name in zip(("rope.cos", "rope.sin"), node.input[7:9], strict=True):
+    for kind, name in zip(ROPE, node.input[7:9], strict=True):
         if name not in file.initializers:
             raise Unreadable(f"{node.name}: its rotary table {name!r} is not stored, so it cannot be compared")
         yield Fact(kind, name, file.floats(name))

@@ -66,6 +66,10 @@ class Weight:
     """Whether the program's output has the bias added."""
 
 
+ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
+"""Kinds of facts that are tables, and what ExecuTorch and Core ML artifacts name them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Fact:
     """A number of the forward that is no parameter: what norms, attention and rotary positions compute with."""
