@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat import atomic
-from dlqat.devices import adb, child, machine
+from dlqat.devices import adb, child, executorch_options, machine
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -68,6 +68,11 @@ class Android:
         if self.format == "onnx":
             return ort_settings(program, threads, arm=True)
         return (Setting("int8", True, threads),)  # XNNPACK rounds by itself: ExecuTorch has no other setting
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        options = executorch_options.RUNNER if self.format == "executorch" else ()
+        return executorch_options.conditions(setting, options)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return _Session(self._worker(self._files(program)), program, setting, machine.build(self._runner_places()))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import child, machine, setup
+from dlqat.devices import child, executorch_options, machine, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -63,6 +63,11 @@ class Emulated:
         if self.format == "onnx":
             return ort_settings(program, 1, arm=True)
         return Setting("int8", True, 1), Setting("int8", True, 1, options=(WITH_I8MM,))
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        options = executorch_options.RUNNER if self.format == "executorch" else ()
+        return executorch_options.conditions(setting, options)
 
     def open(self, program: Path, setting: Setting) -> Session:
         said = f"qemu-user -cpu {cpu(setting)}; its /proc/cpuinfo is a file of ours"

@@ -131,6 +131,13 @@ class Device(Protocol):
         """The ways in which the device computes with this program, the one to trust most first."""
         ...
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        """`setting` under options that apps' builds of the runtime have and that must not change a bit of the logits.
+
+        The likeliest first; empty where the runtime has none, or none that can be set here.
+        """
+        ...
+
     def open(self, program: Path, setting: Setting) -> Session:
         """Load a program file of an artifact. DeviceFailure if the runtime refuses it."""
         ...

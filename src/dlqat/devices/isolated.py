@@ -37,6 +37,9 @@ class Isolated:
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         return self._inner.settings(program, threads)
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        return self._inner.conditions(program, setting)
+
     def open(self, program: Path, setting: Setting) -> Session:
         return ChildSession(self._worker(), program.resolve(), setting, self._limits)
 

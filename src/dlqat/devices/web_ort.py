@@ -75,6 +75,10 @@ class WebOrt:
             return float_on, float_off, Setting("int8", True, count)
         return (Setting("int8", True, count), Setting("int8", False, count)) if level == 4 else (float_on, float_off)
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program, setting
+        return ()
+
     def open(self, program: Path, setting: Setting) -> Session:
         return WebSession(self._worker(setting), program, setting, self.provider)
 
