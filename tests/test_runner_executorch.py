@@ -81,7 +81,7 @@ def test_what_apps_generate_with(worker: Worker, exported: Path) -> None:
 def test_options_of_apps_builds(built: Path, worker: Worker, exported: Path, options: dict[str, str]) -> None:
     """Weights cache, workspaces, the file mapped or read: the same bits."""
     setting = Setting("int8", generate=True)
-    (condition,) = executorch_options.conditions(setting, [options])
+    (condition,) = setting.under([options])
     plain = ChildSession(worker, exported, setting, Limits())
     expected = [plain.logits(ids) for ids in ([5, 6, 7], [8])]
     with contextlib.closing(ChildSession(Worker("runner", [str(built)]), exported, condition, Limits())) as session:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat import atomic
-from dlqat.devices import adb, child, executorch_options, machine
+from dlqat.devices import adb, child, executorch_options, machine, ort_options
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -71,8 +71,7 @@ class Android:
 
     def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
         del program
-        options = executorch_options.RUNNER if self.format == "executorch" else ()
-        return executorch_options.conditions(setting, options)
+        return setting.under(ort_options.OF_THE_SESSION if self.format == "onnx" else executorch_options.RUNNER)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return _Session(self._worker(self._files(program)), program, setting, machine.build(self._runner_places()))

@@ -10,13 +10,12 @@ process and hold for programs that are loaded afterwards.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dlqat.devices.device import DeviceFailure, Setting
+from dlqat.devices.device import DeviceFailure
 
 BACKEND = b"XnnpackBackend"
 WEIGHTS_CACHE, WORKSPACE = "weight_cache_enabled", "workspace_sharing_mode"
@@ -37,11 +36,6 @@ BOOL, INT = 0, 1  # std::variant<bool, int, std::array<char, 256>>: the number o
 
 class _Option(ctypes.Structure):
     _fields_ = (("key", ctypes.c_char * 64), ("value", ctypes.c_uint8 * 256), ("kind", ctypes.c_uint32))
-
-
-def conditions(setting: Setting, options: Iterable[Mapping[str, str]]) -> tuple[Setting, ...]:
-    """`setting` under each of `options`, besides its own."""
-    return tuple(replace(setting, options=(*setting.options, *found.items())) for found in options)
 
 
 def offered(wheel: Path) -> bool:

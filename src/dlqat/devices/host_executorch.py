@@ -47,7 +47,7 @@ class HostExecutorch:
     def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
         del program
         offered = executorch_options.offered(executorch_runtime.wheel())
-        return executorch_options.conditions(setting, executorch_options.APPS if offered else ())
+        return setting.under(executorch_options.APPS if offered else ())
 
     def open(self, program: Path, setting: Setting) -> Session:
         return ExecutorchSession(program, setting)

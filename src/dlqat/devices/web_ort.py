@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dlqat.devices import child, chromium, machine, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
-from dlqat.devices.host_ort import ACCURACY_LEVEL
+from dlqat.devices.ort_options import ACCURACY_LEVEL
 from dlqat.devices.ort_spec import integer_products, options, shipped_level, spec
 from dlqat.devices.wire import Message
 
