@@ -80,8 +80,10 @@ def wanted(model: FoldedModel) -> Wanted:
     return Wanted(model, found, labels)
 
 
-def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = lambda _: None) -> Integrity:
-    """Everything of the artifact against everything of folded/."""
+def compare(
+    contents: Contents, want: Wanted, progress: Callable[[str], None] = lambda _: None, positions: int = 0
+) -> Integrity:
+    """Everything of the artifact against everything of folded/. `positions`: how many it says to have room for."""
     missing = dict(want.multiplications)
     differences = [Difference("artifact", fault, 0, 0, "") for fault in contents.faults]
     counts = np.zeros(3, np.int64)
@@ -98,7 +100,7 @@ def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = 
         )
     differences += _labels(contents.labels, want.labels)
     count, more = floats.compare(contents.tensors, want.model)
-    facts, other = forward.compare(contents.facts, architecture.read(want.model.config))
+    facts, other = forward.compare(contents.facts, architecture.read(want.model.config), positions)
     differences += [*more, *other]
     differences.sort(key=lambda d: -(d.wrong / d.total if d.total else 1.0))
     labels = sum(v.size for v in contents.labels.values())
