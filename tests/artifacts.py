@@ -47,6 +47,11 @@ def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = N
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or toy_tokenizer()).save_pretrained(folder)
     checkpoint.write(model, folder / "folded", files=folder)
+    return export_folded(folder, form)
+
+
+def export_folded(folder: Path, form: str) -> Path:
+    """folder/FORM from folder/folded."""
     options = Options(form, CONTEXT)
     target = executorch_target if form in executorch_target.FORMS else onnx_target
     with pytest.MonkeyPatch.context() as patch:

@@ -53,8 +53,7 @@ def write(
     if special is None:
         ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), f"not set up: {source} has no tokenizer.json")
     else:
-        clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
-        ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), "ready")
+        ready |= clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
     return Manifest(
         target="onnx",
         form=options.form,
