@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from dlqat.exporters import corpus
 from dlqat.exporters.loaders import CLIENTS, Loaded, NotHere
-from dlqat.source import beside
 
 T = TypeVar("T")
 SECONDS = 120
@@ -126,6 +125,8 @@ def _foreign(call: Callable[..., T], *given: Any, **named: Any) -> T:
 
 
 def main() -> None:
+    from dlqat.source import beside  # imports transformers, and every command imports this file
+
     artifact, folded, client = sys.argv[1:]
     said = answer(Path(artifact), beside.tokenizer(Path(folded)), CLIENTS[client])
     print(json.dumps({"answer": said}))
