@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import string
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -41,4 +43,50 @@ def byte_tokenizer(chat_template: str | None = CHATML, size: int = 320) -> PreTr
     inner.train_from_iterator([WORDS], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    """Qwen's pipeline: NFC, its splitting, bytes."""
+    tokenizer = byte_tokenizer()
+    inner: Any = tokenizer.backend_tokenizer
+    splitting = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    inner.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(splitting), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return tokenizer
+
+
+INST = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + '[/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
+)
+
+
+def sentencepiece_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Llama's and Mistral's pipeline: spaces as a mark, bytes for unknown letters. `kind`: legacy, or Metaspace's scheme."""
+    inner: Any = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(split=True)  # while it is trained: no token spans two words
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    fallback = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=[*special, *fallback], show_progress=False)
+    inner.train_from_iterator(WORDS.splitlines(), trainer)
+    content = json.loads(inner.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in special]
+    inner = Tokenizer.from_str(json.dumps(content))
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    if kind == "legacy":
+        inner.pre_tokenizer = None
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+        inner.decoder = decoders.Metaspace(prepend_scheme=kind)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = INST
     return tokenizer

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask each client's own loader about an artifact: does it read the config, has it the model's tokens and chat prompts?
 
-"ready" in manifest.json means that it was asked and answered as the model's tokenizer does, on the texts of corpus.py. A
-client that is not installed is "not verified". What differs is named, not refused: one client's tokenizer is no reason
-to withhold the file from another.
+"ready" in manifest.json means that it was asked and answered as the model's tokenizer does, on the texts of corpus.py;
+"wrong", that it does not have the model's chat prompts (or words, if there is no template). A client that is not installed
+is "not verified". What differs is named, not refused: one client's tokenizer is no reason to withhold the file from
+another.
 
 Loaders are native code, so they run in a process of their own (`python -m dlqat.exporters.asked ARTIFACT FOLDED CLIENT`).
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,33 +58,26 @@ def answer(artifact: Path, tokenizer: Any, load: Callable[[Path], Loaded]) -> st
         return f"not verified: {reason}"
     except _Failed as error:
         return f"does not load: {error}"
-    remarks = list(_remarks(client, tokenizer))
-    return f"{READY}, but {'; '.join(remarks)}" if remarks else READY
-
-
-def _remarks(client: Loaded, tokenizer: Any) -> Iterator[str]:
+    prompts = corpus.prompts(tokenizer)
+    chats = [problem for m in corpus.CONVERSATIONS if (problem := _chat(client, tokenizer, m)) is not None]
     texts = corpus.texts([str(t) for t in tokenizer.all_special_tokens])
     other = [kind for kind, text in texts.items() if _tokens(client, text) != plain(tokenizer, text)]
+    remarks = chats[:1]
     if other:
-        yield f"it has other tokens than the model for {', '.join(other)}"
+        remarks.append(f"it has other tokens than the model for {', '.join(other)}")
     if plain(tokenizer, "x") != tokenizer("x")["input_ids"] and not client.adds_begin:
-        yield "it adds no begin token to a plain prompt, as the model's tokenizer does"
-    if client.prompt is None or not isinstance(tokenizer.chat_template, str):
-        return
-    wrong = [problem for chat in corpus.CONVERSATIONS if (problem := _chat(client, tokenizer, chat)) is not None]
-    if wrong:
-        yield wrong[0]
+        remarks.append("it adds no begin token to a plain prompt, as the model's tokenizer does")
+    bad = bool(chats) or (not prompts and "words" in other)
+    return f"{'wrong:' if bad else f'{READY}, but'} {'; '.join(remarks)}" if remarks else READY
 
 
 def _chat(client: Loaded, tokenizer: Any, messages: corpus.Messages) -> str | None:
-    """How the prompt of a conversation differs, or None. What the model's own template refuses is no conversation."""
-    try:
-        wanted = _foreign(tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=True)
-    except _Failed:  # no system role, no such turn
+    """How the prompt of a conversation differs, or None."""
+    wanted = corpus.prompt(tokenizer, messages) if tokenizer.chat_template else None
+    if wanted is None:
         return None
-    assert client.prompt is not None
     try:
-        text = _foreign(client.prompt, messages)
+        text = wanted if client.prompt is None else _foreign(client.prompt, messages)
     except _Failed as error:
         return f"its chat template fails ({error})"
     if text != wanted:

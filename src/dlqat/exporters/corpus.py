@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
 
 Messages = list[dict[str, str]]
 
@@ -31,6 +34,20 @@ CONVERSATIONS: Sequence[Messages] = (
     [{"role": "system", "content": "You are terse."}, _QUESTION],
     [_QUESTION, _ANSWER, _MORE],
 )
+
+
+def prompt(tokenizer: Any, messages: Messages) -> str | None:
+    """The chat prompt of a conversation; None if the model's template refuses it (no system role, no such turn)."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError):
+        return None
+
+
+def prompts(tokenizer: Any) -> list[str]:
+    """Those of CONVERSATIONS; none where the model has no template, or several without a default."""
+    found = [prompt(tokenizer, messages) for messages in CONVERSATIONS] if tokenizer.chat_template else []
+    return [text for text in found if text is not None]
 
 
 def texts(special: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from dlqat import architecture, checkpoint
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import decoder, executorch_program, generation, templates, tokens
+from dlqat.exporters import decoder, executorch_program, generation, runner_tokenizer, templates, tokens
 from dlqat.exporters.executorch_builder import Xnnpack
 from dlqat.exporters.executorch_graph import whole
 from dlqat.exporters.executorch_program import Constant, Method
@@ -60,8 +60,11 @@ def write(
     executorch_program.write(path, _methods(b, options), b.graph.data, _metadata(facts, special, options))
     checkpoint.copy_tokenizer(source, folder)
     states = dict.fromkeys(CLIENTS, f"not set up: {source} has no tokenizer.json")
+    changed = None
     if special is not None:
         untold = templates.write(folder)
+        templates.spell_out(folder)
+        changed = runner_tokenizer.prepare(folder)
         settings = tokens.load(folder / "generation_config.json")
         states = {client: generation.state(client, settings, untold) for client in CLIENTS}
     return Manifest(
@@ -78,7 +81,8 @@ def write(
             | ({"score": "logits of all"} if _scores(options) else {}),
             "head": _head(facts, b.graph.data),
             "clients": states,
-        },
+        }
+        | ({"tokenizer": changed} if changed else {}),
     )
 
 

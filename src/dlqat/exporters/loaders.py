@@ -47,13 +47,19 @@ def genai(folder: Path) -> Loaded:
 
 def runner(folder: Path) -> Loaded:
     """ExecuTorch's TextLLMRunner: the C++ reader of tokenizer.json. It gets finished prompts."""
+    tokenizer = cpp_tokenizer(folder)
+    return Loaded(lambda text: [int(i) for i in tokenizer.encode(text, 0, 0)], None, adds_begin=True)
+
+
+def cpp_tokenizer(folder: Path) -> Any:
+    """What the runners make of tokenizer.json."""
     try:
         tokenizers: Any = importlib.import_module("pytorch_tokenizers")
     except ImportError as error:
         raise NotHere("pytorch_tokenizers is not installed") from error
     tokenizer: Any = tokenizers.CppHFTokenizer()
     tokenizer.load(str(folder / "tokenizer.json"))
-    return Loaded(lambda text: [int(i) for i in tokenizer.encode(text, 0, 0)], None, adds_begin=True)
+    return tokenizer
 
 
 def react_native(folder: Path) -> Loaded:
@@ -121,7 +127,7 @@ def transformers_js(folder: Path) -> Loaded:
 
     if "absent" in heard():
         raise NotHere("@huggingface/transformers is not installed for Node here")
-    return Loaded(lambda text: ask("encode", text), lambda messages: ask("prompt", messages))
+    return Loaded(lambda text: ask("encode", text), lambda messages: ask("prompt", messages), adds_begin=True)
 
 
 CLIENTS: dict[str, Callable[[Path], Loaded]] = {

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dlqat.checkpoint import MORE_TEMPLATES
-from dlqat.exporters.tokens import load
+from dlqat.exporters import corpus
+from dlqat.exporters.tokens import load, text
 from dlqat.refusal import Refusal
 
 DEFAULT = "default"
@@ -58,3 +59,28 @@ def write(folder: Path) -> str | None:
     if default is None:
         return f"finds no chat template: of {others} none is called default"
     return f"uses the default chat template only, not {others}"
+
+
+def spell_out(folder: Path) -> None:
+    """Write the special tokens that the template in tokenizer_config.json names into it, for clients that render it
+    without their values. Nothing changes if the prompts would."""
+    settings = load(folder / "tokenizer_config.json")
+    template = settings.get("chat_template") or ""
+    values = {name: value for name in settings if name.endswith("_token") and (value := text(settings[name]))}
+    used = {name: value for name, value in values.items() if re.search(rf"\b{name}\b", template)}
+    written = [f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in used.items()]
+    literal = "".join(written) + template
+    if written and all(_render(literal, m, {}) == _render(template, m, values) for m in corpus.CONVERSATIONS):
+        content = json.dumps(settings | {"chat_template": literal}, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")
+
+
+def _render(template: str, messages: corpus.Messages, values: dict[str, Any]) -> str:
+    """The chat prompt, or what the template says against the conversation."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        return render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **values)[0][0]
+    except TemplateError as error:
+        return str(error)
