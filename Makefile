@@ -18,7 +18,7 @@ help:
 	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
 	@echo "make test    all tests"
 	@echo "make check   linters, formatting, types, import directions"
-	@echo "make devices fetch Chromium, onnxruntime for the web and an emulated ARM64, for tests and checks"
+	@echo "make devices fetch Chromium, onnxruntime for the web, an emulated ARM64 and other versions of the runtimes"
 	@echo "make format  let ruff mend what it can"
 	@echo "make bench   every benchmark in benchmarks/ (long)"
 	@echo "make clean   remove .venv, caches and the demo's model"
@@ -35,9 +35,13 @@ check: .venv/ready
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports
 
+# What runs artifacts beside the packages of .venv: browsers and Node, emulated ARM64, other versions of the runtimes.
+DEVICES := web chromium qemu qemu-executorch \
+  onnxruntime@1.24 onnxruntime@1.32 executorch@1.4 qemu-executorch@1.0 qemu-executorch@1.2
+
 # A set-up that fails (no Debian, no npm, no network) leaves its device out; its tests then skip with the reason.
 devices: .venv/ready
-	-for name in web chromium qemu qemu-executorch; do timeout 240 .venv/bin/dlqat-devices --set-up $$name >/dev/null || echo "$$name: not set up"; done
+	-for name in $(DEVICES); do timeout 240 .venv/bin/dlqat-devices --set-up $$name >/dev/null || echo "$$name: not set up"; done
 	.venv/bin/dlqat-devices
 
 format: .venv/ready

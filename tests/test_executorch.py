@@ -20,20 +20,24 @@ import models
 from dlqat import architecture, checkpoint
 from dlqat.checkpoint import FoldedModel
 from dlqat.devices import artifact as folders
+from dlqat.devices import executorch_options
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
+from dlqat.devices.isolated import isolated
 from dlqat.exporters import cli, executorch_target
 from dlqat.exporters.executorch_builder import packed
+from dlqat.exporters.executorch_graph import Value, Xnn
 from dlqat.exporters.executorch_support import unsupported
 from dlqat.exporters.target import Options
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
 from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec, Recipe, Rule, portable
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import ladder
+from dlqat.runtime_tests import ladder, readers
 from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN
 from dlqat.runtime_tests.readers.executorch_file import PteFile
 from dlqat.runtime_tests.report import Check
+from dlqat.runtime_tests.rungs import l2_conditions
 
 FORM = "xnnpack"
 HOST = DEVICES["host-executorch"]
@@ -145,6 +149,47 @@ def test_a_tied_head_of_four_bits(tmp_path: Path) -> None:
     folder = artifacts.export(tmp_path, FORM, "llama-tied", recipe)
     passed(quickly(folder, "L0", "L1"))
     assert {"model.embed_tokens.codes", "lm_head.codes"} <= set(PteFile(folder / "model.pte").named)
+
+
+# What builds for apps do
+
+
+def unpacked(folder: Path) -> Path:
+    """An artifact as dlqat 0.1 wrote it: norm weights are constants inside the delegates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Xnn, "given", property(lambda node: [x for x in node.inputs if isinstance(x, Value)]))
+        return artifacts.export(folder, FORM, "llama-biased")
+
+
+def as_apps_load(artifact: Path) -> dict[str, str]:
+    """Condition -> status."""
+    found = artifacts.proof(artifact, artifact.parent / "folded")
+    found.device = isolated(found.device)
+    return {c.name: c.status for c in l2_conditions.as_apps_load_it(found)}
+
+
+def test_options_of_apps_builds_change_nothing(exported: Path) -> None:
+    """XNNPACK's weights cache, and every way to share its workspace: equal bits."""
+    found = as_apps_load(exported)
+    assert len(found) == len(executorch_options.APPS)
+    assert "weight_cache_enabled=1" in found
+    assert set(found.values()) == {"passed"}
+
+
+def test_constants_that_a_weights_cache_frees_are_seen(tmp_path: Path) -> None:
+    """Negative control: such a file crashes on phones. The reader names the cause, the rung the crash."""
+    artifact = unpacked(tmp_path)
+    found = as_apps_load(artifact)
+    assert (
+        {n for n, status in found.items() if status == "failed"} == {n for n in found if "weight_cache" in n} != set()
+    )
+    (fault, *_) = readers.read(artifact / "model.pte").faults
+    assert "input_layernorm.weight: XNNMultiply uses it as a constant of its delegate" in fault
+
+
+def test_unknown_options_are_refused(exported: Path) -> None:
+    with pytest.raises(DeviceFailure, match="'cache' is not known; known: weight_cache_enabled"):
+        HOST.open(exported / "model.pte", Setting("int8", options=(("cache", "1"),)))
 
 
 # Refusals

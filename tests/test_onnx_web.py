@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ def test_the_rounding_is_the_stated_one(exported: Path) -> None:
     expected, other = (r.round(x).double().numpy() @ dense.T for r in (Arithmetic(32), PER_TOKEN_SYMMETRIC))
     assert relative_error(got, expected) < tolerances.LINEAR_ERROR
     assert relative_error(got, other) > 1e-3
+
+
+def test_sums_of_extremes_are_exact(tmp_path: Path) -> None:
+    """255 * 127, twice: more than the 16 bits in which x86 without VNNI adds pairs of uint8 x int8."""
+    model = models.fold_model(models.tiny("llama"), uniform(Grid(8, None)))
+    name = "model.layers.0.mlp.down_proj"
+    extreme = replace(model.layers[name], codes=torch.full_like(model.layers[name].codes, 127))
+    artifact = artifacts.export_model(tmp_path, "web", replace(model, layers={**model.layers, name: extreme}))
+    weight = next(w for w in read(folders.find(artifact).program).weights if w.name == name)
+    inputs = extreme.codes.shape[1]
+    (got,) = DEVICES["host-ort"].evaluate(weight.program(), [{weight.input: np.ones((1, inputs), np.float32)}], INT8)
+    expected = 127.0 * inputs * extreme.scales[:, 0].double().numpy()
+    assert relative_error(got, expected[None]) < tolerances.LINEAR_ERROR
 
 
 def test_blocks_are_divided_as_c_divides() -> None:

@@ -7,6 +7,7 @@ refusals, and a clear end for what is no program.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Generator
@@ -19,7 +20,7 @@ import pytest
 import artifacts
 import runners
 from dlqat.devices import artifact as folders
-from dlqat.devices import child
+from dlqat.devices import child, executorch_options
 from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
@@ -74,6 +75,17 @@ def test_what_apps_generate_with(worker: Worker, exported: Path) -> None:
     here, there = HOST.open(exported, setting), ChildSession(worker, exported, setting, Limits())
     assert alike(here.logits([5, 6, 7]), there.logits([5, 6, 7]))
     assert there.facts()["method"] == "forward"
+
+
+@pytest.mark.parametrize("options", executorch_options.RUNNER, ids=str)
+def test_options_of_apps_builds(built: Path, worker: Worker, exported: Path, options: dict[str, str]) -> None:
+    """Weights cache, workspaces, the file mapped or read: the same bits."""
+    setting = Setting("int8", generate=True)
+    (condition,) = setting.under([options])
+    plain = ChildSession(worker, exported, setting, Limits())
+    expected = [plain.logits(ids) for ids in ([5, 6, 7], [8])]
+    with contextlib.closing(ChildSession(Worker("runner", [str(built)]), exported, condition, Limits())) as session:
+        assert all(np.array_equal(a, session.logits(ids)) for a, ids in zip(expected, ([5, 6, 7], [8]), strict=True))
 
 
 def test_small_programs(worker: Worker, exported: Path) -> None:

@@ -10,6 +10,7 @@ from dlqat.devices.device import Device
 from dlqat.devices.host_coreml import HostCoreml
 from dlqat.devices.host_executorch import HostExecutorch
 from dlqat.devices.host_ort import HostOrt
+from dlqat.devices.releases import RELEASES
 from dlqat.devices.web_ort import WebOrt
 from dlqat.refusal import Refusal
 
@@ -26,6 +27,7 @@ ALL: tuple[Device, ...] = (
     WebOrt("browser-webgpu", "webgpu"),
     Android("android-ort", "onnx"),
     Android("android-executorch", "executorch"),
+    *RELEASES,
 )  # fmt: skip
 """The first one of a format is its default."""
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat import atomic
-from dlqat.devices import adb, child, machine
+from dlqat.devices import adb, child, executorch_options, machine, ort_options
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -68,6 +68,10 @@ class Android:
         if self.format == "onnx":
             return ort_settings(program, threads, arm=True)
         return (Setting("int8", True, threads),)  # XNNPACK rounds by itself: ExecuTorch has no other setting
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        return setting.under(ort_options.OF_THE_SESSION if self.format == "onnx" else executorch_options.RUNNER)
 
     def open(self, program: Path, setting: Setting) -> Session:
         return _Session(self._worker(self._files(program)), program, setting, machine.build(self._runner_places()))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import child, machine, setup
+from dlqat.devices import child, executorch_options, machine, ort_options, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
 from dlqat.devices.host_ort import ort_settings
@@ -64,6 +64,10 @@ class Emulated:
             return ort_settings(program, 1, arm=True)
         return Setting("int8", True, 1), Setting("int8", True, 1, options=(WITH_I8MM,))
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        return setting.under(ort_options.OF_THE_SESSION if self.format == "onnx" else executorch_options.RUNNER)
+
     def open(self, program: Path, setting: Setting) -> Session:
         said = f"qemu-user -cpu {cpu(setting)}; its /proc/cpuinfo is a file of ours"
         told = {"emulation": said, "runner": machine.build(self._runner().parent.iterdir())}
@@ -90,8 +94,8 @@ def cpu(setting: Setting) -> str:
     return dict(setting.options).get(WITH_I8MM[0], CPU)
 
 
-def emulator(kind: str) -> list[str]:
-    """What runs a program of ARM64 Linux."""
+def emulator(kind: str, root: Path | None = None) -> list[str]:
+    """What runs a program of ARM64 Linux, whose libraries are in `root`."""
     home = setup.home() / "arm64"
     host = home / "host" / "usr" / "bin" / "qemu-aarch64-static"
-    return [str(host), "-L", str(home / "root"), "-cpu", kind]
+    return [str(host), "-L", str(root or home / "root"), "-cpu", kind]

@@ -21,15 +21,17 @@ from dlqat.devices import elsewhere
 from dlqat.devices.all import ALL
 from dlqat.devices.android import Android
 from dlqat.devices.device import DeviceFailure
+from dlqat.devices.releases import RELEASES
 from dlqat.refusal import Refusal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SETUP = Path(__file__).parent / "setup"
 
 
-def scripts() -> dict[str, Path]:
-    """What --set-up knows, by name."""
-    return {path.stem: path for path in sorted(SETUP.glob("[!_]*.sh"))}
+def scripts() -> dict[str, tuple[str, ...]]:
+    """What --set-up knows: name -> a script of setup/ and its arguments."""
+    own = {path.stem: (path.name,) for path in sorted(SETUP.glob("[!_]*.sh"))}
+    return own | {device.release.set_up: device.release.script for device in RELEASES}
 
 
 @app.command()
@@ -85,9 +87,11 @@ def _run(name: str) -> None:
     known = scripts()
     if name not in known:
         raise Refusal(f"--set-up {name} is not known; known: {', '.join(known)}")
-    done = subprocess.run(["bash", str(known[name])], check=False, env={**os.environ, "PYTHON": sys.executable})
+    script, *arguments = known[name]
+    command = ["bash", str(SETUP / script), *arguments]
+    done = subprocess.run(command, check=False, env={**os.environ, "PYTHON": sys.executable})
     if done.returncode:
-        raise Refusal(f"set-up {name} failed (exit code {done.returncode}); {known[name]} says what it does")
+        raise Refusal(f"set-up {name} failed (exit code {done.returncode}); {SETUP / script} says what it does")
 
 
 main = refusal.command(app)

@@ -44,6 +44,10 @@ class CoremlReference:
         del program
         return Setting("float", False, threads), Setting("float16", False, threads)
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program, setting
+        return ()
+
     def open(self, program: Path, setting: Setting) -> Session:
         return ReferenceSession(program, setting)
 

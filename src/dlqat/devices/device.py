@@ -16,8 +16,8 @@ A Setting is one way to compute with one artifact. What matters to a proof is `a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
@@ -47,6 +47,10 @@ class Setting:
     def __str__(self) -> str:
         own = "".join(f", {key}={value}" for key, value in self.options)
         return f"{self.activations}, {'optimized' if self.optimize else 'not optimized'}{own}"
+
+    def under(self, conditions: Iterable[Mapping[str, str]]) -> tuple[Setting, ...]:
+        """This setting with the options of each of `conditions` besides its own."""
+        return tuple(replace(self, options=(*self.options, *options.items())) for options in conditions)
 
 
 @dataclass(slots=True)
@@ -129,6 +133,13 @@ class Device(Protocol):
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         """The ways in which the device computes with this program, the one to trust most first."""
+        ...
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        """`setting` under options that apps' builds of the runtime have and that must not change a bit of the logits.
+
+        The likeliest first; empty where the runtime has none, or none that can be set here.
+        """
         ...
 
     def open(self, program: Path, setting: Setting) -> Session:

@@ -13,13 +13,14 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dlqat.devices import executorch_options
 from dlqat.devices.device import DeviceFailure
 
 KERNELS = (
@@ -27,6 +28,8 @@ KERNELS = (
     ("extension/llm/custom_ops/*custom_ops_aot_lib.*",),
 )
 """Kernels of quantized_decomposed (the first without torch, where a wheel has it) and of llama."""
+BINDINGS = ("_C", "_portable_lib")
+"""The module of the bindings: since 1.5, and before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +50,15 @@ class Program:
             raise DeviceFailure(f"executorch does not load {name}: {line(error)}") from error
 
 
-def load(program: Path | bytes, threads: int) -> Program:
-    """Load a program and give the process's thread pool `threads` threads. DeviceFailure if the runtime refuses."""
+def load(program: Path | bytes, threads: int, options: Mapping[str, str] | None = None) -> Program:
+    """Load a program and give the process's thread pool `threads` threads. DeviceFailure if the runtime refuses.
+
+    `options` of XNNPACK, by its own names, hold for this program; without them they are as the wheel has them.
+    """
     with silence():
         try:
             runtime = _runtime()
+            executorch_options.apply(wheel(), options or {})
             runtime._unsafe_reset_threadpool(threads)  # noqa: SLF001 there is no other name for it
             check = runtime.Verification.InternalConsistency
             if isinstance(program, Path):
@@ -68,7 +75,9 @@ def load(program: Path | bytes, threads: int) -> Program:
 def _runtime() -> Any:
     """The bindings, with our kernels registered."""
     importlib.import_module("torch")  # brings the libraries that the bindings are linked to
-    bindings = importlib.import_module("executorch.extension.pybindings._C")
+    folder = wheel() / "extension" / "pybindings"
+    name = next((n for n in BINDINGS if any(folder.glob(f"{n}.*"))), BINDINGS[0])
+    bindings = importlib.import_module(f"executorch.extension.pybindings.{name}")
     for patterns in KERNELS:
         found = [path for pattern in patterns for path in sorted(wheel().glob(pattern))]
         if not found:

@@ -44,6 +44,10 @@ class HostCoreml:
         del program
         return tuple(Setting("float16", True, threads, options=(("compute_units", units),)) for units in UNITS)
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program, setting
+        return ()
+
     def open(self, program: Path, setting: Setting) -> Session:
         return CoremlSession(program, setting)
 

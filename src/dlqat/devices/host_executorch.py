@@ -2,7 +2,7 @@
 """host-executorch: ExecuTorch's runtime on this machine, with XNNPACK and the kernels of its Python wheel.
 
 XNNPACK rounds the input of quantized linears to int8 per token by itself, so there is one setting, with int8
-activations. A program may have two entry points: `forward`, which apps run and which may give the last logits only, and
+activations, and conditions that apps' builds have (executorch_options.py). A program may have two entry points: `forward`, which apps run and which may give the last logits only, and
 `score`, which gives all; the session runs `score` unless it is told to generate.
 
 The thread pool belongs to the process: a session sets it when it is opened.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import executorch_runtime, machine
+from dlqat.devices import executorch_options, executorch_runtime, machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class HostExecutorch:
         del program
         return (Setting("int8", True, threads),)
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        offered = executorch_options.offered(executorch_runtime.wheel())
+        return setting.under(executorch_options.APPS if offered else ())
+
     def open(self, program: Path, setting: Setting) -> Session:
         return ExecutorchSession(program, setting)
 
@@ -65,7 +70,7 @@ class ExecutorchSession:
         self._setting = setting
         self.timings = Timings()
         start = time.perf_counter()
-        self._program: Any = executorch_runtime.load(program, setting.threads)
+        self._program: Any = executorch_runtime.load(program, setting.threads, dict(setting.options))
         names = self._program.names
         self._name = SCORE if SCORE in names and not setting.generate else FORWARD
         if self._name not in names:

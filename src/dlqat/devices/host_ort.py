@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import batch, machine
+from dlqat.devices import batch, machine, ort_options
 from dlqat.devices.batch import Group, Rows, Step
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
+from dlqat.devices.ort_options import ACCURACY_LEVEL, load, session_options
 
-ACCURACY_LEVEL = {"float": 0, "int8": 4}
 ALL_LOGITS = "num_logits_to_keep"
 """An optional input of an artifact that returns the last row only unless it is told 0: all."""
 KLEIDIAI_OFF = ("mlas.disable_kleidiai", "1")
@@ -60,6 +60,10 @@ class HostOrt:
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         return ort_settings(program, threads, arm=machine.is_arm())
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        return setting.under(ort_options.APPS)
+
     def open(self, program: Path, setting: Setting) -> Session:
         return OrtSession(program, setting)
 
@@ -69,7 +73,7 @@ class HostOrt:
         import onnx
 
         model = onnx.ModelProto.FromString(program)
-        session = _load(_at_level(model, setting).SerializeToString(), _options(setting))
+        session = load(_at_level(model, setting).SerializeToString(), setting, session_options(setting))
         return [_run(session, inputs)[0] for inputs in batches]
 
 
@@ -82,7 +86,7 @@ class OrtSession:
         start = time.perf_counter()
         graph = _graph(program)
         self._whole = _has(graph, "GroupQueryAttention")
-        self._ort: Any = _open(program, graph, setting, _options(setting))
+        self._ort: Any = _open(program, graph, setting, session_options(setting))
         self.timings.load_seconds = time.perf_counter() - start
         self._inputs = {i.name: i for i in (*self._ort.get_inputs(), *self._ort.get_overridable_initializers())}
         known = {"input_ids", "attention_mask", "position_ids", ALL_LOGITS}
@@ -166,7 +170,7 @@ class OrtSession:
     def _kernels(self) -> dict[str, int]:
         """How often each kernel runs for one token. A weight that was not fused shows as DequantizeLinear."""
         with tempfile.TemporaryDirectory() as folder:
-            options = _options(self._setting)
+            options = session_options(self._setting)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             ort = _open(self._program, _graph(self._program), self._setting, options)
@@ -195,28 +199,12 @@ def ort_settings(program: Path, threads: int, *, arm: bool) -> tuple[Setting, ..
     return (*found, Setting("int8", True, threads, options=(KLEIDIAI_OFF,))) if arm else found
 
 
-def _options(setting: Setting) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if setting.optimize else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads = setting.threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
-    for key, value in setting.options:
-        options.add_session_config_entry(key, value)
-    options.log_severity_level = 4  # its errors reach the user as DeviceFailure, once
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(ACCURACY_LEVEL[setting.activations]))
-    return options
-
-
 def _open(program: Path, model: Any, setting: Setting, options: Any) -> Any:
     """A session of `program`, whose graph is `model` (changed in place)."""
     if not _has(model, "MatMulNBits"):
-        return _load(str(program), options)
+        return load(str(program), setting, options)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(program.parent))
-    return _load(_at_level(model, setting).SerializeToString(), options)
+    return load(_at_level(model, setting).SerializeToString(), setting, options)
 
 
 def _graph(program: Path) -> Any:
@@ -226,7 +214,7 @@ def _graph(program: Path) -> Any:
     try:
         return onnx.load(str(program), load_external_data=False)
     except Exception as error:
-        raise DeviceFailure(f"{program} is no ONNX model ({_line(error)})") from error
+        raise DeviceFailure(f"{program} is no ONNX model ({ort_options.line(error)})") from error
 
 
 def _has(model: Any, operator: str) -> bool:
@@ -247,21 +235,8 @@ def _at_level(model: Any, setting: Setting) -> Any:
     return model
 
 
-def _load(model: str | bytes, options: Any) -> Any:
-    import onnxruntime as ort
-
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a dozen exception types without a common base
-        raise DeviceFailure(f"onnxruntime does not load it: {_line(error)}") from error
-
-
 def _run(session: Any, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     try:
         return session.run(None, dict(inputs))
     except Exception as error:
-        raise DeviceFailure(f"onnxruntime does not run it: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+        raise DeviceFailure(f"onnxruntime does not run it: {ort_options.line(error)}") from error

@@ -37,6 +37,9 @@ class Isolated:
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         return self._inner.settings(program, threads)
 
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        return self._inner.conditions(program, setting)
+
     def open(self, program: Path, setting: Setting) -> Session:
         return ChildSession(self._worker(), program.resolve(), setting, self._limits)
 
@@ -53,10 +56,14 @@ class Isolated:
             self._evaluator.close()
             self._evaluator = None
 
-    def _worker(self) -> Worker:
+    @property
+    def command(self) -> list[str]:
+        """What starts a worker."""
         kind = type(self._inner)
-        place = f"{kind.__module__}:{kind.__qualname__}"
-        return Worker(self.name, [sys.executable, "-m", "dlqat.devices.worker", place])
+        return [sys.executable, "-m", "dlqat.devices.worker", f"{kind.__module__}:{kind.__qualname__}"]
+
+    def _worker(self) -> Worker:
+        return Worker(self.name, self.command)
 
 
 def isolated(device: Device) -> Device:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dlqat.devices import child, chromium, machine, setup
 from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import Session, Setting
-from dlqat.devices.host_ort import ACCURACY_LEVEL
+from dlqat.devices.ort_options import ACCURACY_LEVEL
 from dlqat.devices.ort_spec import integer_products, options, shipped_level, spec
 from dlqat.devices.wire import Message
 
@@ -74,6 +74,10 @@ class WebOrt:
         if level is None:
             return float_on, float_off, Setting("int8", True, count)
         return (Setting("int8", True, count), Setting("int8", False, count)) if level == 4 else (float_on, float_off)
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program, setting
+        return ()
 
     def open(self, program: Path, setting: Setting) -> Session:
         return WebSession(self._worker(setting), program, setting, self.provider)

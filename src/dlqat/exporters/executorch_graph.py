@@ -59,6 +59,17 @@ class Xnn:
     """Whether the output is the input rounded to int8 per token (XNNConvert to qdint8)."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def given(self) -> list[Value | Stored]:
+        """The tensors that it reads while it runs.
+
+        FullyConnected packs its constants when the program is loaded. Any other constant is given to the delegate as an
+        input and stays the program's: XNNPACK frees a delegate's own constants after packing where its weights cache is
+        on, as it is in ExecuTorch's builds for Android and Apple.
+        """
+        packs = self.kind == "FullyConnected"
+        return [x for x in self.inputs if isinstance(x, Value) or (isinstance(x, Stored) and not packs)]
+
 
 @dataclass(frozen=True, eq=False)
 class Kernel:

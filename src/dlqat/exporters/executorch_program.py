@@ -69,7 +69,9 @@ class _Delegates:
     sizes: Mapping[str, int]
     bound: int
 
-    def add(self, nodes: Sequence[Xnn], inputs: Sequence[Value], outputs: Sequence[Value]) -> schema.BackendDelegate:
+    def add(
+        self, nodes: Sequence[Xnn], inputs: Sequence[Value | Stored], outputs: Sequence[Value]
+    ) -> schema.BackendDelegate:
         content = payload(nodes, inputs, outputs, self.sizes, self.bound)
         if content not in self.payloads:
             self.payloads.append(content)
@@ -134,10 +136,10 @@ class _Plan:
         arguments = [self._argument(x, step) for x in inputs] + [self._result(x, step) for x in outputs]
         return schema.Instruction(schema.DelegateCall(len(self.delegates) - 1, arguments))
 
-    def _borders(self, nodes: Sequence[Xnn]) -> tuple[list[Value], list[Value]]:
+    def _borders(self, nodes: Sequence[Xnn]) -> tuple[list[Value | Stored], list[Value]]:
         """What a run takes from outside, and what others need of it."""
         made = dict.fromkeys(n.output for n in nodes)
-        used = dict.fromkeys(x for n in nodes for x in n.inputs if isinstance(x, Value))
+        used = dict.fromkeys(x for n in nodes for x in n.given)
         inside = set(nodes)
         elsewhere = {x for n in self.method.nodes if n not in inside for x in _taken(n)} | {self.method.output}
         return [x for x in used if x not in made], [x for x in made if x in elsewhere]

@@ -2,8 +2,9 @@
 """A run of XNNPACK operations as the payload of one delegate: XNNPACK's graph in ExecuTorch's flatbuffer.
 
 The classes of executorch.backends.xnnpack.serialization mirror the schema of that flatbuffer, which every runtime
-since 1.0 reads. Constants are referred to by name: their bytes stand in the program's named data, where a delegate, a
-kernel and a second method may share them.
+since 1.0 reads. Constants that XNNPACK packs (of FullyConnected) are referred to by name: their bytes stand in the
+program's named data, where a delegate, a kernel and a second method may share them. All others are inputs of the
+delegate, as in ExecuTorch's own lowering (`Xnn.given` says why).
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ INPUT, OUTPUT = 1, 2
 
 
 def payload(
-    nodes: Sequence[Xnn], inputs: Sequence[Value], outputs: Sequence[Value], sizes: Mapping[str, int], tokens: int
+    nodes: Sequence[Xnn],
+    inputs: Sequence[Value | Stored],
+    outputs: Sequence[Value],
+    sizes: Mapping[str, int],
+    tokens: int,
 ) -> bytes:
     """The bytes that XNNPACK's delegate is initialized with; `tokens` bounds the dimension TOKENS."""
     return serialize_xnnpack_binary(_Delegate(inputs, outputs, sizes, tokens).graph(nodes), bytearray())
@@ -32,13 +37,13 @@ class _Delegate:
     """Numbers the values of one graph."""
 
     def __init__(
-        self, inputs: Sequence[Value], outputs: Sequence[Value], sizes: Mapping[str, int], tokens: int
+        self, inputs: Sequence[Value | Stored], outputs: Sequence[Value], sizes: Mapping[str, int], tokens: int
     ) -> None:
         self.sizes, self.tokens = sizes, tokens
         self.values: list[schema.XValue] = []
         self.constants = [schema.ConstantDataOffset(0, 0)]  # 0 means: not constant
         self.known: dict[Value | Stored, int] = {}
-        self.external = {v: (i, INPUT) for i, v in enumerate(inputs)}
+        self.external: dict[Value | Stored, tuple[int, int]] = {v: (i, INPUT) for i, v in enumerate(inputs)}
         self.external |= {v: (len(inputs) + i, OUTPUT) for i, v in enumerate(outputs)}
         self.inputs, self.outputs = inputs, outputs
 
@@ -69,12 +74,13 @@ class _Delegate:
     def _id(self, value: Value | Stored, *, int8: bool = False) -> int:
         if value not in self.known:
             self.known[value] = len(self.values)
-            self.values.append(
-                schema.XValue(self._stored(value) if isinstance(value, Stored) else self._own(value, int8))
-            )
+            if isinstance(value, Stored) and value not in self.external:
+                self.values.append(schema.XValue(self._stored(value)))
+            else:
+                self.values.append(schema.XValue(self._own(value, int8)))
         return self.known[value]
 
-    def _own(self, value: Value, int8: bool) -> schema.XNNTensorValue | schema.XNNQuantizedTensorValue:
+    def _own(self, value: Value | Stored, int8: bool) -> schema.XNNTensorValue | schema.XNNQuantizedTensorValue:
         kind = schema.XNNDatatype.xnn_datatype_qdint8 if int8 else schema.XNNDatatype.xnn_datatype_fp32
         shape = [self.tokens if d == TOKENS else d for d in value.shape]
         external, flags = self.external.get(value, (NOTHING, 0))

@@ -10,7 +10,9 @@ has one scale, 64 inputs in the head). That is the rounding of onnxruntime's own
     one scale per output     PATH.codes [K, N]          y = sum((q - 128) * codes) * step * scales
     blocks of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G] * step[G])
 
-    PATH.codes         INT4 (2- and 3-bit codes too), cast to INT8 when the file is loaded, or INT8
+    PATH.codes         INT4 (2- and 3-bit codes too), cast to INT8 when the file is loaded; or INT8, turned into UINT8 there:
+                       code + 128, with 128 as zero-point. x86 without VNNI adds pairs of uint8 x int8 products in 16
+                       bits, where two of 255 * 127 do not fit (MLAS's AVX2 kernel); it has an exact one for uint8 x uint8
     PATH.zero_points   as the codes, [N] or [G, 1, 1, N], subtracted when the file is loaded; absent on a symmetric grid
     PATH.scales        float32, [N] or [G, 1, 1, N]
 
@@ -92,9 +94,12 @@ def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized, size: int | None) -
         zero_points = g.codes(f"{name}.zero_points", _scales(leaf.zero_points, leaf), _bits(leaf))
         wide = [g.op("Cast", f"{name}/Cast.{n}", [v], {"to": INT32}) for n, v in (("c", weight), ("z", zero_points))]
         weight = g.op("Sub", f"{name}/Sub", wide)
-    if leaf.zero_points is not None or leaf.grid.bits < 8:
-        weight = g.op("Cast", f"{name}/Cast", [weight], {"to": INT8})
-    inputs = [q, weight, g.shared("const.middle.uint8", np.array(MIDDLE, np.uint8))]
+    middle = g.shared("const.middle.uint8", np.array(MIDDLE, np.uint8))
+    if leaf.grid.bits == 8:  # symmetric: see `supports`
+        weight = g.op("Cast", f"{name}/Cast", [weight], {"to": UINT8})  # the same bits
+        inputs = [q, g.op("BitwiseXor", f"{name}/BitwiseXor", [weight, middle]), middle, middle]
+    else:
+        inputs = [q, g.op("Cast", f"{name}/Cast", [weight], {"to": INT8}), middle]
     sums = g.op("MatMulInteger", f"{name}/MatMulInteger", inputs)
     return g.op("Cast", f"{name}/Cast.y", [sums], {"to": FLOAT})
 

@@ -7,6 +7,7 @@
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/backend/interface.h>
 
 #include <algorithm>
 #include <memory>
@@ -41,6 +42,25 @@ ScalarType scalar_type(const std::string& dtype) {
   if (dtype == "float32") return ScalarType::Float;
   if (dtype == "int64") return ScalarType::Long;
   throw std::runtime_error("tensors of " + dtype + " are no inputs of our programs");
+}
+
+// An option of the setting by its name; `otherwise` where it is not among them.
+std::string option(const Json& setting, const std::string& name, const std::string& otherwise) {
+  for (const Json& one : setting.at("options").list)
+    if (one.list.at(0).text == name) return one.list.at(1).text;
+  return otherwise;
+}
+
+// XNNPACK's options as the setting has them; they hold for programs that are loaded afterwards. Others stay as built.
+void configure(const Json& setting) {
+  executorch::runtime::BackendOptions<2> options;
+  if (std::string cache = option(setting, "weight_cache_enabled", ""); !cache.empty())
+    options.set_option("weight_cache_enabled", cache == "1");
+  if (std::string mode = option(setting, "workspace_sharing_mode", ""); !mode.empty())
+    options.set_option("workspace_sharing_mode", std::stoi(mode));
+  if (options.view().size() == 0) return;
+  if (Error error = executorch::runtime::set_option("XnnpackBackend", options.view()); error != Error::Ok)
+    fail("take the options of XNNPACK", error);
 }
 
 // The first output of a method as float32.
@@ -92,7 +112,10 @@ class Runner {
     const Json& setting = message.header.at("setting");
     double start = now();
     threads(setting);
-    module_ = std::make_unique<Module>(message.header.at("program").text, Module::LoadMode::Mmap);
+    configure(setting);
+    bool file = option(setting, "load_mode", "mmap") == "file";
+    module_ = std::make_unique<Module>(message.header.at("program").text,
+                                       file ? Module::LoadMode::File : Module::LoadMode::Mmap);
     if (Error error = module_->load(Program::Verification::InternalConsistency); error != Error::Ok) {
       module_.reset();
       fail("load it", error);

@@ -45,8 +45,13 @@ inline Ort::SessionOptions options(const Json& setting) {
   found.SetInterOpNumThreads(1);
   found.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);  // its errors travel, once
   found.AddConfigEntry("session.intra_op.allow_spinning", "0");
-  for (const Json& one : setting.at("options").list)
-    found.AddConfigEntry(one.list.at(0).text.c_str(), one.list.at(1).text.c_str());
+  for (const Json& one : setting.at("options").list) {
+    const std::string &key = one.list.at(0).text, &value = one.list.at(1).text;
+    if (key == "enable_cpu_mem_arena") value == "1" ? found.EnableCpuMemArena() : found.DisableCpuMemArena();
+    else if (key == "enable_mem_pattern") value == "1" ? found.EnableMemPattern() : found.DisableMemPattern();
+    else if (key == "execution_mode") found.SetExecutionMode(ORT_PARALLEL), found.SetInterOpNumThreads(2);
+    else found.AddConfigEntry(key.c_str(), value.c_str());
+  }
   found.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", std::to_string(level(setting)).c_str());
   return found;
 }

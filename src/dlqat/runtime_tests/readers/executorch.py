@@ -12,13 +12,14 @@ A constant in any other role is a fault: what cannot be explained is not proved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from executorch.exir import schema
+from executorch.exir.scalar_type import ScalarType
 from numpy.typing import NDArray
 
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD
@@ -78,7 +79,7 @@ class _Walk:
 
     def _instruction(self, plan: schema.ExecutionPlan, call: Any) -> Iterator[Weight]:
         if isinstance(call, schema.DelegateCall):
-            yield from self._delegate(self.file.graph(plan.delegates[call.delegate_index]))
+            yield from self._delegate(plan, call)
         elif isinstance(call, schema.KernelCall):
             yield from self._kernel(plan, call)
         else:
@@ -158,24 +159,44 @@ class _Walk:
 
     # XNNPACK delegates
 
-    def _delegate(self, graph: Graph) -> Iterator[Weight]:
+    def _delegate(self, plan: schema.ExecutionPlan, call: schema.DelegateCall) -> Iterator[Weight]:
+        graph = self.file.graph(plan.delegates[call.delegate_index])
         values = {tensor(v).get("id_out", 0): v for v in graph["xvalues"]}
         makers = {n["xnode_union"].get("output_id", 0): n for n in graph["xnodes"]}
+        owned = self._owned(plan, call, graph)
         for node in graph["xnodes"]:
             union, kind = node["xnode_union"], node["xnode_union_type"]
             fields = [k for k in union if k.endswith("_id") and k != "output_id"]
             zero = [k for k in ("input_id", "input1_id", "input2_id", "filter_id") if k not in union]
-            given = {k: values.get(union.get(k, 0)) for k in (*fields, *(zero if 0 in values else ()))}
-            stored = {k: v for k, v in given.items() if v is not None and tensor(v).get("constant_buffer_idx")}
+            given = {k: union.get(k, 0) for k in (*fields, *(zero if 0 in values else ()))}
+            there = {k: values[i] for k, i in given.items() if i in values}
+            stored = {k: v for k, v in there.items() if tensor(v).get("constant_buffer_idx")}
             names = {k: self._key(graph, v) for k, v in stored.items()}
             for key, name in names.items():
                 self.used.add(name)
                 self.used.update(self._scales(graph, stored[key]))
+            if constants := {k: owned[i] for k, i in given.items() if i in owned}:
+                self._constant(kind, constants)
             if kind == "XNNFullyConnected" and "filter_id" in stored:
                 before = makers.get(union.get("input1_id", 0))
                 yield from self._linear(graph, node, before, stored, names)
             elif stored:
-                self._constant(kind, graph, stored, names)
+                raise Unreadable(
+                    f"{', '.join(names.values())}: {kind} uses it as a constant of its delegate, which ExecuTorch's builds "
+                    "for Android and Apple free before it is used; dlqat before 0.2 wrote that: export again"
+                )
+
+    def _owned(self, plan: schema.ExecutionPlan, call: schema.DelegateCall, graph: Graph) -> dict[int, schema.Tensor]:
+        """Constants of the program that a delegate takes as inputs, by their number in its graph.
+
+        The runtime hands over the arguments of the call in the order of the external numbers: inputs, then outputs.
+        """
+        external = {tensor(v).get("id_out", 0): tensor(v).get("external_id", 0) for v in graph["xvalues"]}
+        inputs = sorted(graph.get("input_ids", []), key=lambda i: external.get(i, -1))
+        if len(call.args) != len(inputs) + len(graph.get("output_ids", [])):
+            raise Unreadable(f"method {plan.name} calls a delegate with {len(call.args)} tensors, and it has others")
+        found = {i: plan.values[a].val for i, a in zip(inputs, call.args, strict=False)}
+        return {i: v for i, v in found.items() if isinstance(v, schema.Tensor) and v.data_buffer_idx}
 
     def _linear(
         self, graph: Graph, node: Any, before: Any, stored: dict[str, Any], names: dict[str, str]
@@ -218,14 +239,15 @@ class _Walk:
         if "bias_id" in stored:
             self._tensor(names["bias_id"], stored["bias_id"], f"{claim}.bias")
 
-    def _constant(self, kind: str, graph: Graph, stored: dict[str, Any], names: dict[str, str]) -> None:
+    def _constant(self, kind: str, constants: Mapping[str, schema.Tensor]) -> None:
         """A gain that multiplies, or a bias that is added."""
-        for key, value in stored.items():
+        for value in constants.values():
+            name = self._name(value)
             suffix = {"XNNMultiply": ".weight", "XNNAdd": ".bias"}.get(kind)
-            plain = tensor(value)["datatype"] == "xnn_datatype_fp32"
-            if suffix is None or not plain or not names[key].endswith(suffix):
-                raise Unreadable(f"{names[key]}: used by {kind}, in a way that the reader does not know")
-            self._tensor(names[key], value, names[key])
+            if suffix is None or value.scalar_type != ScalarType.FLOAT or not name.endswith(suffix):
+                raise Unreadable(f"{name}: used by {kind}, in a way that the reader does not know")
+            self.used.add(name)
+            self.tensors[name] = self._numbers(value).reshape(value.sizes)
 
     def _tensor(self, key: str, value: Any, name: str) -> None:
         self.tensors[name] = self.file.array(self.file.named[key], np.float32).reshape(tensor(value)["dims"])

@@ -5,6 +5,7 @@
     b, inverse -> Mul -> Round -> Add 128 -> Cast uint8 (-> Transpose, groups first) = q
     top, 127 -> Div (-> Transpose) = step
     codes -> Cast int8, or codes and zero_points -> Cast int32 -> Sub -> Cast int8, or codes in INT8 = weight
+    codes in INT8 -> Cast uint8 -> BitwiseXor 128, with 128 as its zero-point, = weight (code + 128)
     q, weight, 128 -> MatMulInteger -> Cast float -> Mul scales -> Mul step (-> ReduceSum over the groups)
 
 codes [in, out] with scales and zero-points [out], or [groups, 1, group, out] with [groups, 1, 1, out] or [out]. Which
@@ -44,7 +45,7 @@ class Product:
 def product(file: OnnxFile, node: Any) -> Product:
     """The walk from a MatMulInteger. Unreadable where another operation stands than above."""
     walk = _Walk(file, node)
-    q, weight, middle = node.input
+    q, weight, middle, *offset = node.input
     if grouped := walk.kind(q) == "Transpose":
         q = walk.step(q, "Transpose")
     moved = walk.node(walk.step(q, "Cast"), "Add")
@@ -61,7 +62,8 @@ def product(file: OnnxFile, node: Any) -> Product:
         raise Unreadable(f"{node.name}: its sums are multiplied by {step}, not by the step of its input")
     y = walk.after(y.output[0], "ReduceSum") if grouped else y
     entry = walk.step(block, "Reshape") if grouped else str(block)
-    return Product(entry, y.output[0], walk.weight(weight) | {"scales": scales}, middle, step if grouped else None)
+    sources = walk.weight(weight, offset) | {"scales": scales}
+    return Product(entry, y.output[0], sources, middle, step if grouped else None)
 
 
 def load(file: OnnxFile, node: Any, found: Product) -> Integers:
@@ -109,7 +111,12 @@ class _Walk:
         node = self.after(value, "Mul")
         return node, str(node.input[1])
 
-    def weight(self, value: str) -> dict[str, str]:
+    def weight(self, value: str, offset: list[str]) -> dict[str, str]:
+        if offset:
+            raised, by = self.node(value, "BitwiseXor").input
+            if (found := [self.file.integers(v).item() for v in (by, *offset)]) != [128, 128]:
+                raise Unreadable(f"{self.start.name}: codes are raised and lowered by {found}, not by 128")
+            return {"codes": self.signed(self.cast(raised, TensorProto.UINT8))}
         if value in self.file.initializers:
             return {"codes": self.signed(value)}
         value = self.cast(value, TensorProto.INT8)

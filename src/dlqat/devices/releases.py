@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other versions of a runtime, each a device of its own: host-ort@1.24, host-executorch@1.4, qemu-arm64-executorch@1.2.
+
+An app runs the version that it links, not the one that is installed here. `dlqat-devices --set-up NAME@VERSION` fetches
+that version's wheel into $DLQAT_DEVICES/releases; a worker finds it there before this environment's.
+
+ExecuTorch before 1.4 needs a torch of its time. For x86 Linux PyPI has those with CUDA only, gigabytes; for ARM64 it has
+small ones. So the oldest versions run under emulation, in an ARM64 Python, with the kernels that phones have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import dlqat
+from dlqat.devices import arm64, ort_options, setup
+from dlqat.devices.child import Limits, Worker
+from dlqat.devices.device import Device, Setting
+from dlqat.devices.host_executorch import HostExecutorch
+from dlqat.devices.host_ort import HostOrt
+from dlqat.devices.isolated import Isolated
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A version of a package. `torch`: what the emulated one needs beside it."""
+
+    package: str
+    version: str
+    torch: str | None = None
+
+    @property
+    def short(self) -> str:
+        """Major and minor: what an app's documentation names."""
+        return ".".join(self.version.split(".")[:2])
+
+    @property
+    def folder(self) -> Path:
+        """Where its set-up puts it."""
+        where = "-arm64" if self.torch else ""
+        return setup.home() / "releases" / f"{self.package}-{self.version}{where}"
+
+    @property
+    def set_up(self) -> str:
+        """Its name for dlqat-devices --set-up."""
+        return f"{'qemu-' if self.torch else ''}{self.package}@{self.short}"
+
+    @property
+    def script(self) -> tuple[str, ...]:
+        """The script of setup/ that fetches it, and its arguments."""
+        if self.torch:
+            return "_qemu-release.sh", self.package, self.version, self.torch
+        return "_release.sh", self.package, self.version
+
+
+class Released(Isolated):
+    """The device `inner` with the runtime of a release. `options`: conditions of apps that can be set there."""
+
+    own_process = True
+
+    def __init__(
+        self, inner: Device, release: Release, options: tuple[Mapping[str, str], ...] = (), limits: Limits | None = None
+    ) -> None:
+        super().__init__(inner, limits)
+        self.release, self._options = release, options
+
+    @property
+    def name(self) -> str:
+        return f"{self._inner.name}@{self.release.short}"
+
+    def available(self) -> str | None:
+        if not (self.release.folder / "ready").is_file():
+            return f"{self.release.package} {self.release.version} is not set up; dlqat-devices --set-up {self.release.set_up}"
+        return self._inner.available()
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program
+        return setting.under(self._options)
+
+    def _worker(self) -> Worker:
+        path = os.pathsep.join(filter(None, (str(self.release.folder), os.environ.get("PYTHONPATH"))))
+        return Worker(self.name, self.command, {**os.environ, "PYTHONPATH": path})
+
+
+class EmulatedRelease(Released):
+    """The same on an emulated ARM64, in a Python for it: slow, and no statement about speed."""
+
+    def __init__(self, inner: Device, release: Release) -> None:
+        super().__init__(inner, release, limits=arm64.LIMITS)
+
+    @property
+    def name(self) -> str:
+        return f"qemu-arm64-{self.release.package}@{self.release.short}"
+
+    def _worker(self) -> Worker:
+        python = setup.home() / "arm64-python"
+        path = os.pathsep.join(map(str, (self.release.folder, Path(dlqat.__file__).parents[1])))
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("LD_")}  # the host's libraries
+        environment |= {"PYTHONHOME": f"{python}/usr", "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        emulator = arm64.emulator(arm64.CPU, python)
+        return Worker(self.name, [*emulator, f"{python}/usr/bin/python3.11", *self.command[1:]], environment)
+
+
+RELEASES: tuple[Released, ...] = (
+    Released(HostOrt(), Release("onnxruntime", "1.24.4"), ort_options.APPS),
+    Released(HostOrt(), Release("onnxruntime", "1.32.0"), ort_options.APPS),
+    Released(HostExecutorch(), Release("executorch", "1.4.1")),
+    EmulatedRelease(HostExecutorch(), Release("executorch", "1.0.1", torch="2.9.1")),
+    EmulatedRelease(HostExecutorch(), Release("executorch", "1.2.0", torch="2.10.0")),
+)
+"""The oldest and the newest that artifacts are checked with, and what react-native-executorch 0.10 links (1.2)."""
