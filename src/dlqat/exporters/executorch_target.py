@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dlqat import architecture, checkpoint
+from dlqat import architecture, checkpoint, tested
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder, executorch_program, generation, runner_tokenizer, templates, tokens
@@ -81,6 +81,7 @@ def write(
             | ({"score": "logits of all"} if _scores(options) else {}),
             "head": _head(facts, b.graph.data),
             "clients": states,
+            "tested": tested.ranges("executorch", "react-native-executorch"),
         }
         | ({"tokenizer": changed} if changed else {}),
     )

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from dlqat import architecture
+from dlqat import architecture, tested
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import clients, decoder, onnx_web, tokens
@@ -67,6 +67,7 @@ def write(
             "context": options.context,
             "head": _head(facts, b.graph),
             "clients": ready,
+            "tested": tested.ranges(*ready),
         },
     )
 

@@ -39,11 +39,14 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path) -> str | None:
-    """Put the templates of an artifact's `folder` where clients look. Returns what they will not find, in words."""
+    """Put the templates of an artifact's `folder` where clients look, and give its tokenizer a class that they know.
+    Returns what they will not find, in words."""
     found = read(folder)
     default = found.pop(DEFAULT, None)
     settings = load(folder / "tokenizer_config.json")
     settings.pop("chat_template", None)
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 alone knows this name of the same thing
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if default is not None:
         settings["chat_template"] = default
         (folder / "chat_template.jinja").write_text(default, encoding="utf-8")
