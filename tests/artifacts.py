@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -42,10 +43,15 @@ def export_union(folder: Path, form: str) -> Path:
     return export_model(folder, form, unions.fold_model("llama-biased"))
 
 
-def export_model(folder: Path, form: str, model: FoldedModel) -> Path:
+def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    toy_tokenizer().save_pretrained(folder)
+    (tokenizer or toy_tokenizer()).save_pretrained(folder)
     checkpoint.write(model, folder / "folded", files=folder)
+    return export_folded(folder, form)
+
+
+def export_folded(folder: Path, form: str) -> Path:
+    """folder/FORM from folder/folded."""
     options = Options(form, CONTEXT)
     target = executorch_target if form in executorch_target.FORMS else onnx_target
     with pytest.MonkeyPatch.context() as patch:

@@ -25,11 +25,10 @@ IDS = np.array([[5, 9, 77, 3, 150, 20, 21, 22, 8, 11, 12, 140]])
 TOLERANCE = 2e-5
 
 
-def expected(folder: Path, ids: np.ndarray = IDS, mask: np.ndarray | None = None) -> np.ndarray:
+def expected(folder: Path, ids: np.ndarray = IDS) -> np.ndarray:
     network = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     with torch.no_grad():
-        given = None if mask is None else torch.from_numpy(mask)
-        return network(torch.from_numpy(ids), attention_mask=given).logits.numpy()
+        return network(torch.from_numpy(ids)).logits.numpy()
 
 
 def difference(path: Path, logits: np.ndarray, *, optimize: bool) -> float:
@@ -120,19 +119,51 @@ def test_one_changed_code_is_seen(tmp_path: Path, form: str) -> None:
     assert difference(path, expected(tmp_path / "folded"), optimize=True) > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_left_padded_batch(tmp_path: Path, family: str) -> None:
-    """Rows of unequal length in the standard form: as transformers, wherever a token is real."""
+def test_rows_of_any_length(tmp_path: Path, family: str, form: str, side: str) -> None:
+    """A batch padded on either side, prompt and single tokens: as each row alone in transformers, wherever a token is real."""
     models.write_folded(tmp_path / "folded", family)
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / "qdq", "qdq")
-    ids = np.concatenate([IDS, np.roll(IDS, 4)])
-    mask = np.ones_like(ids)
-    mask[1, :4] = 0
-    logits = expected(tmp_path / "folded", ids, mask)
-    text = Text(session(path), batch=2)
-    got = np.concatenate([text.step(ids[:, :9], mask[:, :9]), *(text.step(ids[:, [i]]) for i in (9, 10, 11))], 1)
-    assert np.isfinite(got).all()
-    assert np.abs((got - logits)[mask == 1]).max() < TOLERANCE
+    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    rows = [np.roll(IDS, 3)[:, :n] for n in (9, 4, 12, 1)]
+    after = np.concatenate([IDS[:, :4]] * 2)
+    alone = [
+        expected(tmp_path / "folded", np.concatenate([row, next_[None]], 1))
+        for row, next_ in zip(rows, [*after, *after], strict=True)
+    ]
+    ids, mask = padded(rows, side)
+    text, generator = (Text(session(path.with_name(n)), batch=4) for n in ("model.onnx", "model_generate.onnx"))
+    got, last = text.step(ids, mask), generator.step(ids, mask)
+    for i, row in enumerate(rows):
+        n = row.shape[1]
+        assert np.abs(got[i][mask[i] == 1] - alone[i][0, :n]).max() < TOLERANCE
+        assert np.abs(last[i] - alone[i][0, n - 1]).max() < TOLERANCE
+    for step in range(4):
+        column = np.concatenate([after, after])[:, [step]]
+        for logits in (text.step(column), generator.step(column)):
+            for i, row in enumerate(rows):
+                assert np.abs(logits[i, 0] - alone[i][0, row.shape[1] + step]).max() < TOLERANCE
+
+
+def padded(rows: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) of rows [1, n] in one batch; the padding is a token of the vocabulary, which must not be seen."""
+    longest = max(row.shape[1] for row in rows)
+    gap = {"left": lambda n: (longest - n, 0), "right": lambda n: (0, longest - n)}[side]
+    ids = [np.pad(row[0], gap(row.shape[1]), constant_values=99) for row in rows]
+    mask = [np.pad(np.ones_like(row[0]), gap(row.shape[1])) for row in rows]
+    return np.stack(ids), np.stack(mask)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_last_logits_of_padded_rows(tmp_path: Path, form: str) -> None:
+    """num_logits_to_keep counts tokens, not padding."""
+    run = session(onnx_runs.write(models.fold_model(models.tiny()), tmp_path, form))
+    rows = [IDS[:, :9], IDS[:, :6]]
+    ids, mask = padded(rows, "right")
+    got = Text(run, batch=2).step(ids, mask, keep=3)
+    for i, row in enumerate(rows):
+        np.testing.assert_allclose(got[i], Text(run).step(row)[0, -3:], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -151,13 +151,21 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+"""Where transformers keeps chat templates beside the default one."""
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Those that are in `folder`, relative to it."""
+    more = (path.relative_to(folder).as_posix() for path in sorted(folder.glob(MORE_TEMPLATES)))
+    return [*(name for name in TOKENIZER_FILES if (folder / name).is_file()), *more]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy what an app needs beside the weights: tokenizer, chat template, generation settings."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for name in tokenizer_files(source):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
 def _in_transformers(name: str) -> bool:

@@ -7,6 +7,7 @@ import importlib
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -21,7 +22,7 @@ from dlqat import architecture, atomic, checkpoint, refusal
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import decoder, manifest
+from dlqat.exporters import asked, decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
@@ -78,7 +79,7 @@ def export(
         raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
     if dry_run:
         return
-    summary = write(module, model, folded, folder, options)
+    summary = write(module, model, folded, folder, options, ask=verify)
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
         f"{target} {options.form}",
@@ -185,8 +186,10 @@ def _one_of(known: tuple[str, ...], option: str, asked: str | None, target: str)
     return asked or next(iter(known), "")
 
 
-def write(module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options) -> dict[str, Any]:
-    """Write the artifact and its manifest atomically, with a progress bar; return the manifest."""
+def write(
+    module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options, *, ask: bool = False
+) -> dict[str, Any]:
+    """Write the artifact and its manifest atomically, with a progress bar; return the manifest. `ask` its clients, too."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with atomic.folder(folder) as draft, Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("export", total=decoder.parts(architecture.read(model.config)))
@@ -194,7 +197,12 @@ def write(module: Target, model: FoldedModel, folded: Path, folder: Path, option
         def done(part: str) -> None:
             progress.update(task, advance=1, description=part)
 
-        return manifest.write(module.write(model, folded, draft, options, done), model, folded, draft)
+        made = module.write(model, folded, draft, options, done)
+        progress.update(task, description="clients")
+        states = made.details["clients"]
+        states = asked.ask(draft, folded, states) if ask else asked.unasked(states)
+        made = replace(made, details={**made.details, "clients": states})
+        return manifest.write(made, model, folded, draft)
 
 
 def check(folder: Path, folded: Path) -> None:

@@ -7,8 +7,7 @@
     onnx/model.onnx, onnx/model.onnx_data     transformers.js looks here, and for this name of the data file
     onnx/model_generate.onnx                  genai's: the same nodes and data, logits of the last position only
 
-The chat template stands inside tokenizer_config.json, too: transformers.js reads it only there, onnxruntime-genai
-only in the .jinja file.
+Where the chat template stands is templates.py's part, what becomes of generation_config.json generation.py's.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from typing import Any
 
 from dlqat import checkpoint
 from dlqat.architecture import Config, Decoder
+from dlqat.exporters import generation, templates
+from dlqat.exporters.generation import GENAI
 from dlqat.exporters.onnx_io import GENERATE, PAST_NAME, PRESENT_NAME
-from dlqat.exporters.tokens import SpecialTokens, load, with_template
+from dlqat.exporters.tokens import SpecialTokens, load
 
 SUBFOLDER = "onnx"
 # What an app may override and genai reads from here; the model's own values come from generation_config.json.
@@ -32,17 +33,18 @@ SESSION = {"qdq": {"session.qdq_matmulnbits_block_size": "128"}, "ort": {}, "web
 
 def write(
     folder: Path, source: Path, facts: Decoder, config: Config, tokens: SpecialTokens, *, form: str, context: int
-) -> None:
-    """Tokenizer files of `source` and the clients' configs, into `folder`."""
+) -> dict[str, str]:
+    """Tokenizer files of `source` and the clients' configs, into `folder`. Client -> its state for the manifest."""
     checkpoint.copy_tokenizer(source, folder)
-    _write(folder / "tokenizer_config.json", with_template(folder))
+    untold = templates.write(folder)
     _write(folder / "config.json", _transformers_js(config))
-    generation = load(folder / "generation_config.json")
-    _write(folder / "genai_config.json", genai(facts, tokens, generation, form=form, context=context))
+    settings = load(folder / "generation_config.json")
+    _write(folder / "genai_config.json", genai(facts, tokens, settings, form=form, context=context))
+    return {client: generation.state(client, settings, untold) for client in ("onnxruntime-genai", "transformers.js")}
 
 
 def genai(
-    facts: Decoder, tokens: SpecialTokens, generation: dict[str, Any], *, form: str, context: int
+    facts: Decoder, tokens: SpecialTokens, settings: dict[str, Any], *, form: str, context: int
 ) -> dict[str, Any]:
     """genai_config.json (onnxruntime-genai 0.18, src/config.cpp).
 
@@ -77,8 +79,8 @@ def genai(
         "pad_token_id": tokens.pad,
         "decoder": decoder,
     }
-    given = {key: value for key, value in generation.items() if value is not None}  # null: not given; genai refuses it
-    sampling = {key: given.get(key, value) for key, value in SAMPLING.items()}
+    given = {key: value for key, value in settings.items() if value is not None}  # null: not given; genai refuses it
+    sampling = SAMPLING | {key: given[key] for key in GENAI if key in given}
     search = {"max_length": context, "num_beams": 1, "past_present_share_buffer": form == "ort", **sampling}
     return {"model": model, "search": search}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dlqat import architecture, checkpoint
 from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import coreml_golden, coreml_package, tokens
+from dlqat.exporters import coreml_golden, coreml_package, generation, templates, tokens
 from dlqat.exporters.coreml_builder import Mil
 from dlqat.exporters.coreml_tools import temporary_in
 from dlqat.exporters.manifest import Manifest
@@ -41,7 +41,8 @@ def write(
     if special is not None:
         checkpoint.copy_tokenizer(source, folder)
         (folder / "config.json").write_text(json.dumps(dict(model.config), indent=2) + "\n", encoding="utf-8")
-        ready = "ready, not run: needs Apple hardware"
+        settings = tokens.load(folder / "generation_config.json")
+        ready = f"not verified: needs Apple hardware{generation.state('swift-transformers', settings, templates.write(folder))[5:]}"
     return Manifest(
         target="coreml",
         form=options.form,

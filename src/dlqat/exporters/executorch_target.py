@@ -11,15 +11,14 @@ Metadata methods and signature are those of executorch/extension/llm/runner/cons
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dlqat import architecture, checkpoint
+from dlqat import architecture, checkpoint, tested
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import decoder, executorch_program, tokens
+from dlqat.exporters import decoder, executorch_program, generation, runner_tokenizer, templates, tokens
 from dlqat.exporters.executorch_builder import Xnnpack
 from dlqat.exporters.executorch_graph import whole
 from dlqat.exporters.executorch_program import Constant, Method
@@ -32,6 +31,7 @@ FORMS = ("xnnpack",)
 LOGITS = ("last", "all")
 DEPLOYMENT_TARGETS = ()
 PROGRAM = "model.pte"
+CLIENTS = ("TextLLMRunner", "react-native-executorch")
 SCORED = 128
 """Tokens per step of `score`: its logits take 4 * vocabulary bytes each, reserved when the method is loaded."""
 
@@ -59,9 +59,14 @@ def write(
     path = folder / PROGRAM
     executorch_program.write(path, _methods(b, options), b.graph.data, _metadata(facts, special, options))
     checkpoint.copy_tokenizer(source, folder)
+    states = dict.fromkeys(CLIENTS, f"not set up: {source} has no tokenizer.json")
+    changed = None
     if special is not None:
-        settings = json.dumps(tokens.with_template(folder), indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(settings + "\n", encoding="utf-8")
+        untold = templates.write(folder)
+        templates.spell_out(folder)
+        changed = runner_tokenizer.prepare(folder)
+        settings = tokens.load(folder / "generation_config.json")
+        states = {client: generation.state(client, settings, untold) for client in CLIENTS}
     return Manifest(
         target="executorch",
         form=options.form,
@@ -75,8 +80,10 @@ def write(
             "methods": {"forward": f"logits of {options.logits}"}
             | ({"score": "logits of all"} if _scores(options) else {}),
             "head": _head(facts, b.graph.data),
-            "clients": {"TextLLMRunner": "ready" if special else f"not set up: {source} has no tokenizer.json"},
-        },
+            "clients": states,
+            "tested": tested.ranges("executorch", "react-native-executorch"),
+        }
+        | ({"tokenizer": changed} if changed else {}),
     )
 
 

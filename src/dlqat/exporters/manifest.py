@@ -22,7 +22,7 @@ from typing import Any
 
 import dlqat
 from dlqat import atomic
-from dlqat.checkpoint import TOKENIZER_FILES, FoldedModel
+from dlqat.checkpoint import FoldedModel, tokenizer_files
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -100,8 +100,7 @@ FOLDED = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensor
 
 def _made_from(source: Path, folder: Path) -> list[str]:
     """Files of folded/ that are in the artifact, as they are or in another form: if one changes, it is out of date."""
-    shipped = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return [name for name in (*FOLDED, *shipped) if (source / name).is_file()]
+    return [name for name in (*FOLDED, *tokenizer_files(folder)) if (source / name).is_file()]
 
 
 def _specs(model: FoldedModel) -> list[dict[str, Any]]:

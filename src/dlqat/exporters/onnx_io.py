@@ -5,7 +5,7 @@
     -> logits, present.N.key, present.N.value
 
 and one input that need not be fed: num_logits_to_keep (transformers' logits_to_keep), 0 by default: the logits of
-all positions. A prompt needs one row of them, and on a small model with a large vocabulary the others are a fifth of
+all positions; n: of the last n of each row that are not padding. A prompt needs one row of them, and on a small model with a large vocabulary the others are a fifth of
 its time and nearly all of its memory. So there is a second file, GENERATE, with the same nodes on the same data file,
 in which that number is the constant 1: onnxruntime-genai cannot feed it, and wants the shape of the logits declared.
 """
@@ -21,6 +21,7 @@ from dlqat.architecture import Decoder
 from dlqat.exporters.builder import Linear
 from dlqat.exporters.merge import width
 from dlqat.exporters.onnx_graph import Graph
+from dlqat.exporters.onnx_rows import Rows
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 # transformers.js makes its empty cache from these names: without "batch_size" it would get a batch of 0.
@@ -29,7 +30,6 @@ PAST_NAME, PRESENT_NAME = "past_key_values.{}.{}", "present.{}.{}"
 KEEP = "num_logits_to_keep"
 GENERATE = "model_generate.onnx"
 CACHE = ("key", "value")
-LAST = np.iinfo(np.int64).max
 
 
 class Io:
@@ -37,25 +37,19 @@ class Io:
 
     def __init__(self, graph: Graph, facts: Decoder, *, positions: bool) -> None:
         self.graph, self.facts = graph, facts
-        self.ids = graph.input("input_ids", INT64, [BATCH, STEP])
+        ids = graph.input("input_ids", INT64, [BATCH, STEP])
         self.mask = graph.input("attention_mask", INT64, [BATCH, TOTAL])
         self._positions = graph.input("position_ids", INT64, [BATCH, STEP]) if positions else None
         layers = range(facts.layers)
         self.past = [[graph.input(PAST_NAME.format(i, x), FLOAT, self._cache(PAST)) for x in CACHE] for i in layers]
         self.present = [[ir.Value(name=PRESENT_NAME.format(i, x)) for x in CACHE] for i in layers]
         keep = graph.optional(KEEP, np.array(0, np.int64))
-        column = graph.op("Reshape", f"{KEEP}/Reshape", [keep, graph.integers([1])])
-        self._first = graph.op("Neg", f"{KEEP}/Neg", [column])
+        self.rows = Rows(graph, ids, self.mask, keep, together=not positions)
 
     @property
     def positions(self) -> ir.Value:
         assert self._positions is not None
         return self._positions
-
-    def select(self, name: str, x: ir.Value) -> ir.Value:
-        """x[:, -num_logits_to_keep:]; -0 starts at the front, as in Python."""
-        g = self.graph
-        return g.op("Slice", name, [x, self._first, g.integers([LAST]), g.integers([1])])
 
     def output(self, logits: ir.Value) -> None:
         self.graph.output(logits, "logits", [BATCH, "num_logits", self.facts.vocab_size])

@@ -18,7 +18,7 @@ a tied head both tensors are the same regions of the data file. What a last bloc
 NAME/Slice.
 
 accuracy_level 4 lets a kernel round its input to int8 per block of a row, which is what makes it fast on CPUs; 0
-keeps float32 and is for proofs. GroupQueryAttention takes rows of a batch as right-padded.
+keeps float32 and is for proofs.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Ort:
     def embed(self, name: str, table: Leaf) -> ir.Value:
         g = self.graph
         if isinstance(table, Tensor):
-            return g.op("Gather", f"{name}/Gather", [g.tensor(f"{name}.weight", table.numpy()), self.io.ids])
+            return g.op("Gather", f"{name}/Gather", [g.tensor(f"{name}.weight", table.numpy()), self.io.rows.ids])
         stored, layout = blocks(table)
         stored["codes"] = stored["codes"].reshape(len(stored["codes"]), -1)
         codes, *rest = (g.tensor(f"{name}.{what}", array) for what, array in stored.items())
         attributes = {"bits": layout["bits"], "block_size": layout["block_size"], "gather_axis": 0, "quantize_axis": 1}
-        inputs = [codes, self.io.ids, *rest]
+        inputs = [codes, self.io.rows.ids, *rest]
         y = g.op("GatherBlockQuantized", f"{name}/GatherBlockQuantized", inputs, attributes, MS)
         if (k := table.codes.shape[1]) % block_size(table) == 0:
             return y
@@ -135,7 +135,7 @@ class Ort:
         return y
 
     def select(self, name: str, x: ir.Value) -> ir.Value:
-        return self.io.select(name, self._now(x))
+        return self.io.rows.select(name, self._now(x))
 
     def output(self, logits: ir.Value) -> None:
         self.io.output(self._now(logits))

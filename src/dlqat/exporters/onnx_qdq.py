@@ -71,7 +71,7 @@ class Qdq:
         return f"INT{bits} DequantizeLinear, {'Gather of codes' if name == EMBEDDING else 'MatMul'}"
 
     def embed(self, name: str, table: Leaf) -> ir.Value:
-        g, ids = self.graph, self.io.ids
+        g, ids = self.graph, self.io.rows.ids
         if isinstance(table, Tensor):
             return g.op("Gather", f"{name}/Gather", [g.tensor(f"{name}.weight", table.numpy()), ids])
         codes, scales, *zero_points = self._stored(name, table, bits=8)
@@ -124,7 +124,7 @@ class Qdq:
         return y
 
     def select(self, name: str, x: ir.Value) -> ir.Value:
-        return self.io.select(name, x)
+        return self.io.rows.select(name, x)
 
     def output(self, logits: ir.Value) -> None:
         self.io.output(logits)

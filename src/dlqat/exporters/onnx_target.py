@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from dlqat import architecture
+from dlqat import architecture, tested
 from dlqat.architecture import Decoder
 from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import clients, decoder, onnx_web, tokens
@@ -53,8 +53,7 @@ def write(
     if special is None:
         ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), f"not set up: {source} has no tokenizer.json")
     else:
-        clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
-        ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), "ready")
+        ready |= clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
     return Manifest(
         target="onnx",
         form=options.form,
@@ -68,6 +67,7 @@ def write(
             "context": options.context,
             "head": _head(facts, b.graph),
             "clients": ready,
+            "tested": tested.ranges(*ready),
         },
     )
 

@@ -65,15 +65,6 @@ def load(path: Path) -> dict[str, Any]:
     return json_file.read_if_there(path, "; take the file from the model it came with")
 
 
-def with_template(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json of `folder` with the chat template inside, where some clients look for it and nowhere else."""
-    settings = load(folder / "tokenizer_config.json")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
-    return settings
-
-
 def text(token: Any) -> str | None:
     """A special token of tokenizer_config.json: a string, or an object that holds it."""
     found: Any = token.get("content") if isinstance(token, dict) else token

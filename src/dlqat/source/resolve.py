@@ -135,7 +135,7 @@ def fingerprint(source: Source) -> str:
 
 def _download(name: str, revision: str | None) -> Path:
     """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
-    tokenizer = [*checkpoint.TOKENIZER_FILES]
+    tokenizer = [*checkpoint.TOKENIZER_FILES, checkpoint.MORE_TEMPLATES]
     shards = [hf_folder.SINGLE, hf_folder.INDEX, "model-*-of-*.safetensors"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))

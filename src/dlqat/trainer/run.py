@@ -62,7 +62,11 @@ def run(request: Request, console: Console) -> Path:
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
     if first:
         if not begun(request.output):
-            for name in (EXAMPLES, plan.FILE, *checkpoint.TOKENIZER_FILES):  # of another model or method, perhaps
+            for name in (
+                EXAMPLES,
+                plan.FILE,
+                *checkpoint.tokenizer_files(request.output),
+            ):  # of another model or method, perhaps
                 (request.output / name).unlink(missing_ok=True)
         (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
         atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")

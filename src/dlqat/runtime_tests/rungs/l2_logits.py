@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlqat import tested
 from dlqat.devices.device import DeviceFailure, Setting
 from dlqat.runtime_tests import parity, tolerances
 from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, Arithmetic
@@ -35,6 +36,7 @@ def logits(proof: Proof) -> Iterator[Check]:
         except DeviceFailure as failure:  # of this setting: the next may run
             yield Check("L2", str(setting), "failed", str(failure))
     yield from _left_open(proof)
+    yield from _known(proof)
     if proof.dropped:
         names = ", ".join(plan.name for plan in proof.dropped)
         yield Check("L2", "lengths", "not verified", f"a context of {proof.positions} tokens has no room for {names}")
@@ -47,6 +49,15 @@ def _left_open(proof: Proof) -> Iterator[Check]:
         found |= proof.facts.get(str(setting), {}).get("not_verified", {})
     for what, why in found.items():
         yield Check("L2", what, "not verified", why)
+
+
+def _known(proof: Proof) -> Iterator[Check]:
+    """What is known against the version of the runtime that ran."""
+    ran = {str(proof.facts.get(str(setting), {}).get("runtime", "")) for setting in proof.settings}
+    for runtime in sorted(ran):
+        name, _, version = runtime.partition(" ")
+        if (why := tested.known(name, version, str(proof.artifact.manifest.get("form", "")))) is not None:
+            yield Check("L2", runtime, "not verified", why)
 
 
 def _logits_float(proof: Proof, setting: Setting) -> Iterator[Check]:

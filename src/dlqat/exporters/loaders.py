@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clients' own loaders: what an app calls to get from an artifact's folder to tokens and a chat prompt."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlqat.exporters.corpus import Messages
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A client's tokenizer."""
+
+    encode: Callable[[str], Sequence[int]]
+    """The tokens of a text, nothing added."""
+    prompt: Callable[[Messages], str] | None
+    """Its chat template, up to where the answer begins; None where the prompt is the app's work."""
+    adds_begin: bool = False
+    """Whether the client can be asked to begin a plain prompt as the model does."""
+
+
+class NotHere(Exception):
+    """Why a client cannot be asked."""
+
+
+def genai(folder: Path) -> Loaded:
+    """onnxruntime-genai: genai_config.json, tokenizer and template; not the weights, which dlqat-check loads."""
+    try:
+        og: Any = importlib.import_module("onnxruntime_genai")
+    except ImportError as error:
+        raise NotHere("onnxruntime-genai is not installed") from error
+    tokenizer: Any = og.Tokenizer(og.Config(str(folder)))
+
+    def prompt(messages: Messages) -> str:
+        return tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
+
+    return Loaded(lambda text: tokenizer.encode(text).tolist(), prompt)
+
+
+def runner(folder: Path) -> Loaded:
+    """ExecuTorch's TextLLMRunner: the C++ reader of tokenizer.json. It gets finished prompts."""
+    tokenizer = cpp_tokenizer(folder)
+    return Loaded(lambda text: [int(i) for i in tokenizer.encode(text, 0, 0)], None, adds_begin=True)
+
+
+def cpp_tokenizer(folder: Path) -> Any:
+    """What the runners make of tokenizer.json."""
+    try:
+        tokenizers: Any = importlib.import_module("pytorch_tokenizers")
+    except ImportError as error:
+        raise NotHere("pytorch_tokenizers is not installed") from error
+    tokenizer: Any = tokenizers.CppHFTokenizer()
+    tokenizer.load(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def react_native(folder: Path) -> Loaded:
+    """react-native-executorch: the same tokenizer, and the template of tokenizer_config.json without the special tokens'
+    names, which it does not hand over. Rendered by transformers' jinja here."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    if template is None:
+        raise NotHere("the model has no chat template")
+
+    def prompt(messages: Messages) -> str:
+        texts, _ = render_jinja_template([list(messages)], chat_template=template, add_generation_prompt=True)
+        return texts[0]
+
+    return Loaded(runner(folder).encode, prompt)
+
+
+NODE = """
+const { createRequire } = require('node:module'); const path = require('node:path');
+const lines = require('node:readline').createInterface({ input: process.stdin });
+const say = (answer) => console.log(JSON.stringify(answer));
+let client; try { client = createRequire(path.join(process.cwd(), 'x.js'))('@huggingface/transformers'); }
+catch (error) { say({ absent: String(error.message).split('\\n')[0] }); process.exit(); }
+const folder = process.argv[1], name = path.basename(folder);
+client.env.allowRemoteModels = false; client.env.localModelPath = path.dirname(folder);
+(async () => {
+  const tokenizer = await client.AutoTokenizer.from_pretrained(name); await client.AutoConfig.from_pretrained(name);
+  say({});
+  const ask = { encode: (text) => tokenizer.encode(text, { add_special_tokens: false }),
+    prompt: (chat) => tokenizer.apply_chat_template(chat, { tokenize: false, add_generation_prompt: true }) };
+  for await (const line of lines) {
+    const [what, value] = JSON.parse(line);
+    try { say({ answer: ask[what](value) }); } catch (error) { say({ error: String(error.message) }); }
+  }
+})().catch((error) => { say({ error: String(error.message) }); process.exit(); });
+"""
+"""Answers requests, one a line, as the tokenizer that transformers.js makes of the folder in its first argument."""
+
+
+def transformers_js(folder: Path) -> Loaded:
+    """transformers.js in Node, where it is installed for the folder that the command runs in."""
+    if shutil.which("node") is None:
+        raise NotHere("node is not on PATH")
+    process = subprocess.Popen(
+        ["node", "-e", NODE, str(folder.resolve())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )  # it ends with its input, when this process does
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def heard() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(stdout.readline() or '{"error": "node ended"}')
+        if "error" in found:
+            raise ValueError(found["error"])
+        return found
+
+    def ask(what: str, value: Any) -> Any:
+        print(json.dumps([what, value]), file=stdin, flush=True)
+        return heard()["answer"]
+
+    if "absent" in heard():
+        raise NotHere("@huggingface/transformers is not installed for Node here")
+    return Loaded(lambda text: ask("encode", text), lambda messages: ask("prompt", messages), adds_begin=True)
+
+
+CLIENTS: dict[str, Callable[[Path], Loaded]] = {
+    "onnxruntime-genai": genai,
+    "transformers.js": transformers_js,
+    "TextLLMRunner": runner,
+    "react-native-executorch": react_native,
+}
