@@ -91,11 +91,10 @@ def step(command: str, *arguments: str | Path) -> None:
 def perplexities(base: Path, text: str) -> dict[str, float]:
     """Of the float model, the same rounded to nearest, and folded/ as plain transformers loads it."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # before torch is imported: no bars but our own
-    from transformers import AutoModelForCausalLM
-
     from dlqat import source
     from dlqat.recipe import parse
     from dlqat.runtime_tests import accuracy
+    from dlqat.source import pretrained
     from dlqat.trainer.prepare import prepare
 
     loaded = source.load(source.resolve(str(base)))
@@ -110,7 +109,7 @@ def perplexities(base: Path, text: str) -> dict[str, float]:
     prepare(loaded.model, parse(rules, "dlqat.json"))
     found["round-to-nearest"] = of(loaded.model)
     with quiet():
-        found["DL-QAT, folded/"] = of(AutoModelForCausalLM.from_pretrained(HOME / "folded"))
+        found["DL-QAT, folded/"] = of(pretrained.model(HOME / "folded"))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlqat import json_file
 from dlqat.refusal import Refusal
-from dlqat.source import stored
+from dlqat.source import pretrained, stored
 from dlqat.source.stored import Shape, Stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,6 +36,7 @@ def config(folder: Path) -> dict[str, Any]:
 def open_folder(folder: Path) -> Stored:
     """The model of a folder. Refusal names the file or tensor that is missing, truncated or no float."""
     raw = config(folder)
+    pretrained.look(folder)
     stored.complete(raw, torch.float32)  # an unknown architecture is refused before the weights are looked at
     files = _weight_files(folder)
     where: dict[str, Path] = {}

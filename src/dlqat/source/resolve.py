@@ -6,7 +6,7 @@ and of the right shape) and refuses before a weight is read; from the hub, an un
 refused before a weight is downloaded. After it the bytes are on this machine and all three kinds are
 used alike: one parameter at a time with `weights` (fold; models larger than memory), the whole model
 with `load` (training). `load` is built from `weights`, so that the two cannot differ. Nothing in a
-model can run code: safetensors and GGUF only, no pickle, no remote code.
+model can run code: safetensors and GGUF only, no pickle, and one door to transformers (pretrained.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlqat import architecture, atomic, checkpoint
 from dlqat.architecture import Config, Decoder
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import beside, gguf_model, hf_folder, stored
+from dlqat.source import beside, gguf_model, hf_folder, pretrained, stored
 from dlqat.source.stored import Stored
 
 
@@ -110,13 +110,7 @@ def load(source: Source) -> Loaded:
     tokenizer = beside.tokenizer(source.path) if folder else beside.gguf_tokenizer(source.path)
     generation = beside.generation(source.path) if folder else None
     with quiet():
-        model = stored.model_class(source.config).from_pretrained(
-            None,
-            config=stored.config_of(source.config),
-            state_dict=dict(weights(source)),
-            dtype=source.stored.dtype,
-            attn_implementation="sdpa",
-        )
+        model = pretrained.model_of(source.config, weights(source), source.stored.dtype)
     if generation is not None:
         model.generation_config = generation
     model.config.name_or_path = ""
@@ -140,6 +134,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
         stored.complete(hf_folder.config(folder), torch.float32)
+        pretrained.look(folder)
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", *shards, *tokenizer]))
     except Refusal:
         raise

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders and files of a stranger: nothing in them runs, and each is refused in one line."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlqat import checkpoint, source
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests.reference import Reference
+from dlqat.source import pretrained
+from models import fold_model, tiny
+from toy_tokenizer import toy_tokenizer
+
+SRC = Path(pretrained.__file__).parents[1]
+
+
+def model(folder: Path) -> Path:
+    """A Hugging Face folder that is fine."""
+    tiny().save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def folded(folder: Path) -> Path:
+    """folded/ that is fine."""
+    toy_tokenizer().save_pretrained(folder / "source")
+    checkpoint.write(fold_model(tiny()), folder / "folded", files=folder / "source")
+    return folder / "folded"
+
+
+def change(path: Path, **more: Any) -> None:
+    """Add keys to a JSON file."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**old, **more}))
+
+
+# -- code inside a model
+
+BAIT = "import pathlib\npathlib.Path(__file__).with_name('it-ran').touch()\nraise SystemExit\n"
+HOSTILE = {
+    "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["bait.Bait", None]}}),
+    "tokenizer, old form": ("tokenizer_config.json", {"auto_map": ["bait.Bait", None]}),
+    "config": ("config.json", {"auto_map": {"AutoConfig": "bait.Bait", "AutoModelForCausalLM": "bait.Bait"}}),
+    "unknown type": ("config.json", {"model_type": "bait", "auto_map": {"AutoConfig": "bait.Bait"}}),
+    "part of a config": ("config.json", {"text_config": {"auto_map": {"AutoConfig": "bait.Bait"}}}),
+    "generation": ("generation_config.json", {"custom_generate": "bait"}),
+    "kernels of a hub": ("config.json", {"attn_implementation": "kernels-community/bait"}),
+    "kernels by part": ("config.json", {"_attn_implementation": {"text_config": "kernels-community/bait"}}),
+    "experts": ("config.json", {"experts_implementation": "someone/bait"}),
+    "other weights": ("config.json", {"transformers_weights": "bait.bin"}),
+    "adapter": ("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "someone/bait"}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_code_in_a_model_is_refused_before_transformers_sees_it(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model to train and as a reference; `y` stands ready on standard input, and nothing asks for it."""
+    file, keys = HOSTILE[name]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
+    for folder, load in (
+        (model(tmp_path / "model"), lambda f: source.load(source.resolve(str(f)))),
+        (folded(tmp_path), Reference),
+        (folded(tmp_path / "again"), source.tokenizer),
+    ):
+        (folder / "bait.py").write_text(BAIT)
+        change(folder / file, **keys)
+        with pytest.raises(Refusal, match="code that comes with a model|not known; known: llama|is not part of the"):
+            load(folder)
+        assert not (folder / "it-ran").exists()
+
+
+def test_what_says_nothing_of_code_is_taken(tmp_path: Path) -> None:
+    """Leftovers without effect: an implementation of transformers' own (it is overridden), a .py file."""
+    folder = model(tmp_path)
+    (folder / "bait.py").write_text(BAIT)
+    change(folder / "config.json", attn_implementation="flash_attention_2", use_kernels=False)
+    loaded = source.load(source.resolve(str(folder)))
+    assert loaded.model.config._attn_implementation == "sdpa"
+
+
+def test_what_lies_beside_a_gguf_file_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers reads tokenizer_config.json beside the file; in a folder of downloads it is a stranger's."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    change(tmp_path / "tokenizer_config.json", auto_map={"AutoTokenizer": ["bait.Bait", None]})
+    seen: list[list[str]] = []
+    monkeypatch.setattr(
+        pretrained.AutoTokenizer,
+        "from_pretrained",
+        lambda folder, **_: seen.append(sorted(p.name for p in Path(folder).iterdir())) or toy_tokenizer(),
+    )
+    pretrained.gguf_tokenizer(tmp_path / "model.gguf")
+    assert seen == [["model.gguf"]]
+
+
+DOORS = {
+    "from_pretrained", "from_config", "for_model", "trust_remote_code", "load_custom_generate", "pipeline", "torch_hub",
+    "get_class_from_dynamic_module", "get_cached_module_file", "get_kernel", "load_adapter",
+}  # fmt: skip
+
+
+def uses(path: Path) -> set[str]:
+    """Names in a file that lead to transformers' loading: calls, keywords and imports of Auto classes."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(attr=name) | ast.Name(id=name) | ast.keyword(arg=str(name)) | ast.alias(name=name):
+                stem = name.rpartition(".")[2]
+                if (
+                    stem in DOORS
+                    or (stem.startswith("Auto") and stem[4:5].isupper())
+                    or stem == "MODEL_FOR_CAUSAL_LM_MAPPING"
+                ):
+                    found.add(stem)
+            case _:
+                pass
+    return found
+
+
+def test_there_is_one_door_to_transformers() -> None:
+    """No other module of ours loads through transformers; the door itself always says no to code."""
+    door = Path(pretrained.__file__)
+    assert {str(p.relative_to(SRC)): uses(p) for p in SRC.rglob("*.py") if p != door and uses(p)} == {}
+    calls = [
+        n
+        for n in ast.walk(ast.parse(door.read_text()))
+        if isinstance(n, ast.Call) and "from_pretrained" in ast.dump(n.func)
+    ]
+    for call in calls:
+        said = {
+            k.arg: ast.literal_eval(k.value)
+            for k in call.keywords
+            if k.arg in ("trust_remote_code", "local_files_only")
+        }
+        if "GenerationConfig" not in ast.dump(call.func):  # it has no code to trust
+            assert said["trust_remote_code"] is False
+        if not (isinstance(call.args[0], ast.Constant) and call.args[0].value is None):
+            assert said["local_files_only"] is True
+
+
+def test_another_door_would_be_found(tmp_path: Path) -> None:
+    """The negative control of the one above."""
+    for line in (
+        "from transformers import AutoModelForCausalLM as M",
+        "import transformers\ntransformers.AutoTokenizer",
+        "model.from_pretrained('x')",
+        "f(trust_remote_code=True)",
+    ):
+        (tmp_path / "bad.py").write_text(line)
+        assert uses(tmp_path / "bad.py"), line
