@@ -22,6 +22,7 @@ import pytest
 
 import artifacts
 from artifacts import FORMS
+from dlqat import folder_lock
 from dlqat.devices import artifact as folders
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, controls, ladder, report, tolerances
@@ -250,6 +251,15 @@ def test_bad_input(exported: Path, tmp_path: Path) -> None:
         line = done.stderr.strip().splitlines()[-1]
         assert line.startswith("error: ")
         assert says in line
+
+
+def test_a_folder_that_another_command_uses(exported: Path, tmp_path: Path) -> None:
+    """The artifact and folded/ must stay as they are while they are checked, and one report is written at a time."""
+    for folder, mode in ((exported, "writing"), (exported.parent / "folded", "writing"), (tmp_path / "out", "reading")):
+        with getattr(folder_lock, mode)(folder):
+            done = run(exported, "--level", "L0", "--output", tmp_path / "out", code=2)
+        assert f"is {mode} {folder}; wait until it has ended" in done.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_folded_is_found_beside_the_artifact_and_beside_what_a_link_points_to(

@@ -275,7 +275,7 @@ def test_what_coremltools_writes_on_the_way_goes_with_the_draft(
 
     monkeypatch.setattr(coreml_package, "save", watched)
     folder = coreml_runs.export(tmp_path, models.fold_model(models.tiny("llama-tied")))
-    assert all(tmp_path / ".coreml.draft" in path.parents for path in seen), seen
+    assert all(tmp_path / ".coreml.dlqat-draft" in path.parents for path in seen), seen
     assert tempfile.tempdir == before
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert files == {"manifest.json", *json.loads((folder / "manifest.json").read_text())["files"]}

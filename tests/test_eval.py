@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import artifacts
+from dlqat import folder_lock
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits
@@ -659,6 +660,14 @@ def test_a_mistake_is_named_before_anything_is_measured(exported: Path, data: Pa
         assert says in out
         assert "windows of text" not in out
         assert all(len(journal.read_text().splitlines()) <= 1 for journal in where.rglob("*.jsonl"))  # what it is about
+
+
+def test_a_folder_that_another_command_writes(exported: Path, data: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "out", exported.parent / "folded"):
+        with folder_lock.writing(folder):
+            said = run(exported, "--text", data / "text.txt", "--output", tmp_path / "out", code=2)
+        assert f"is writing {folder}; wait until it has ended" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_pace() -> None:

@@ -17,7 +17,6 @@ Layers are read when they are asked for, so a model larger than memory can be ex
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic, folded, json_file, packing
+from dlqat import atomic, folded, json_file, own_folder, packing
 from dlqat.architecture import Config
 from dlqat.folded import Folded, Quantized
 from dlqat.grid import Grid
@@ -95,7 +94,7 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
         "specs": {name: asdict(spec) for name, spec in model.specs.items()},
         "adapters": adapters,
     }
-    with atomic.folder(target) as draft:
+    with own_folder.replacing(target, earlier) as draft:
         copy_tokenizer(files, draft)
         save_file(main, draft / "model.safetensors", metadata={"format": "pt"})
         save_file(aside, draft / "integers.safetensors")
@@ -140,6 +139,26 @@ def read(folder: Path) -> FoldedModel:
     return FoldedModel(config, Lazy(list(record["layers"]), layer), Lazy(plain, parameter), specs)
 
 
+def earlier(folder: Path) -> dict[str, str]:
+    """Path -> sha256 of what a dlqat that wrote no marker put into folded/: its four files, and copies from model_dir."""
+    try:
+        record, config = json_file.read(folder / "dlqat.json"), json_file.read(folder / "config.json")
+    except Refusal:
+        return {}
+    method = config.get("quantization_config")
+    if (
+        record.get("format") != FORMAT
+        or not {"layers", "specs", "adapters"} <= set(record)
+        or not isinstance(method, dict)
+    ):
+        return {}
+    copied = [n for n in TOKENIZER_FILES if (folder / n).is_file() and (folder.parent / n).is_file()]
+    same = [n for n in copied if atomic.sha256(folder / n) == atomic.sha256(folder.parent / n)]
+    return {n: atomic.sha256(folder / n) for n in (*WEIGHT_FILES, *same) if (folder / n).is_file()}
+
+
+WEIGHT_FILES = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
+"""What stands in folded/ besides tokenizer and generation settings."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -157,7 +176,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy what an app needs beside the weights: tokenizer, chat template, generation settings."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            atomic.copy(source / name, target / name)
 
 
 def _in_transformers(name: str) -> bool:

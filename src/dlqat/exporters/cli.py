@@ -7,6 +7,8 @@ import importlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -17,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dlqat import architecture, atomic, checkpoint, refusal
+from dlqat import architecture, checkpoint, folder_lock, own_folder, refusal
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel
@@ -70,15 +72,15 @@ def export(
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
     folder = destination(model_dir, name, output)
     options = choose(module, target, form, max_context, config_of(model_dir, base), logits, deployment_target)
-    model, folded = opened(model_dir, base, write=not dry_run)
-    plan = module.plan(model, folded, options)
-    if dry_run:
-        Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
-    if refused := [row for row in plan if row.refused is not None]:
-        raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
-    if dry_run:
-        return
-    summary = write(module, model, folded, folder, options)
+    with opened(model_dir, base, write=not dry_run) as (model, folded):
+        plan = module.plan(model, folded, options)
+        if dry_run:
+            Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
+        if refused := [row for row in plan if row.refused is not None]:
+            raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
+        if dry_run:
+            return
+        summary = write(module, model, folded, folder, options)
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
         f"{target} {options.form}",
@@ -104,13 +106,11 @@ def load(name: str) -> Target:
 
 
 def destination(model_dir: Path, name: str, output: Path | None) -> Path:
-    """`output`, or the folder `name` of the model_dir. Refusal if it holds anything but an artifact: that would be lost."""
+    """`output`, or the folder `name` of the model_dir. Refusal if it holds anything else than dlqat put there."""
     folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / name
     if folder.resolve() == Path.cwd():
         raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and (reason := manifest.foreign(folder)) is not None:
-        raise Refusal(f"{folder} {reason}, and would be replaced as a whole; choose another --output")
+    own_folder.refuse_foreign(folder, manifest.earlier)
     return folder
 
 
@@ -147,15 +147,19 @@ def config_of(model_dir: Path, base: str | None) -> Config:
     return checkpoint.read(fold_if_needed(model_dir)).config
 
 
-def opened(model_dir: Path, base: str | None, *, write: bool) -> tuple[FoldedModel, Path]:
-    """The folded model, and the folder with its tokenizer. Not `write`: what is not folded yet is folded in memory."""
+@contextmanager
+def opened(model_dir: Path, base: str | None, *, write: bool) -> Generator[tuple[FoldedModel, Path]]:
+    """The folded model, and the folder with its tokenizer; nobody else folds while the block runs.
+    Not `write`: what is not folded yet is folded in memory."""
     if not write and (model_dir / ADAPTERS).is_file():
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):
-            return fold.opened(model_dir, base), model_dir
+            yield fold.opened(model_dir, base), model_dir
+            return
     folded = fold_if_needed(model_dir, base)
-    return checkpoint.read(folded), folded
+    with folder_lock.reading(folded):
+        yield checkpoint.read(folded), folded
 
 
 def choose(
@@ -186,9 +190,12 @@ def _one_of(known: tuple[str, ...], option: str, asked: str | None, target: str)
 
 
 def write(module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options) -> dict[str, Any]:
-    """Write the artifact and its manifest atomically, with a progress bar; return the manifest."""
+    """Write the artifact and its manifest as a whole, with a progress bar; return the manifest."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with atomic.folder(folder) as draft, Progress(*columns, console=console, transient=True) as progress:
+    with (
+        own_folder.replacing(folder, manifest.earlier) as draft,
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
         task = progress.add_task("export", total=decoder.parts(architecture.read(model.config)))
 
         def done(part: str) -> None:

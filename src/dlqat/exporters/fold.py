@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dlqat import adapter, atomic, checkpoint, plan, recipe, source
+from dlqat import adapter, atomic, checkpoint, folder_lock, plan, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD, need
 from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel, Lazy
@@ -46,8 +46,9 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
 
     Refusal if the base is not the one that was trained on, or an adapter is damaged.
     """
-    model = opened(model_dir, base, progress)
-    checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
+    with folder_lock.reading(model_dir):
+        model = opened(model_dir, base, progress)
+        checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
     return model_dir / FOLDED
 
 

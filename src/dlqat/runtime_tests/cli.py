@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dlqat import atomic, refusal
+from dlqat import atomic, folder_lock, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
@@ -155,15 +156,22 @@ def check(
     if not atomic.writable(target := output or artifact):
         raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
     console = Console(stderr=as_json)
-    result = prove(request, console)
-    if as_json:
-        print(json.dumps(report.as_dict(result), indent=1))
-    else:
-        console.print(_table(result))
-    paths = report.write(result, target)
+    with folder_lock.writing(target), folder_lock.reading(request.reference), _read(artifact, target):
+        result = prove(request, console)
+        if as_json:
+            print(json.dumps(report.as_dict(result), indent=1))
+        else:
+            console.print(_table(result))
+        paths = report.write(result, target)
     if not as_json:
         console.print(f"report: {escape(str(paths[1]))}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
+
+
+def _read(artifact: Path, target: Path) -> AbstractContextManager[None]:
+    """Nobody replaces the artifact meanwhile; where the report goes into it, that is sure already."""
+    same = artifact.resolve() == target.resolve()
+    return nullcontext() if same else folder_lock.reading(artifact)
 
 
 def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlqat import atomic, refusal
+from dlqat import atomic, folder_lock, own_folder, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure
@@ -95,13 +96,16 @@ def command(
     _quiet(offline=data is not None)
     from dlqat.runtime_tests import eval_run
 
-    try:
-        result = eval_run.run(request, partial(eval_progress.shown, Console(stderr=True)))
-    except DeviceFailure as failure:
-        print(f"failed: {failure}; answers so far are kept, the same command goes on with them", file=sys.stderr)
-        sys.exit(1)
     target = result_path(folder, chosen.name)
-    atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    with folder_lock.writing(folder), folder_lock.reading(beside) if beside else nullcontext():
+        try:
+            result = eval_run.run(request, partial(eval_progress.shown, Console(stderr=True)))
+        except DeviceFailure as failure:
+            print(f"failed: {failure}; answers so far are kept, the same command goes on with them", file=sys.stderr)
+            sys.exit(1)
+        atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        if own_folder.marked(folder):
+            own_folder.note(folder, target)
     if as_json:
         print(json.dumps(result, indent=1))
     else:

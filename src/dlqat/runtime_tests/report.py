@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dlqat import atomic
+from dlqat import atomic, own_folder
 from dlqat.runtime_tests import html
 
 FORMAT = 1
@@ -70,6 +70,8 @@ def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
     atomic.text(paths[0], json.dumps(content, indent=1, allow_nan=False) + "\n")
     atomic.text(paths[2], html.page(content))
     atomic.text(paths[1], "\n".join(markdown(report)) + "\n")
+    if own_folder.marked(folder):
+        own_folder.note(folder, *paths)
     return paths
 
 

@@ -17,9 +17,11 @@ that can be refused then.
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -28,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, checkpoint, plan, source
+from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, source
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
@@ -45,7 +47,15 @@ EXAMPLES = "training/examples.sha256"
 
 
 def run(request: Request, console: Console) -> Path:
-    """Train and return model_dir. A finished model_dir of the same request is returned as it is."""
+    """Train and return model_dir. A finished model_dir of the same request is returned as it is.
+
+    Refusal if another command is writing there; of several processes of one run the first holds the lock."""
+    first = os.environ.get("RANK", "0") == "0"
+    with folder_lock.writing(request.output) if first else nullcontext():
+        return _run(request, console)
+
+
+def _run(request: Request, console: Console) -> Path:
     origin = source.resolve(request.model)
     fits.check(request.recipe, origin.decoder)
     if request.method is not None:
@@ -61,12 +71,7 @@ def run(request: Request, console: Console) -> Path:
     first = runtime.is_main_process
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
     if first:
-        if not begun(request.output):
-            for name in (EXAMPLES, plan.FILE, *checkpoint.TOKENIZER_FILES):  # of another model or method, perhaps
-                (request.output / name).unlink(missing_ok=True)
-        (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
-        atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")
-        loaded.files(request.output)
+        _begin(request.output, loaded, wanted)
     with log.bar(console, quiet=not first) as progress:
         if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
             loaded.model.float()
@@ -85,6 +90,20 @@ def run(request: Request, console: Console) -> Path:
         _finish(request, trained)
     runtime.wait_for_everyone()
     return request.output
+
+
+def _begin(output: Path, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
+    """Write the record, and what an app needs besides the weights. Refusal of a file there that dlqat did not write."""
+    if (output / TRAINING).is_symlink():
+        raise Refusal(f"{output / TRAINING} is a symbolic link; remove it")
+    fresh = not begun(output)
+    if fresh:  # these may be of another model or method
+        own_folder.delete(output, EXAMPLES, plan.FILE, *checkpoint.TOKENIZER_FILES)
+    (output / TRAINING).mkdir(parents=True, exist_ok=True)
+    atomic.text(output / RECORD, json.dumps(wanted, indent=1) + "\n")
+    if fresh:
+        loaded.files(output)
+        own_folder.note(output, *(p for name in checkpoint.TOKENIZER_FILES if (p := output / name).is_file()))
 
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
@@ -120,6 +139,7 @@ def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
         raise Refusal(f"{output} was begun on other training examples; choose another --output, or delete it")
     if write:
         atomic.text(path, found)
+        own_folder.note(output, path)
 
 
 def _start(
@@ -179,6 +199,7 @@ def _make_start(
     if request.method.influenced:
         console.print(plan_table.table(request.method, nodes, decoder))
     plan.write(nodes, request.output)
+    own_folder.note(request.output, request.output / plan.FILE)
     return {**made, **_fixed(loaded.model)}
 
 
@@ -222,4 +243,8 @@ def _finish(request: Request, trained: Mapping[str, Tensor]) -> None:
     start_file = load_file(output / START)
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)
-    shutil.rmtree(output / TRAINING)
+    for path in (output / START, output / EXAMPLES, output / TRAINING / state.FILE):
+        for name in (path.name, f".{path.name}{atomic.DRAFT}"):
+            path.with_name(name).unlink(missing_ok=True)
+    if not any((output / TRAINING).iterdir()):
+        (output / TRAINING).rmdir()
