@@ -4,18 +4,25 @@
 from __future__ import annotations
 
 import ast
+import base64
+import hashlib
 import io
 import json
+import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlqat import checkpoint, source
+from dlqat import checkpoint, refusal, source
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests import cli, eval_table, report
 from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.report import Check, Report
 from dlqat.source import pretrained
+from dlqat.terminal import Terminal
 from models import fold_model, tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -157,3 +164,127 @@ def test_another_door_would_be_found(tmp_path: Path) -> None:
     ):
         (tmp_path / "bad.py").write_text(line)
         assert uses(tmp_path / "bad.py"), line
+
+
+# -- what a reader sees
+
+ESCAPE = "\x1b[2J\x1b[32mpassed\x1b[0m\r\x9b31m\u202eevil\u2028"
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+MARKDOWN = "x | passed |\n\n# dlqat-check: passed\n[click](http://evil.example) `a` **b**"
+EVIL = f"{SCRIPT}{ESCAPE}{MARKDOWN}"
+
+
+def evil_report() -> Report:
+    """Every text in it is a stranger's: names of nodes, facts of a device, a result that claims to be of dlqat-eval."""
+    figures = {
+        "kl_histogram": [1] * 18,
+        "layers": [{"name": EVIL, "error": 1e-6, "sqnr_to_float_db": 30.0}],
+    }
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    row = {
+        "questions": EVIL,
+        "artifact": share,
+        "reference": share,
+        "difference": {**share, "better": EVIL, "worse": 1},
+    }
+    result = {"setting": EVIL, "command": EVIL, "text": None, "tasks": {EVIL: {EVIL: row}}}
+    checks = (
+        Check("L1", f"int8 {EVIL}", "failed", EVIL, figures, ({EVIL: EVIL},)),
+        Check("L2", EVIL, "failed", EVIL, figures),
+    )
+    facts = {EVIL: {"emulation": EVIL, EVIL: EVIL}, "loose": EVIL}
+    return Report(EVIL, EVIL, EVIL, EVIL, 1.0, facts, {"x": EVIL}, checks, {EVIL: 1}, result)
+
+
+class Strict(HTMLParser):
+    """What a browser would make of the page: elements with attributes, and the text between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+def test_nothing_acts_in_report_html(tmp_path: Path) -> None:
+    """No element that a stranger wrote, no address, and the browser is told to run and load nothing."""
+    report.write(evil_report(), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    page = Strict()
+    page.feed(text)
+    tags = {tag for tag, _ in page.elements}
+    assert tags >= {"svg", "table", "details", "pre"}, "every part was drawn"
+    assert not tags & {"script", "img", "a", "iframe", "link", "object", "form"}
+    assert not [a for _, found in page.elements for a in found if a.startswith("on") or a in ("href", "src", "style")]
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
+    assert policy is not None and policy.startswith("default-src 'none'; style-src 'sha256-")
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    assert base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode() in policy, "the page has its style"
+    assert not ACTING & set(text)
+
+
+ACTING = {"\x1b", "\r", "\x9b", "\u202e", "\u2028"}
+
+
+def test_nothing_acts_in_report_md(tmp_path: Path) -> None:
+    """One heading says how it ended, and it is ours; names make no tables, links or headings."""
+    report.write(evil_report(), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[0] == "# dlqat-check: failed"
+    assert not [h for h in headings[1:] if h.startswith("# ")]
+    assert not ACTING & set(text)
+    for line in text.splitlines():
+        if line.startswith("|") and "script" in line:
+            assert not re.search(r"(?<!\\)([<`*]|\]\()", line), line
+    rows = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("| L")]
+    assert rows == [5, 5], "a pipe in a name begins no new cell"
+
+
+def test_nothing_acts_on_the_terminal() -> None:
+    """Tables, lines of progress, refusals: control characters and markup of a stranger are letters."""
+    terminal = Terminal()
+    with terminal.capture() as shown:
+        terminal.print(cli._table(evil_report()))
+        for check in evil_report().checks:
+            terminal.print(cli._line(check))
+        terminal.print("[red]no markup[/red] :smile:", EVIL)
+        terminal.print(eval_table.table({"device": EVIL, "setting": "[/x]", "text": None, "tasks": {}}))
+    assert not ACTING & set(shown.get())
+    assert r"\x1b[2J" in shown.get()
+    assert "[red]no markup[/red] :smile:" in shown.get()
+
+
+def test_a_refusal_is_one_line_of_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise Refusal(EVIL)
+
+    with pytest.raises(SystemExit):
+        refusal.command(refuse)()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert not ACTING & set(said)
+
+
+def test_colours_and_bars_still_act() -> None:
+    """The negative control: what rich itself writes passes."""
+    terminal = Terminal()
+    terminal.file, terminal._force_terminal, terminal._color_system = io.StringIO(), True, None
+    terminal.show_cursor(show=False)
+    assert "\x1b[?25l" in terminal.file.getvalue()
+
+
+def test_everything_is_printed_through_the_terminal() -> None:
+    """print and Console stand in terminal.py, in what runs without dlqat, and in workers, whose output is not shown."""
+    allowed = {"terminal.py", "refusal.py", "exporters/check_on_mac.py", "devices/browser_worker.py"}
+    found = {
+        str(p.relative_to(SRC))
+        for p in SRC.rglob("*.py")
+        for node in ast.walk(ast.parse(p.read_text()))
+        if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console"))
+        or (isinstance(node, ast.Attribute) and node.attr in ("echo", "secho"))
+        or (isinstance(node, ast.alias) and node.name in ("escape", "from_markup"))
+    }
+    assert found == allowed

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from dlqat.quiet import hush
+from dlqat.visible import line
 
 
 class Refusal(Exception):
@@ -29,7 +30,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except Refusal as refusal:
-            print(f"error: {refusal}", file=sys.stderr)
+            print(f"error: {line(refusal)}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
@@ -37,7 +38,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             if (reason := disk(error)) is None:
                 raise
-            print(f"error: {reason}; nothing that was there before is lost", file=sys.stderr)
+            print(f"error: {line(reason)}; nothing that was there before is lost", file=sys.stderr)
             sys.exit(2)
 
     return run

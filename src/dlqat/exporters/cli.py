@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from dlqat import architecture, checkpoint, folder_lock, own_folder, refusal
 from dlqat.adapter import ADAPTERS
@@ -27,6 +26,7 @@ from dlqat.exporters import decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal
 
 TARGETS = {
     "onnx": "dlqat.exporters.onnx_target",
@@ -38,7 +38,7 @@ DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2
 CHECK = "dlqat.runtime_tests.cli"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 
 
 @app.command()
@@ -75,7 +75,7 @@ def export(
     with opened(model_dir, base, write=not dry_run) as (model, folded):
         plan = module.plan(model, folded, options)
         if dry_run:
-            Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
+            Terminal().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
         if refused := [row for row in plan if row.refused is not None]:
             raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
         if dry_run:
@@ -84,12 +84,11 @@ def export(
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
         f"{target} {options.form}",
-        markup=False,
         soft_wrap=True,
     )
     for client, state in summary["clients"].items():
         if state != "ready":
-            console.print(f"{client}: {state}", markup=False, soft_wrap=True)
+            console.print(f"{client}: {state}", soft_wrap=True)
     if verify:
         check(folder, folded)
 
@@ -127,7 +126,7 @@ def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):
-            with console.status(escape(f"folding {model_dir}")):
+            with console.status(Text(f"folding {model_dir}")):
                 fold.fold(model_dir, base)
     folded = model_dir / "folded"
     if not folded.is_dir():
@@ -191,7 +190,7 @@ def _one_of(known: tuple[str, ...], option: str, asked: str | None, target: str)
 
 def write(module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options) -> dict[str, Any]:
     """Write the artifact and its manifest as a whole, with a progress bar; return the manifest."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         own_folder.replacing(folder, manifest.earlier) as draft,
         Progress(*columns, console=console, transient=True) as progress,
@@ -212,14 +211,14 @@ def check(folder: Path, folded: Path) -> None:
     command = [sys.executable, "-m", CHECK, str(folder), "--reference", str(folded), "--quick"]
     if code := subprocess.run(command, check=False).returncode:
         raise typer.Exit(code)
-    console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", markup=False, soft_wrap=True)
+    console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", soft_wrap=True)
 
 
 def table(plan: list[Row], title: str) -> Table:
     """The plan for people."""
-    view = Table("layers", "count", "grid", "becomes", "refused", title=escape(title), title_justify="left")
+    view = Table("layers", "count", "grid", "becomes", "refused", title=Text(title), title_justify="left")
     for row in plan:
-        view.add_row(row.layers, str(row.count), *map(escape, (row.grid, row.becomes, row.refused or "")))
+        view.add_row(*map(Text, (row.layers, str(row.count), row.grid, row.becomes, row.refused or "")))
     return view
 
 

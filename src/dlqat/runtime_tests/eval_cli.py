@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from dlqat import atomic, folder_lock, own_folder, refusal
 from dlqat.devices import artifact as artifacts
@@ -33,6 +31,7 @@ from dlqat.runtime_tests import eval_progress
 from dlqat.runtime_tests.eval_request import Request
 from dlqat.runtime_tests.eval_table import table
 from dlqat.runtime_tests.fingerprint import result_path
+from dlqat.terminal import Terminal, complain, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -99,19 +98,19 @@ def command(
     target = result_path(folder, chosen.name)
     with folder_lock.writing(folder), folder_lock.reading(beside) if beside else nullcontext():
         try:
-            result = eval_run.run(request, partial(eval_progress.shown, Console(stderr=True)))
+            result = eval_run.run(request, partial(eval_progress.shown, Terminal(stderr=True)))
         except DeviceFailure as failure:
-            print(f"failed: {failure}; answers so far are kept, the same command goes on with them", file=sys.stderr)
+            complain(f"failed: {failure}; answers so far are kept, the same command goes on with them")
             sys.exit(1)
         atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
         if own_folder.marked(folder):
             own_folder.note(folder, target)
     if as_json:
-        print(json.dumps(result, indent=1))
+        say_json(result)
     else:
-        console = Console()
+        console = Terminal()
         console.print(table(result))
-        console.print(f"results: {escape(str(target))}")
+        console.print(f"results: {target}")
 
 
 def _quiet(*, offline: bool) -> None:

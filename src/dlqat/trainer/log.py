@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal
 
 FILE = "training_log.jsonl"
 
@@ -53,13 +53,13 @@ class Log:
 
 
 @contextmanager
-def bar(console: Console, quiet: bool = False) -> Generator[Progress]:
+def bar(console: Terminal, quiet: bool = False) -> Generator[Progress]:
     """A progress display; `quiet` on all processes but the first."""
     columns = (
         TextColumn("{task.description:>18}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +33,7 @@ from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, so
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
+from dlqat.terminal import Terminal
 from dlqat.trainer import compress, data, fits, log, plan_table, plot, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
@@ -46,7 +46,7 @@ TRAINING = "training"
 EXAMPLES = "training/examples.sha256"
 
 
-def run(request: Request, console: Console) -> Path:
+def run(request: Request, console: Terminal) -> Path:
     """Train and return model_dir. A finished model_dir of the same request is returned as it is.
 
     Refusal if another command is writing there; of several processes of one run the first holds the lock."""
@@ -55,7 +55,7 @@ def run(request: Request, console: Console) -> Path:
         return _run(request, console)
 
 
-def _run(request: Request, console: Console) -> Path:
+def _run(request: Request, console: Terminal) -> Path:
     origin = source.resolve(request.model)
     fits.check(request.recipe, origin.decoder)
     if request.method is not None:
@@ -148,7 +148,7 @@ def _start(
     batches: Batches | None,
     runtime: Accelerator,
     progress: Progress,
-    console: Console,
+    console: Terminal,
 ) -> None:
     """Scales and prepared start: found in training/start.safetensors, or made and left there."""
     path, model, seed = request.output / START, loaded.model, request.options.seed
@@ -177,7 +177,7 @@ def _start(
 
 
 def _make_start(
-    request: Request, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Console
+    request: Request, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Terminal
 ) -> dict[str, Tensor]:
     """Bring the prepared model to its start; every tensor of it but the base weights."""
 
@@ -213,7 +213,7 @@ def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _tell(console: Console, model: PreTrainedModel, batches: Batches, options: Options) -> None:
+def _tell(console: Terminal, model: PreTrainedModel, batches: Batches, options: Options) -> None:
     """Trained parameters as count and percentage, and the size of the work."""
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
