@@ -687,7 +687,7 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
         ([exported, "--tasks", "arc_easy", "--data", tmp_path], "no arc_easy_test.jsonl"),
         ([exported, "--tasks", "gsm8k", "--data", tmp_path], "gsm8k: answers of up to 256 tokens leave no room"),
         ([exported, "--tasks", "no_such_task", "--data", data], "lm_eval has no task 'no_such_task'"),
-        ([exported, "--text", tmp_path / "none.txt"], "is not a file"),
+        ([exported, "--text", tmp_path / "none.txt"], "does not exist; give a text file"),
         ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),
         ([exported, "--text", data / "text.txt", "--activations", "int3"], "has no --activations int3"),
         ([exported, "--text", data / "text.txt", "--reference", tmp_path], "dlqat.json does not exist; is"),

@@ -262,7 +262,7 @@ def test_options_are_judged_before_the_fold(tmp_path: Path, case: str) -> None:
     """The fold of these adapters would end with other words: they are none."""
     models.tiny().save_pretrained(tmp_path / "base")
     (tmp_path / "adapters.safetensors").touch()
-    record = {"source": str(tmp_path / "base"), "fingerprint": "", "recipe": ""}
+    record = {"source": str(tmp_path / "base"), "fingerprint": "", "recipe": []}
     (tmp_path / "dlqat.json").write_text(json.dumps(record))
     arguments, said = OPTIONS[case]
     with pytest.raises(Refusal, match=said):

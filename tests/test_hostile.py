@@ -8,15 +8,18 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import sys
+import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlqat import checkpoint, refusal, source
+from dlqat import checkpoint, own_folder, plain_file, refusal, source, visible
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, eval_table, report
 from dlqat.runtime_tests.reference import Reference
@@ -288,3 +291,163 @@ def test_everything_is_printed_through_the_terminal() -> None:
         or (isinstance(node, ast.alias) and node.name in ("escape", "from_markup"))
     }
     assert found == allowed
+
+
+# -- paths and files
+
+NAMES = {
+    "../x": "leads out", "a/../../x": "leads out", "/etc/passwd": "leads out", "~/x": "leads out", "C:\\x": "leads out",
+    "..\\x": "leads out", "": "not the name", "a\0b": "not the name", 5: "not the name", None: "not the name",
+    "link-out": "link that leads out", "loop": "cannot be read", "folder": "is a folder", "pipe": "not a plain file",
+    "folder-out/x": "link that leads out", "none": "does not exist", "zero": "leads out", "plain/x": "does not exist",
+}  # fmt: skip
+
+
+def nest(folder: Path) -> Path:
+    """A folder with everything that a name should not lead to."""
+    (folder.parent / "secret").mkdir()
+    (folder.parent / "secret" / "x").write_text("mine")
+    folder.mkdir()
+    (folder / "link-out").symlink_to(folder.parent / "secret" / "x")
+    (folder / "folder-out").symlink_to(folder.parent / "secret")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    for name in ("plain", "inner"):
+        (folder / name).write_text("fine")
+    (folder / "link-in").symlink_to("inner")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_a_name_stays_in_its_folder(tmp_path: Path, name: object) -> None:
+    folder = nest(tmp_path / "artifact")
+    assert NAMES[name] in str(plain_file.inside_fault(folder, name))  # pyright: ignore[reportArgumentType]
+
+
+def test_names_that_are_fine(tmp_path: Path) -> None:
+    """The negative control, and the hub's cache: its snapshots are links to blobs elsewhere, under plain names."""
+    folder = nest(tmp_path / "artifact")
+    assert [plain_file.inside_fault(folder, n) for n in ("plain", "link-in", "./plain")] == [None] * 3
+    assert plain_file.name_fault("link-out") is None
+    assert plain_file.fault(folder / "link-out") is None
+
+
+def shards(name: str):
+    def damage(folder: Path) -> None:
+        index = {"weight_map": {"model.norm.weight": name}}
+        (folder / "model.safetensors").rename(folder.parent / "s.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return damage
+
+
+def instead(name: str, make: Callable[[Path], object]):
+    def damage(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+
+    return damage
+
+
+def content(name: str, text: str | bytes):
+    return instead(name, lambda path: path.write_bytes(text.encode() if isinstance(text, str) else text))
+
+
+def fields(**more: Any):
+    return lambda folder: change(folder / "config.json", **more)
+
+
+DEEP = "[" * 100_000
+KINDS: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(path),
+    "folder": lambda path: path.mkdir(),
+    "not UTF-8": lambda path: path.write_bytes(b'{"a": "\xff\xfe"}'),
+    "deep": lambda path: path.write_text(DEEP),
+    "deep enough": lambda path: path.write_text('{"a":' * 500 + "1" + "}" * 500),
+    "long number": lambda path: path.write_text('{"a": ' + "1" * 5000 + "}"),
+    "list": lambda path: path.write_text("[]"),
+}
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    **{f"{n}: {k}": instead(n, make) for n in ("config.json", "tokenizer_config.json", "tokenizer.json") for k, make in KINDS.items()},
+    **{f"weights: {k}": instead("model.safetensors", KINDS[k]) for k in ("pipe", "endless", "loop", "folder", "deep")},
+    **{f"index {n!r}": shards(n) for n in ("../s.safetensors", "/dev/zero", "a\0b", "", "missing")},
+    "index of numbers": content("model.safetensors.index.json", '{"weight_map": {"a": 5}}'),
+    "layers": fields(num_hidden_layers=2_000_006),
+    "more layers than tensors": fields(num_hidden_layers=4000),
+    "no layers": fields(num_hidden_layers=0),
+    "heads": fields(num_attention_heads=0),
+    "vocabulary": fields(vocab_size=10**15),
+    "rope": fields(rope_parameters=[1]),
+    "theta": fields(rope_parameters={"rope_type": "default", "rope_theta": "x"}),
+    "quantization": fields(quantization_config="x"),
+    "head size": fields(head_dim=10**12),
+    "epsilon": fields(rms_norm_eps="1e-5"),
+    "windows": fields(model_type="mistral", layer_types=5, sliding_window=8),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_model_with_it_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    """And at once, whatever it is: nothing hangs, nothing eats memory."""
+    folder = model(tmp_path / "model")
+    DAMAGES[name](folder)
+    if name.startswith("index of"):
+        (folder / "model.safetensors").unlink()
+    start = time.monotonic()
+    with pytest.raises(Refusal) as refused:
+        source.load(source.resolve(str(folder)))
+    assert "\n" not in visible.line(refused.value)
+    assert time.monotonic() - start < 10
+
+
+REFERENCES: dict[str, Callable[[Path], object]] = {
+    **{f"{n}: {k}": instead(n, make) for n in ("config.json", "dlqat.json", "integers.safetensors") for k, make in KINDS.items()},
+    "layers": fields(num_hidden_layers=4000),
+    "vocabulary": fields(vocab_size=1 << 24),
+    "specs": lambda f: change(f / "dlqat.json", specs={"x": {"bits": "4"}}),
+    "unknown spec": lambda f: change(f / "dlqat.json", specs={"x": {"colour": 4}}),
+    "layer": lambda f: change(f / "dlqat.json", layers={"model.layers.0.mlp.up_proj": {"kind": "quantized", "bits": 5}}),
+    "kind": lambda f: change(f / "dlqat.json", layers={"model.layers.0.mlp.up_proj": {"kind": "sum", "parts": [1]}}),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_with_it_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    folder = folded(tmp_path)
+    REFERENCES[name](folder)
+    with pytest.raises(Refusal) as refused:
+        found = Reference(folder).model
+        for layer in found.layers:
+            assert found.layers[layer] is not None
+    assert "\n" not in visible.line(refused.value)
+
+
+def test_a_bug_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3, a traceback and a request; 1 and 2 stay for what they mean."""
+
+    def bug() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(SystemExit) as ended:
+        refusal.command(bug)()
+    said = capsys.readouterr().err
+    assert ended.value.code == 3
+    assert "Traceback" in said
+    assert said.splitlines()[-1] == refusal.REPORT
+
+
+def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("/proc/x", tmp_path / "file" / "x"):
+        with (
+            pytest.raises((Refusal, NotADirectoryError, FileExistsError)) as refused,
+            own_folder.replacing(Path(place)),
+        ):
+            pass
+        assert isinstance(refused.value, Refusal) or refusal.disk(refused.value)

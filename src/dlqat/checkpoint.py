@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic, folded, json_file, own_folder, packing
+from dlqat import atomic, folded, json_file, own_folder, packing, tensor_file
 from dlqat.architecture import Config
 from dlqat.folded import Folded, Quantized
 from dlqat.grid import Grid
@@ -35,7 +34,16 @@ from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
 FORMAT = 1
+AGAIN = "; fold the model again"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """dlqat.json of folded/: the structure and the training spec of every layer."""
+
+    layers: dict[str, dict[str, Any]]
+    specs: dict[str, dict[str, Any]]
 
 
 class Lazy(Mapping[str, T]):
@@ -109,16 +117,18 @@ def read(folder: Path) -> FoldedModel:
     record, config = json_file.read(folder / "dlqat.json"), json_file.read(folder / "config.json")
     if record.get("format") != FORMAT:
         raise Refusal(f"{folder}/dlqat.json has format {record.get('format')!r}, this dlqat reads {FORMAT}; fold again")
-    names = {**_names(folder / "model.safetensors"), **_names(folder / "integers.safetensors")}
+    stated = json_file.convert(record, Record, str(folder / "dlqat.json"), AGAIN)
+    specs = {n: json_file.exactly(s, LayerSpec, f"{folder}/dlqat.json: {n}", AGAIN) for n, s in stated.specs.items()}
+    files = folder / "model.safetensors", folder / "integers.safetensors"
+    names = {name: path for path in files for name in tensor_file.names(path, AGAIN)}
 
     def tensor(name: str) -> Tensor:
         if name not in names:
             raise Refusal(f"{folder}: tensor {name} is missing; fold the model again")
-        with safe_open(names[name], framework="pt") as file:
-            return file.get_tensor(name)
+        return tensor_file.tensor(names[name], name, AGAIN)
 
     def layer(name: str) -> Folded:
-        found = packing.build(record["layers"][name], name, tensor)
+        found = packing.build(stated.layers[name], name, tensor)
         if (reason := folded.check(found, name)) is not None:
             raise Refusal(f"{folder}: {reason}")
         return found
@@ -132,11 +142,10 @@ def read(folder: Path) -> FoldedModel:
     plain = sorted(
         n
         for n, path in names.items()
-        if path.name == "model.safetensors" and (n.endswith(".bias") or n.rpartition(".")[0] not in record["layers"])
+        if path.name == "model.safetensors" and (n.endswith(".bias") or n.rpartition(".")[0] not in stated.layers)
     )
     config = {k: v for k, v in config.items() if k != "quantization_config"}
-    specs = {name: LayerSpec(**spec) for name, spec in record["specs"].items()}
-    return FoldedModel(config, Lazy(list(record["layers"]), layer), Lazy(plain, parameter), specs)
+    return FoldedModel(config, Lazy(list(stated.layers), layer), Lazy(plain, parameter), specs)
 
 
 def earlier(folder: Path) -> dict[str, str]:
@@ -213,13 +222,3 @@ def _quantization_config(model: FoldedModel) -> dict[str, Any]:
         "config_groups": groups,
         "ignore": ignore,
     }
-
-
-def _names(path: Path) -> dict[str, Path]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict.fromkeys(file.keys(), path)
-    except FileNotFoundError as error:
-        raise Refusal(f"{path} does not exist; fold the model again") from error
-    except SafetensorError as error:
-        raise Refusal(f"{path} is damaged or truncated ({error}); fold the model again") from error

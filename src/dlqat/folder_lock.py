@@ -67,6 +67,8 @@ def _locked(folder: Path, file: Path, kind: int, what: str) -> int | None:
         except OSError as error:
             if error.errno not in _NOT_OURS:
                 raise
+            if kind == fcntl.LOCK_EX and not folder.exists():
+                raise Refusal(f"{folder} cannot be made ({error.strerror}); choose another folder") from error
             return None
         try:
             fcntl.flock(stream, kind | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def load(name: str) -> Target:
 def destination(model_dir: Path, name: str, output: Path | None) -> Path:
     """`output`, or the folder `name` of the model_dir. Refusal if it holds anything else than dlqat put there."""
     folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / name
-    if folder.resolve() == Path.cwd():
+    if os.path.realpath(folder) == os.path.realpath(Path.cwd()):
         raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
     own_folder.refuse_foreign(folder, manifest.earlier)
     return folder

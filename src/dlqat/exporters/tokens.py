@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlqat import json_file
+from dlqat import json_file, plain_file
 from dlqat.architecture import Config
 from dlqat.refusal import Refusal
 
@@ -70,7 +70,7 @@ def with_template(folder: Path) -> dict[str, Any]:
     settings = load(folder / "tokenizer_config.json")
     template = folder / "chat_template.jinja"
     if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
+        settings["chat_template"] = plain_file.text(template)
     return settings
 
 
@@ -85,6 +85,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # it raises no class of its own
+    except BaseException as error:  # it raises no class of its own, and a panic in Rust is not even an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"{path} cannot be read ({reason}); take the file from the model it came with") from error

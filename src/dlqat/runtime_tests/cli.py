@@ -2,7 +2,7 @@
 """dlqat-check: prove that an artifact holds the integers of folded/ and computes with them.
 
 Exit code 0: nothing failed (what could not be judged is listed as "not verified"). 1: a check failed.
-2: bad input, nothing was checked.
+2: bad input, nothing was checked. 3: a bug.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def check(
     L5  the artifact damaged on purpose: the checks must notice
 
     Exit code 0: nothing failed ("not verified" is listed, and never counts as passed).
-    1: a check failed. 2: bad input, nothing was checked.
+    1: a check failed. 2: bad input, nothing was checked. 3: a bug in dlqat.
 
     dlqat-check model_dir/onnx
     dlqat-check model_dir/onnx --device browser-wasm --output reports/browser

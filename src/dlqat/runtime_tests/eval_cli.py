@@ -4,7 +4,7 @@
 Answers are kept as they come (journal.py): a run that was killed goes on where it stopped, and the same
 question is never asked twice of the same bytes on the same device.
 
-Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured.
+Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def command(
     The same questions go to the reference, folded/ in PyTorch; differences are paired, intervals are 95 %.
     Every answer is kept: after a kill the same command goes on. dlqat-check takes the result up as rung L4.
 
-    Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured.
+    Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
 
     dlqat-eval model_dir/onnx --text wiki.txt --tokens 8192
     dlqat-eval model_dir/onnx --tasks arc_easy,piqa --limit 200 --data FOLDER

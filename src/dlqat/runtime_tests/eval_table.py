@@ -37,7 +37,7 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def is_share(row: Mapping[str, Any]) -> bool:
     """Whether a metric's figures are shares of one, which are shown in percent (a log-likelihood is none)."""
-    return all(0 <= row[k]["value"] <= 1 for k in ("artifact", "reference") if row.get(k))
+    return all(0 <= (row[k].get("value") or 0) <= 1 for k in ("artifact", "reference") if row.get(k))
 
 
 def _span(interval: Mapping[str, float] | None, factor: float) -> str:

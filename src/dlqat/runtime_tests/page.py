@@ -160,20 +160,20 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[Part]:
     rows: list[tuple[Cell, ...]] = []
     if text := found.get("text"):
         gap = text.get("difference_nats")
-        spans = _span(text["artifact"], 1, ""), _span(text.get("reference"), 1, "")
+        spans = _span(text.get("artifact"), 1, ""), _span(text.get("reference"), 1, "")
         rows.append((f"perplexity, {text['tokens']} tokens", *spans, _nats(gap) if gap else ""))
     for task, metrics in found["tasks"].items():
         for metric, row in metrics.items():
             share, gap = is_share(row), row.get("difference")
             cells: list[Cell] = [f"{task} {metric}, {row['questions']} questions"]
-            for order, one in enumerate((row["artifact"], row.get("reference"))):
+            for order, one in enumerate((row.get("artifact"), row.get("reference"))):
                 chart = _drawn(one, order) if share else charts.Chart()
                 cells.append(Drawn(chart, _span(one) if share else _span(one, 1, "")))
-            changed = f" ({gap['better']} better, {gap['worse']} worse)" if gap else ""
+            changed = f" ({gap.get('better', 0)} better, {gap.get('worse', 0)} worse)" if gap else ""
             shown = (_span(gap, unit=" points") if share else _span(gap, 1, "")) if gap else ""
             rows.append((*cells, f"{shown}{changed}"))
     yield Table(("", "artifact", "reference", "difference"), tuple(rows))
-    yield Code(found["command"])
+    yield Code(found.get("command", ""))
 
 
 def machine(content: Mapping[str, Any]) -> Iterator[Part]:
@@ -207,9 +207,10 @@ def _fact_table(facts: Mapping[str, Any]) -> Table:
 
 def _drawn(one: Mapping[str, Any] | None, order: int) -> charts.Chart:
     """A share with its interval; a mean's normal interval may leave the axis, or not be there (one question)."""
-    if not one or one["low"] is None or one["high"] is None:
+    low, value, high = ((one or {}).get(key) for key in ("low", "value", "high"))
+    if low is None or value is None or high is None:
         return charts.Chart()
-    return charts.interval(max(0.0, one["low"]), one["value"], min(1.0, one["high"]), order)
+    return charts.interval(max(0.0, low), value, min(1.0, high), order)
 
 
 def _span(one: Mapping[str, Any] | None, factor: float = 100, unit: str = " %") -> str:

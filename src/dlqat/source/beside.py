@@ -36,7 +36,9 @@ def _read(where: Path, load: Callable[[Path], Any]) -> Any:
         return load(where)
     except Refusal:
         raise
-    except Exception as error:  # transformers and tokenizers raise unrelated classes
+    except BaseException as error:  # unrelated classes; a panic in Rust is not even an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"{where}: the tokenizer cannot be read: {reason}") from error
 

@@ -9,6 +9,7 @@ that it could not even if something was overlooked: trust_remote_code=False, loc
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from dlqat import architecture, json_file
+from dlqat import architecture, json_file, tensor_file
 from dlqat.refusal import Refusal
 
 SETTINGS = (
@@ -43,7 +44,7 @@ _PLAIN = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex
 
 def look(folder: Path) -> None:
     """Refusal if a model folder brings code along, or names some elsewhere."""
-    for name in (n for n in SETTINGS if (folder / n).is_file()):
+    for name in (n for n in SETTINGS if os.path.lexists(folder / n)):
         for key, value in _pairs(json_file.read(folder / name)):
             asks = key in _RUNS and value not in (None, False, {}, [])
             if asks or (key.endswith(_IMPLEMENTATION) and not (isinstance(value, str | None) and value in _PLAIN)):
@@ -118,7 +119,12 @@ def model_of(fields: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torc
 def model(folder: Path) -> Any:
     """The model in a folder as transformers loads it, in float32. Refusal of code and of an unknown architecture."""
     look(folder)
-    architecture.read(json_file.read(folder / "config.json"))
+    fields = json_file.read(folder / "config.json")
+    decoder = architecture.read(fields)
+    stored = {name.removesuffix("_packed") for name in tensor_file.names(folder / "model.safetensors")}
+    needed = [*(f"{path}.weight" for path in decoder.linears()), "model.embed_tokens.weight", "model.norm.weight"]
+    if missing := [name for name in needed if name not in stored]:  # transformers would make them up, of any size
+        raise Refusal(f"{folder}: tensor {missing[0]} is missing, which config.json asks for; fold the model again")
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,

@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import architecture, atomic, checkpoint
+from dlqat import architecture, atomic, checkpoint, plain_file
 from dlqat.architecture import Config, Decoder
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
@@ -83,6 +83,8 @@ def resolve(text: str) -> Source:
         text = f"{match[1]}@{path.name}"
     else:
         raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
+    if not path.is_dir() and (reason := plain_file.fault(path)) is not None:
+        raise Refusal(f"{path} {reason}")
     if path.is_file() and path.suffix != ".gguf":
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
     found = hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path)

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from dlqat import architecture
+from dlqat import architecture, config_schema
 from dlqat.refusal import Refusal
 from dlqat.source import pretrained
 
@@ -36,9 +36,10 @@ def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     Refusal for an unknown architecture."""
     if raw.get("model_type") not in architecture.FAMILIES:
         architecture.read(raw)  # refuses
+    config_schema.check_given(raw)
     try:
         config = pretrained.config({**raw, "dtype": str(dtype).removeprefix("torch.")})
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:
         raise Refusal(f"config.json is not a {raw['model_type']} config: {' '.join(str(error).split())}") from error
     config.architectures = [pretrained.model_class(raw).__name__]
     plain = config.to_diff_dict()
@@ -52,6 +53,8 @@ def check(stored: Stored, where: str) -> None:
 
     transformers itself fills a missing tensor with random numbers and drops one it does not expect; a
     dropped bias is a forward that is nearly right."""
+    if (layers := int(stored.config["num_hidden_layers"])) > len(stored.shapes):
+        raise Refusal(f"{where}: the config says {layers} layers, and there are {len(stored.shapes)} tensors")
     with torch.device("meta"):
         model = pretrained.model_class(stored.config)(pretrained.config(stored.config))
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}

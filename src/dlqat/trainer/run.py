@@ -25,11 +25,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, source
+from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, source, tensor_file
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
@@ -165,7 +165,7 @@ def _start(
         with atomic.file(path) as draft:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
     runtime.wait_for_everyone()
-    tensors = load_file(path)
+    tensors = tensor_file.every(path, f"; delete {path.parent} to begin again")
     if request.method and not made:
         compress.restore(model, plan.read(request.output), tensors, seed)
     load(model, tensors)
@@ -240,7 +240,7 @@ def _finish(request: Request, trained: Mapping[str, Tensor]) -> None:
     output = request.output
     if request.options.steps:
         plot.write(output / log.FILE, output / "loss.png")
-    start_file = load_file(output / START)
+    start_file = tensor_file.every(output / START)
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)
     for path in (output / START, output / EXAMPLES, output / TRAINING / state.FILE):
