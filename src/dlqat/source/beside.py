@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from dlqat import json_file
 from dlqat.refusal import Refusal
+from dlqat.source import pretrained
 
 _ANY_OF = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -21,18 +23,22 @@ def tokenizer(folder: Path) -> Any:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             json_file.read(folder / name)
-    return _read(folder, folder)
+    return _read(folder, pretrained.tokenizer)
 
 
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer inside a .gguf file. Refusal if it cannot be read."""
-    return _read(path, path.parent, gguf_file=path.name)
+    return _read(path, pretrained.gguf_tokenizer)
 
 
-def _read(where: Path, folder: Path, **more: str) -> Any:
+def _read(where: Path, load: Callable[[Path], Any]) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
-    except Exception as error:  # transformers and tokenizers raise unrelated classes
+        return load(where)
+    except Refusal:
+        raise
+    except BaseException as error:  # unrelated classes; a panic in Rust is not even an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"{where}: the tokenizer cannot be read: {reason}") from error
 
@@ -46,6 +52,8 @@ def generation(folder: Path) -> GenerationConfig | None:
     if ends is not None and not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends])):
         raise Refusal(f"{path}: eos_token_id {ends!r} is no token id; generation would not end")
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return pretrained.generation_config(folder)
+    except Refusal:
+        raise
     except Exception as error:  # whatever a value of the wrong kind raises in transformers
         raise Refusal(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
