@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dlqat import architecture, folded
 from dlqat.checkpoint import FoldedModel
 from dlqat.folded import Quantized
-from dlqat.runtime_tests import floats, forward
+from dlqat.runtime_tests import expression, floats, forward, forward_expression
 from dlqat.runtime_tests.differences import Difference, named, unequal
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD, tied
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight, parts
@@ -102,6 +102,10 @@ def compare(
     count, more = floats.compare(contents.tensors, want.model)
     facts, other = forward.compare(contents.facts, architecture.read(want.model.config), positions)
     differences += [*more, *other]
+    for logits in contents.forwards:
+        selected = any(node.kind == "select" for node in expression.nodes(logits))
+        parted = expression.differences(forward_expression.wanted(want.model, selected=selected), logits)
+        differences += [Difference(where, what, 0, 0, "") for where, what in parted]
     differences.sort(key=lambda d: -(d.wrong / d.total if d.total else 1.0))
     labels = sum(v.size for v in contents.labels.values())
     return Integrity(

@@ -151,6 +151,14 @@ class OnnxFile:
         return self._maps[file]
 
 
+def inlined(file: OnnxFile, name: str) -> Any:
+    """An initializer with its bytes inside, wherever they lie."""
+    source = file.initializers[name]
+    copy = TensorProto(name=name, data_type=source.data_type, dims=source.dims)
+    copy.raw_data = file.raw(name).tobytes()
+    return copy
+
+
 def unpack(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Bytes [..., n] -> unsigned integers [..., n * 8 / bits], little end first."""
     if bits == 8:
