@@ -10,7 +10,8 @@ verified", with the reason. Then speed, on devices that are no emulation: prefil
 an app runs it; the artifacts of a device take turns, medians of their own clocks.
 
 A row is written when it is known and not measured again: delete it from results/devices.json to repeat it. --table
-prints the matrix from the results.
+prints the matrix from the results. Other versions of the runtimes, and their options, stand in results/runtimes.json
+(--results runtimes --device host-ort@1.24 ...).
 """
 
 from __future__ import annotations
@@ -171,8 +172,8 @@ def once(session: Session) -> dict[str, list[float]]:
 
 
 def timed(device: Device) -> bool:
-    """Whether its speed means something: no emulator, no interpreter, no software adapter."""
-    slow = ("qemu", "emulated", "reference", "webgpu", "android")
+    """Whether its speed is wanted: no emulator, interpreter, software adapter or other version of a runtime."""
+    slow = ("qemu", "emulated", "reference", "webgpu", "android", "@")
     return device.available() is None and not any(word in device.name for word in slow)
 
 
@@ -197,6 +198,8 @@ def shown(row: dict[str, Any]) -> str:
         facts.append(f"KL {row['kl_max']:.0e}")
     if "decode_ms" in row:
         facts.append(f"{row['decode_ms']:.1f} ms")
+    if told := row.get("conditions"):
+        facts.append(f"{sum(status == 'passed' for status in told.values())} of {len(told)} options")
     return ", ".join(facts)
 
 
@@ -207,11 +210,12 @@ def main() -> None:
     parser.add_argument("--device", action="append", help=", ".join(d.name for d in ALL))
     parser.add_argument("--whole", action="store_true", help="the whole ladder in every cell")
     parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--results", default="devices", help="results/NAME.json; runtimes: other versions, docs/devices.md")
     parser.add_argument("--table", action="store_true", help="print the matrix and measure nothing")
     options = parser.parse_args()
     if options.cell:
         return check(options.cell, options.model, options.device[0], whole=options.whole)
-    results = Results("devices")
+    results = Results(options.results)
     if not options.table:
         os.environ.setdefault("TQDM_DISABLE", "1")
         measure(options, results)

@@ -314,12 +314,13 @@ def test_l2_int8_notices_another_model(exported: Path, tmp_path: Path) -> None:
 
 def test_l3_and_its_control(exported: Path, tmp_path: Path) -> None:
     """Greedy text of the program that apps run; against another model's reference it fails at once."""
-    text, _ = artifacts.checks(exported, exported.parent / "folded", "L3")
-    assert text.status == "passed"
+    text, _, chat = artifacts.checks(exported, exported.parent / "folded", "L3")
+    assert (text.status, chat.status) == ("passed", "passed")
     assert text.figures["prompts"] >= 8
+    assert "a turn taken back" in chat.summary
     artifacts.export(tmp_path, "ort", "qwen2", seed=5)
-    bad, _ = artifacts.checks(exported, tmp_path / "folded", "L3")
-    assert bad.status == "failed"
+    bad, _, chat = artifacts.checks(exported, tmp_path / "folded", "L3")
+    assert (bad.status, chat.status) == ("failed", "failed")
     assert "prompt 1: token" in bad.summary
 
 
@@ -426,7 +427,7 @@ def test_one_setting_that_crashes(exported: Path) -> None:
     proof = artifacts.proof(exported, exported.parent / "folded")
     proof.device = Crashing()
     for rung, says in (("L1", "lm_head: host-ort crashed (SIGSEGV)"), ("L2", "host-ort crashed (SIGSEGV)")):
-        found = list(ladder.run(proof, (rung,)))
+        found = list(ladder.run(proof, (rung,)))[: len(proof.settings)]
         assert [c.name for c in found] == [str(s) for s in proof.settings]
         assert [(c.name, c.summary) for c in found if c.status == "failed"] == [("float, optimized", says)]
         assert {c.status for c in found[1:]} == {"passed"}

@@ -115,6 +115,11 @@ class _Walk:
                 stored = enumerate(self._arguments(plan, call))
                 names = {i: self._name(v) for i, v in stored if v is not None and v.data_buffer_idx}
                 found.kernel(plan.operators[call.op_index].name, call, names)
+        for name in ("get_max_context_len", "get_max_seq_len"):
+            if (told := self.file.numbers(name)) and set(told) != found.room:
+                raise Unreadable(
+                    f"{name} says {told[0]}, and the caches of {plan.name} hold {sorted(found.room)} positions"
+                )
         return found.logits()
 
     # Kernels

@@ -38,6 +38,8 @@ class Expression:
     values: dict[int, Node] = field(default_factory=dict[int, Node])
     caches: dict[int, Node] = field(default_factory=dict[int, Node])
     layers: int = 0
+    room: set[int] = field(default_factory=set[int])
+    """Positions that the caches hold."""
 
     def __post_init__(self) -> None:
         if len(self.plan.inputs) != 2 or len(self.plan.outputs) != 1:
@@ -83,6 +85,7 @@ class Expression:
                 if arguments[1] in self.caches:
                     raise Unreadable(f"method {self.plan.name}: one cache is written twice in a step")
                 self.caches[arguments[1]] = self.of(arguments[0])
+                self.room.add(int(self.plan.values[arguments[1]].val.sizes[1]))  # type: ignore[union-attr]
             case "llama::custom_sdpa":
                 self.values[result] = self._attention(operator, arguments)
             case _:

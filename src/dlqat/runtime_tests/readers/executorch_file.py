@@ -74,6 +74,11 @@ class PteFile:
         """The entry points that compute something."""
         return [plan for plan in self.program.execution_plan if plan.chains[0].instructions]
 
+    def numbers(self, method: str) -> list[int]:
+        """What a method without inputs tells; empty if there is none of that name."""
+        plans = (p for p in self.program.execution_plan if p.name == method)
+        return [int(getattr(p.values[i].val, "int_val", -1)) for p in plans for i in p.outputs]
+
     def constant(self, tensor: schema.Tensor) -> Span:
         """Where the bytes of a constant tensor of the program are."""
         where = self.program.constant_segment

@@ -45,10 +45,10 @@ class Batch:
         return self.mask.cumsum(1)
 
     def feeds(self) -> dict[str, Array]:
-        """Ids are all different, so that a lookup tells which column it took."""
+        """Ids are all different and large, so that a lookup tells which column it took, and none is clipped unseen."""
         rows, total = self.mask.shape
         past = np.zeros((rows, 1, total - self.step, 2), np.float32)
-        ids = np.arange(rows * self.step, dtype=np.int64).reshape(rows, self.step)
+        ids = 9973 * np.arange(rows * self.step, dtype=np.int64).reshape(rows, self.step)
         positions = np.maximum(self.numbers[:, -self.step :] - 1, 0)
         return {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions, "past": past}
 

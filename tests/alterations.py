@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bad exporter might do: alterations of an artifact, each with a manifest that fits.
+
+BUILT are made while the target builds the forward, by any target: another epsilon, a norm left out, a residual from another
+place. ONNX and PTE change a finished file, in what only that format has: masks, positions, the rows whose logits are wanted.
+test_alterations.py asks dlqat-check about each; docs/check.md lists them with the rung that notices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from dlqat import architecture
+from dlqat.checkpoint import FoldedModel
+from dlqat.exporters import decoder, executorch_target
+from dlqat.exporters.executorch_graph import SELECT, Graph, Stored, Value
+from dlqat.folded import Quantized
+
+Patch = pytest.MonkeyPatch
+K = "model.layers.{}.self_attn.k_proj"
+BLOCK = decoder._block
+NORM = decoder._norm
+
+
+# While the target builds
+
+
+def epsilon(patch: Patch, model: FoldedModel) -> FoldedModel:
+    def norm(b: Any, m: Any, facts: Any, *more: Any) -> Any:
+        return NORM(b, m, replace(facts, norm_eps=1e-3), *more)
+
+    patch.setattr(decoder, "_norm", norm)
+    return model
+
+
+def theta(patch: Patch, model: FoldedModel) -> FoldedModel:
+    own = architecture._rope
+
+    def rope(config: Any) -> dict[str, Any]:
+        found = own(config)
+        return {**found, "rope_theta": 1.1 * found["rope_theta"]}
+
+    patch.setattr(architecture, "_rope", rope)
+    return model
+
+
+def window(patch: Patch, model: FoldedModel) -> FoldedModel:
+    patch.setattr(architecture, "_windows", lambda config, family: (5,) * config["num_hidden_layers"])
+    return model
+
+
+def without_norm(name: str) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        def norm(b: Any, m: Any, facts: Any, at: str, x: Any, *more: Any) -> Any:
+            return x if at == name else NORM(b, m, facts, at, x, *more)
+
+        patch.setattr(decoder, "_norm", norm)
+        return model
+
+    return alter
+
+
+def blocks(change: Callable[..., Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        patch.setattr(decoder, "_block", change)
+        return model
+
+    return alter
+
+
+def around(**methods: Callable[..., Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    """The builder with other methods: each gets the builder itself and the arguments."""
+
+    class Other:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            if name in methods:
+                return lambda *given, **more: methods[name](self.inner, *given, **more)
+            return getattr(self.inner, name)
+
+    return blocks(lambda b, m, facts, i, h: BLOCK(Other(b), m, facts, i, h))
+
+
+def leaf(path: str, change: Callable[[Quantized], Quantized]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        layer = model.layers[path]
+        assert isinstance(layer, Quantized)
+        return replace(model, layers={**model.layers, path: change(layer)})
+
+    return alter
+
+
+def tensor(path: str, change: Callable[[Any, FoldedModel], Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        return replace(model, tensors={**model.tensors, path: change(model.tensors[path], model)})
+
+    return alter
+
+
+def swapped_layers(patch: Patch, model: FoldedModel) -> FoldedModel:
+    a, b = (model.layers[K.format(i)] for i in (0, 1))
+    return replace(model, layers={**model.layers, K.format(0): b, K.format(1): a})
+
+
+def one_code(layer: Quantized) -> Quantized:
+    codes = layer.codes.clone()
+    codes[3, 5] += -1 if codes[3, 5] > 0 else 1
+    return replace(layer, codes=codes)
+
+
+def one_scale(layer: Quantized) -> Quantized:
+    scales = layer.scales.clone()
+    scales[3, 0] *= 1 + 2**-7
+    return replace(layer, scales=scales)
+
+
+def other_rows(layer: Quantized) -> Quantized:
+    order = torch.arange(len(layer.codes))
+    order[[7, 8]] = order[[8, 7]]
+    return replace(layer, codes=layer.codes[order], scales=layer.scales[order])
+
+
+def bit_up(values: Any, model: FoldedModel) -> Any:
+    values = values.clone()
+    values[2] = torch.nextafter(values[2], torch.tensor(100.0, dtype=values.dtype))
+    return values
+
+
+def parallel(b: Any, m: Any, facts: Any, i: int, h: Any) -> Any:
+    """The MLP reads the block's input, as in models with parallel blocks."""
+    taken: list[Any] = []
+
+    class Other:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(b, name)
+
+        def rms_norm(self, name: str, x: Any, *more: Any) -> Any:
+            taken.append(x)
+            return b.rms_norm(name, taken[0] if name.endswith("post_attention_layernorm") else x, *more)
+
+    return BLOCK(Other(), m, facts, i, h)
+
+
+BUILT: dict[str, Callable[[Patch, FoldedModel], FoldedModel]] = {
+    "epsilon of every norm 1e-3": epsilon,
+    "rope theta 10 % larger": theta,
+    "a window of 5 tokens": window,
+    "final norm left out": without_norm("model.norm"),
+    "a norm before attention left out": without_norm("model.layers.1.input_layernorm"),
+    "gate and up exchanged": around(gated_silu=lambda b, name, gate, up: b.gated_silu(name, up, gate)),
+    "residual around the MLP left out": around(
+        add=lambda b, name, x, y: y if name == "model.layers.0.mlp.residual" else b.add(name, x, y)
+    ),
+    "residual counted twice": around(
+        add=lambda b, name, x, y: b.add(f"{name}.2", x, b.add(name, x, y)) if "0.mlp" in name else b.add(name, x, y)
+    ),
+    "MLP reads the block's input": blocks(parallel),
+    "layers in another order": blocks(lambda b, m, f, i, h: BLOCK(b, m, f, 1 - i, h)),
+    "one layer left out": blocks(lambda b, m, f, i, h: h if i == 0 else BLOCK(b, m, f, i, h)),
+    "q and k exchanged": around(
+        attention=lambda b, name, spec, q, k, v: b.attention(name, replace(spec, kv_heads=spec.heads), k, q, q)
+    ),
+    "values are the keys": around(attention=lambda b, name, spec, q, k, v: b.attention(name, spec, q, k, k)),
+    "attention gated by itself": around(
+        attention=lambda b, name, spec, *qkv: b.gated_silu(f"{name}.gate", *[b.attention(name, spec, *qkv)] * 2)
+    ),
+    "one code one step off": leaf(K.format(1), one_code),
+    "one scale 2^-7 larger": leaf(K.format(1), one_scale),
+    "weights of two layers exchanged": swapped_layers,
+    "two tokens of the embedding exchanged": leaf("model.embed_tokens", other_rows),
+    "one gain one bit larger": tensor("model.norm.weight", bit_up),
+    "one bias another layer's": tensor(
+        "model.layers.0.self_attn.q_proj.bias", lambda _, m: m.tensors["model.layers.1.self_attn.q_proj.bias"].clone()
+    ),
+    "gains of two norms exchanged": tensor(
+        "model.layers.0.input_layernorm.weight", lambda _, m: m.tensors["model.layers.1.input_layernorm.weight"].clone()
+    ),
+}
+
+
+# Finished ONNX files
+
+
+def node(model: Any, kind: str, at: int = 0) -> Any:
+    return [n for n in model.graph.node if n.op_type == kind][at]
+
+
+def between(
+    model: Any, value: str, kind: str, constant: np.ndarray, *, users: Callable[[Any], bool] = lambda _: True
+) -> None:
+    """`value` goes through an operation with a constant before its users get it."""
+    name = f"odd.{len(model.graph.node)}"
+    model.graph.initializer.append(numpy_helper.from_array(constant, f"{name}.by"))
+    added = helper.make_node(kind, [value, f"{name}.by"], [f"{name}.y"], name=name)
+    where = next((i for i, n in enumerate(model.graph.node) if value in n.output), -1)
+    for one in model.graph.node:
+        if users(one):
+            one.input[:] = [f"{name}.y" if x == value else x for x in one.input]
+    model.graph.node.insert(where + 1, added)
+
+
+def scaled(value: Callable[[Any], str], factor: float) -> Callable[[Any], None]:
+    return lambda model: between(model, value(model), "Mul", np.array(factor, np.float32))
+
+
+def attention(model: Any) -> Any:
+    return next(n for n in model.graph.node if n.op_type in ("Attention", "GroupQueryAttention"))
+
+
+def mask_of(model: Any) -> str:
+    return str(attention(model).input[3])
+
+
+def attribute(kind: str, name: str, value: Any) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        found = node(model, kind)
+        kept = [a for a in found.attribute if a.name != name]
+        del found.attribute[:]
+        found.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return edit
+
+
+def stored(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        (found,) = (t for t in model.graph.initializer if t.name == name)
+        found.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(found)), name))
+
+    return edit
+
+
+def hidden_keys(model: Any) -> None:
+    """Keys behind place 200 are not seen."""
+    place = "places/key:y"
+    mask = mask_of(model)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(200, np.int64), "odd.limit"))
+    less = helper.make_node("Less", [place, "odd.limit"], ["odd.near"], name="odd.Less")
+    both = helper.make_node("And", [mask, "odd.near"], ["odd.mask"], name="odd.And")
+    where = next(i for i, n in enumerate(model.graph.node) if mask in n.output)
+    for one in model.graph.node:
+        one.input[:] = ["odd.mask" if x == mask else x for x in one.input]
+    model.graph.node.insert(where + 1, both)
+    model.graph.node.insert(where + 1, less)
+
+
+def unmasked(model: Any) -> None:
+    """Padding is seen: the mask's Cast of attention_mask is always true."""
+    cast = next(n for n in model.graph.node if n.name.endswith("/real") and n.op_type == "Cast")
+    ones = helper.make_node("Equal", ["attention_mask", "attention_mask"], list(cast.output), name=cast.name)
+    cast.CopyFrom(ones)
+
+
+def acausal(model: Any) -> None:
+    node(model, "LessOrEqual").op_type = "GreaterOrEqual"
+
+
+def exchanged(kind: str, first: int, second: int) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        found = node(model, kind)
+        found.input[first], found.input[second] = found.input[second], found.input[first]
+
+    return edit
+
+
+def caches(model: Any) -> None:
+    """The second layer continues the first one's keys."""
+    second = [n for n in model.graph.node if n.op_type in ("Attention", "GroupQueryAttention")][1]
+    second.input[:] = [x.replace("past_key_values.1", "past_key_values.0") for x in second.input]
+
+
+def bias_twice(model: Any) -> None:
+    add = next(n for n in model.graph.node if n.op_type == "Add" and n.input[1].endswith(".bias"))
+    between_name = "odd.bias"
+    again = helper.make_node("Add", [add.output[0], add.input[1]], [f"{between_name}:y"], name=between_name)
+    for one in model.graph.node:
+        one.input[:] = [f"{between_name}:y" if x == add.output[0] else x for x in one.input]
+    model.graph.node.insert(list(model.graph.node).index(add) + 1, again)
+
+
+def first_row(model: Any) -> None:
+    """Logits of one position earlier."""
+    wanted = next(n for n in model.graph.node if n.name == "wanted")
+    between(model, wanted.output[0], "Sub", np.array(1, np.int64))
+
+
+def clipped(value: str, limit: int) -> Callable[[Any], None]:
+    return lambda model: between(
+        model,
+        value,
+        "Min",
+        np.array(limit, np.int64),
+        users=lambda n: n.op_type in ("Cast", "Gather", "GatherElements"),
+    )
+
+
+def lengths(model: Any) -> None:
+    between(model, "seqlens_k:y", "Sub", np.array(1, np.int32))
+
+
+def softened(model: Any) -> None:
+    """tanh on the logits."""
+    last = next(n for n in model.graph.node if "logits" in n.output)
+    last.output[0] = "odd.logits"
+    model.graph.node.append(helper.make_node("Tanh", ["odd.logits"], ["logits"], name="odd.Tanh"))
+
+
+def doubled(model: Any) -> None:
+    last = next(n for n in model.graph.node if "logits" in n.output)
+    last.output[0] = "odd.logits"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "odd.two"))
+    model.graph.node.append(helper.make_node("Mul", ["odd.logits", "odd.two"], ["logits"], name="odd.Mul"))
+
+
+def tables_end(model: Any) -> None:
+    """At position 100, where the context is 128."""
+    for table in (t for t in model.graph.initializer if t.name in ("rope.cos", "rope.sin")):
+        table.dims[0] = 100
+        for entry in table.external_data:
+            if entry.key == "length":
+                entry.value = str(4 * 100 * table.dims[1])
+
+
+def embedded(model: Any) -> str:
+    return str(node(model, "RMSNormalization").input[0])
+
+
+def unused(model: Any) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "odd.unused"))
+
+
+def another_input(model: Any) -> None:
+    """Logits scaled by a number that the app may send."""
+    given = helper.make_tensor_value_info("temperature", TensorProto.FLOAT, [])
+    model.graph.input.append(given)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "temperature"))
+    last = next(n for n in model.graph.node if "logits" in n.output)
+    last.output[0] = "odd.logits"
+    model.graph.node.append(helper.make_node("Mul", ["odd.logits", "temperature"], ["logits"], name="odd.Mul"))
+
+
+QDQ: dict[str, Callable[[Any], None]] = {
+    "positions end at 150": clipped("position_ids", 150),
+    "keys behind 200 hidden": hidden_keys,
+    "padding is seen": unmasked,
+    "keys seen from the wrong side": acausal,
+    "frequencies 0.1 % larger": stored("rope.frequencies", lambda x: (x * 1.001).astype(np.float32)),
+    "cos and sin exchanged": exchanged("RotaryEmbedding", 1, 2),
+    "attention's output times 1.01": scaled(lambda m: str(attention(m).output[0]), 1.01),
+    "embedding times 8": scaled(embedded, 8.0),
+    "attention's scale 1 % larger": attribute("Attention", "scale", 0.2525),
+    "attention capped": attribute("Attention", "softcap", 30.0),
+    "a norm over another axis": attribute("RMSNormalization", "axis", 1),
+    "SiLU with tanh": lambda m: setattr(node(m, "Sigmoid"), "op_type", "Tanh"),
+    "the second layer continues the first one's cache": caches,
+    "a bias added twice": bias_twice,
+    "logits of one position earlier": first_row,
+    "logits doubled": doubled,
+    "logits through tanh": softened,
+    "tokens from 100 on are 100": clipped("input_ids", 100),
+    "bytes that nothing uses": unused,
+    "an input that scales logits": another_input,
+}
+ORT: dict[str, Callable[[Any], None]] = {
+    "rotary tables shorter than the context": tables_end,
+    "rows one token shorter": lengths,
+    "SiLU with alpha 1.702": attribute("QuickGelu", "alpha", 1.702),
+    "attention without rotation": attribute("GroupQueryAttention", "do_rotary", 0),
+    "attention rotates interleaved": attribute("GroupQueryAttention", "rotary_interleaved", 1),
+    "attention's scale 1 % larger": attribute("GroupQueryAttention", "scale", 0.2525),
+    "attention's window 20": attribute("GroupQueryAttention", "local_window_size", 20),
+    "another epsilon in one norm": attribute("SkipSimplifiedLayerNormalization", "epsilon", 1e-3),
+    "attention's output times 1.01": scaled(lambda m: str(attention(m).output[0]), 1.01),
+    "the second layer continues the first one's cache": caches,
+    "logits of one position earlier": first_row,
+    "logits doubled": doubled,
+}
+WEB: dict[str, Callable[[Any], None]] = {
+    name: QDQ[name]
+    for name in ("attention's output times 1.01", "positions end at 150", "keys behind 200 hidden", "logits doubled")
+}
+
+
+# ExecuTorch, while it is built
+
+
+def argument(op: str, at: int, change: Callable[[Any], Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    """Another argument of a kernel."""
+
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        own = Graph.kernel
+
+        def kernel(graph: Graph, name: str, arguments: Any, shape: Any) -> Any:
+            given = list(arguments)
+            if name == op and (op != SELECT or isinstance(given[0], Value)):
+                given[at] = change(given[at])
+            return own(graph, name, given, shape)
+
+        patch.setattr(Graph, "kernel", kernel)
+        return model
+
+    return alter
+
+
+def operation(
+    kind: str, change: Callable[[Graph, list[Any]], list[Any]]
+) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    """Other inputs of an operation of XNNPACK."""
+
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        own = Graph.xnn
+
+        def xnn(graph: Graph, name: str, inputs: Any, shape: Any, **settings: Any) -> Any:
+            return own(graph, name, change(graph, list(inputs)) if name == kind else inputs, shape, **settings)
+
+        patch.setattr(Graph, "xnn", xnn)
+        return model
+
+    return alter
+
+
+def positions_from_zero(patch: Patch, model: FoldedModel) -> FoldedModel:
+    own = Graph.kernel
+
+    def kernel(graph: Graph, name: str, arguments: Any, shape: Any) -> Any:
+        table = name == SELECT and isinstance(arguments[0], Stored)
+        return own(graph, name, [*arguments[:2], 0, *arguments[3:]] if table else arguments, shape)
+
+    patch.setattr(Graph, "kernel", kernel)
+    return model
+
+
+def short_tables(patch: Patch, model: FoldedModel) -> FoldedModel:
+    own = architecture.Decoder.rope_tables
+    patch.setattr(architecture.Decoder, "rope_tables", lambda facts, positions: own(facts, positions - 28))
+    return model
+
+
+def metadata(name: str, value: Any) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        own = executorch_target._metadata
+        patch.setattr(executorch_target, "_metadata", lambda *given: {**own(*given), name: value})
+        return model
+
+    return alter
+
+
+def constants(prefix: str, factor: float) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        own = Graph.floats
+        patch.setattr(Graph, "floats", lambda g, name, x: own(g, name, x * factor if name.startswith(prefix) else x))
+        return model
+
+    return alter
+
+
+def gated(graph: Graph, inputs: list[Any]) -> list[Any]:
+    """What is added first goes through a product with 1.01."""
+    by = graph.floats("model.layers.0.odd.weight", np.full(1, 1.01, np.float32))
+    return [graph.xnn("Multiply", [inputs[0], by], inputs[0].shape), *inputs[1:]]
+
+
+PTE: dict[str, Callable[[Patch, FoldedModel], FoldedModel]] = {
+    "attention sees later tokens": argument("llama::custom_sdpa.out", 6, lambda _: False),
+    "attention's scale 0.3": argument("llama::custom_sdpa.out", 7, lambda _: 0.3),
+    "keys written from place 0 on": argument("llama::update_cache.out", 2, lambda _: 0),
+    "rotary positions from 0 on": positions_from_zero,
+    "rotary tables shorter than the context": short_tables,
+    "logits of one position earlier": argument(SELECT, 2, lambda _: -2),
+    "cos and sin exchanged": operation("Subtract", lambda g, given: given[::-1]),
+    "halves of a head exchanged": operation("Concatenate2", lambda g, given: given[::-1]),
+    "mean of the squares doubled": constants("mean.", 2.0),
+    "a residual times 1.01": operation("Add", gated),
+    "more context than the cache holds": metadata("get_max_context_len", 4096),
+    "it stops at another token": metadata("get_eos_ids", [7]),
+}
+
+
+def edited(artifact: Path, edit: Callable[[Any], None]) -> None:
+    """Both programs of an ONNX artifact changed, and a manifest that fits."""
+    for program in sorted((artifact / "onnx").glob("*.onnx")):
+        model = onnx.load(str(program), load_external_data=False)
+        edit(model)
+        program.write_bytes(model.SerializeToString())
+    fit(artifact)
+
+
+def fit(artifact: Path) -> None:
+    """manifest.json with the checksums that the files have now."""
+    path = artifact / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, entry in content["files"].items():
+        data = (artifact / name).read_bytes()
+        entry.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    path.write_text(json.dumps(content), encoding="utf-8")
