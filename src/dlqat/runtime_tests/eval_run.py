@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dlqat import checkpoint, source
+from dlqat import checkpoint, json_file, source
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import eval_request, evaluate, report, versions
 from dlqat.runtime_tests.eval_request import Request
@@ -30,11 +30,12 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     if request.reference:
         checkpoint.read(request.reference)  # refused now, not after the artifact has been measured
     chosen = eval_request.setting(request)
-    configs = tasks.configs(request.tasks, request.data) if request.tasks else None
+    configs = tasks.configs(request.tasks, request.data, request.shots) if request.tasks else None
     if configs:
         tasks.check_answers(configs, eval_request.context(request))
     tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
     ids = token_ids(tokenizer, request.text, request.tokens)
+    ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
     subjects = [eval_request.artifact(request, chosen)]
     subjects += [eval_request.reference(request, request.reference)] if request.reference else []
     windows: list[Any] = []
@@ -45,7 +46,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
             before = time.monotonic()
             if configs:  # first: lm_eval may find the documents wrong before a question is asked
                 with progress(subject.name, "answers") as subject.tell:
-                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots))
+                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots, ends))
             if ids:
                 with progress(subject.name, "windows of text") as subject.tell:
                     windows.append(evaluate.perplexity(subject, ids))
@@ -79,6 +80,15 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
         "versions": {"python": platform.python_version()} | versions.installed(),
     }
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer, as generation_config.json or config.json says; the tokenizer's, if they do not."""
+    for name in ("generation_config.json", "config.json"):
+        found: Any = json_file.read_if_there(folder / name).get("eos_token_id")
+        if found is not None:
+            return [int(token) for token in (found if isinstance(found, list) else [found])]
+    return [int(tokenizer.eos_token_id)]
 
 
 def token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:

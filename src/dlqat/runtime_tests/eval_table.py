@@ -21,18 +21,23 @@ def table(result: Mapping[str, Any]) -> Table:
         shown.append(escape(f"{gap['value']:+.1e} nats [{_nats(gap['low'])}, {_nats(gap['high'])}]") if gap else "")
         found.add_row(f"perplexity, {text['tokens']} tokens", *shown)
     for task, metrics in result["tasks"].items():
-        if not metrics:  # no means over questions (word_perplexity): lm_eval's own figures
-            own = [model.get(task, {}) for model in result["lm_eval"].values()]
-            for name in (
-                n for n, value in own[0].items() if "," in n and "_stderr" not in n and isinstance(value, int | float)
-            ):
-                shown = [f"{one[name]:.4g}" for one in own]
-                found.add_row(f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))
+        own = [model.get(task, {}) for model in (result["lm_eval"] or {}).values()]
+        for name in _own(own[0] if own else {}, metrics):  # no means over questions (word_perplexity)
+            shown = [f"{one[name]:.4g}" for one in own]
+            found.add_row(f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))
         for metric, row in metrics.items():
             factor = 100 if is_share(row) else 1
             shown = [_span(row[k], factor) if row.get(k) else "" for k in ("artifact", "reference", "difference")]
             found.add_row(f"{task} {metric}, {row['questions']} questions", *shown)
     return found
+
+
+def _own(figures: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """The figures of lm_eval that are not among the metrics."""
+    known = {name.replace(", ", ",") for name in metrics} | {f"{name.partition(', ')[0]},none" for name in metrics}
+    numbers = (n for n, value in figures.items() if "," in n and "_stderr" not in n and isinstance(value, int | float))
+    single = {name for name in metrics if ", " not in name}  # read in one way, whatever its filter is called
+    return [n for n in numbers if n not in known and n.partition(",")[0] not in single]
 
 
 def is_share(row: Mapping[str, Any]) -> bool:
