@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -350,6 +351,47 @@ def test_settings_as_lm_eval_reads_them(alias: str) -> None:
     assert longest({alias: 12, "do_sample": False, "temperature": 0.7}, 128) == 12
     with pytest.raises(Refusal, match="greedily"):
         longest({alias: 12, "do_sample": True, "temperature": 0.7}, 128)
+
+
+def test_the_chat_template_is_an_option(exported: Path, data: Path, tmp_path: Path) -> None:
+    """Other prompts, so other answers in the journal; the result says so, and so does the command that gives it again."""
+    found: list[dict[str, Any]] = []
+    answers: list[set[str]] = []
+    for name, more in (("plain", ()), ("chat", ("--apply-chat-template",))):
+        folder = tmp_path / name
+        words = ("--tasks", "arc_easy", "--data", data, "--no-reference", "--limit", "3", "--output", folder)
+        run(exported, *words, *more)
+        found.append(json.loads((folder / "eval-host-ort.json").read_text()))
+        answers.append(
+            {
+                line
+                for p in folder.rglob("*")
+                if p.is_file() and p.suffix != ".json"
+                for line in p.read_text().splitlines()
+            }
+        )
+    assert [f["chat_template"] for f in found] == [False, True]
+    assert ["--apply-chat-template" in f["command"] for f in found] == [False, True]
+    assert len(answers[0] - answers[1]) >= 3
+    assert len(answers[1] - answers[0]) >= 3
+
+
+def test_questions_that_lose_their_beginning_are_counted(exported: Path, tmp_path: Path) -> None:
+    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 20)
+    subject.scores([Question((3,) * 10, (4,)), Question((3,) * 30, (4,)), Question((5,) * 25, (4,))])
+    subject.text([3] * 30, [2], 4, lambda tokens: False, [])
+    assert subject.cut == 3
+    subject.close()
+
+
+def test_a_tokenizer_of_another_model_is_refused(exported: Path, data: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(exported, tmp_path / "copy")
+    content = json.loads((artifact / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (artifact / "tokenizer.json").write_text(json.dumps(content))
+    said = run(artifact, "--text", data / "text.txt", "--reference", exported.parent / "folded", code=2)
+    assert "its tokenizer has other tokens than the reference's for words" in said
 
 
 def test_a_batch_fits_the_context(exported: Path) -> None:
@@ -754,7 +796,10 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
     cases = [
         ([exported], "nothing to measure"),
         ([exported, "--tasks", "arc_easy", "--data", tmp_path], "no arc_easy_test.jsonl"),
-        ([exported, "--tasks", "gsm8k", "--shots", "0", "--data", tmp_path], "gsm8k: answers of up to 256 tokens leave no room"),
+        (
+            [exported, "--tasks", "gsm8k", "--shots", "0", "--data", tmp_path],
+            "gsm8k: answers of up to 256 tokens leave no room",
+        ),
         ([exported, "--tasks", "no_such_task", "--data", data], "lm_eval has no task 'no_such_task'"),
         ([exported, "--text", tmp_path / "none.txt"], "is not a file"),
         ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dlqat import checkpoint, json_file, source
+from dlqat import checkpoint, corpus, json_file, source
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import eval_request, evaluate, report, versions
 from dlqat.runtime_tests.eval_request import Request
@@ -34,6 +34,10 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     if configs:
         tasks.check_answers(configs, eval_request.context(request))
     tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
+    if request.reference:
+        _same_tokens(request.artifact.folder, tokenizer)
+    if request.chat and not isinstance(tokenizer.chat_template, str | dict):
+        raise Refusal(f"{tokenizer.name_or_path} has no chat template; leave --apply-chat-template out")
     ids = token_ids(tokenizer, request.text, request.tokens)
     ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
     subjects = [eval_request.artifact(request, chosen)]
@@ -46,12 +50,17 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
             before = time.monotonic()
             if configs:  # first: lm_eval may find the documents wrong before a question is asked
                 with progress(subject.name, "answers") as subject.tell:
-                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots, ends))
+                    answers.append(
+                        evaluate.tasks(
+                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=request.chat
+                        )
+                    )
             if ids:
                 with progress(subject.name, "windows of text") as subject.tell:
                     windows.append(evaluate.perplexity(subject, ids))
             seconds[subject.name] = time.monotonic() - before
         about = _about(request, subjects)
+        cut = {s.name: s.cut for s in subjects}
         cost = {s.name: {"seconds": seconds[s.name], **s.cost()} for s in subjects}
     finally:
         for subject in subjects:
@@ -60,6 +69,8 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         "setting": str(chosen),
         "seconds": time.monotonic() - start,
         "cost": cost,
+        "chat_template": request.chat,
+        "cut": cut,
         "tasks": evaluate.compared(*answers) if configs else {},
         "text": {"file": str(request.text), **evaluate.compared_text(*windows)} if ids else None,
         "lm_eval": {s.name: a.own for s, a in zip(subjects, answers, strict=True)} if configs else None,
@@ -80,6 +91,20 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
         "versions": {"python": platform.python_version()} | versions.installed(),
     }
+
+
+def _same_tokens(folder: Path, tokenizer: Any) -> None:
+    """Refusal if the artifact's own tokenizer, which apps use, has other tokens than the reference's: another model would be
+    measured than the one that ships. Decomposed letters may differ (ExecuTorch's runners cannot compose them)."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    own: Any = source.tokenizer(folder)
+    texts = dict(corpus.TEXTS) | {"chat prompts": "".join(corpus.prompts(tokenizer))}
+    ids = [{k: t(text, add_special_tokens=False)["input_ids"] for k, text in texts.items()} for t in (own, tokenizer)]
+    if other := [kind for kind in texts if ids[0][kind] != ids[1][kind]]:
+        raise Refusal(
+            f"{folder}: its tokenizer has other tokens than the reference's for {', '.join(other)}; export again"
+        )
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> list[int]:

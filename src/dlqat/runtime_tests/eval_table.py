@@ -15,6 +15,8 @@ def table(result: Mapping[str, Any]) -> Table:
     found = Table(title=f"dlqat-eval on {result['device']} ({result['setting']})", title_style="")
     for column in ("", "artifact", "reference", "difference"):
         found.add_column(column)
+    if lost := max(result.get("cut", {}).values(), default=0):
+        found.caption = f"{lost} questions lost their beginning: the context has no room for them"
     if text := result["text"]:
         gap = text.get("difference_nats")
         shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1)]

@@ -39,6 +39,8 @@ def tasks(
     limit: int | None,
     shots: int | None,
     ends: Sequence[int] = (),
+    *,
+    chat: bool = False,
 ) -> Answers:
     """All questions of the tasks. `configs`: what tasks.configs returns. Refusal if lm_eval cannot make questions of the
     documents: nothing has been asked then."""
@@ -55,6 +57,7 @@ def tasks(
             task_manager=configs[1],
             limit=limit,
             num_fewshot=shots,
+            apply_chat_template=chat,
             bootstrap_iters=0,
             log_samples=True,
             verbosity="ERROR",
