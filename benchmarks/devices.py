@@ -210,7 +210,9 @@ def main() -> None:
     parser.add_argument("--device", action="append", help=", ".join(d.name for d in ALL))
     parser.add_argument("--whole", action="store_true", help="the whole ladder in every cell")
     parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--results", default="devices", help="results/NAME.json; runtimes: other versions, docs/devices.md")
+    parser.add_argument(
+        "--results", default="devices", help="results/NAME.json; runtimes: other versions, docs/devices.md"
+    )
     parser.add_argument("--table", action="store_true", help="print the matrix and measure nothing")
     options = parser.parse_args()
     if options.cell:

@@ -363,12 +363,39 @@ def test_templates_that_do_not_fit_are_refused() -> None:
         conversation(TALK, "{{ raise_exception('only users') }}")
     with pytest.raises(Refusal, match="here:1: messages need a chat template"):
         chat.mark(TALK, toy_tokenizer(None), "here:1")
+    with pytest.raises(
+        Refusal, match="here:1: the chat template computes the format in which it asks for today's date"
+    ):
+        conversation(TALK, "{% set f = '%d' %}{{ strftime_now(f) }}" + CHATML)
 
 
-def test_a_date_in_the_template_is_the_same_tomorrow() -> None:
-    template = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-    _, texts = conversation(TALK, template + "{{ date_string }}" + CHATML)
-    assert texts[0].startswith("26 Jul 2024<s>")
+LLAMA3_DATE = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_GENERATION], ids=["prefix", "generation"])
+@pytest.mark.parametrize("written", [LLAMA3_DATE, "{{ strftime_now('%d %b %Y') }}"], ids=["Llama 3", "strftime_now"])
+def test_a_date_in_the_template_is_the_same_tomorrow(written: str, template: str) -> None:
+    """It is the conversation's own, whatever the clock says; and no one day is learned."""
+    _, texts = conversation(TALK, written + template)
+    assert texts[0].startswith("28 Dec 2030<s>")
+    others = {conversation([{**TALK[0], "content": str(i)}, TALK[1]], written + template)[1][0][:11] for i in range(9)}
+    assert len(others) == 9
+
+
+def test_of_several_templates_the_default_is_taken() -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = {"rag": "x", "default": WITH_GENERATION}
+    (marked,) = chat.mark(TALK, tokenizer, "here:1")
+    assert marked == chat.mark(TALK, toy_tokenizer(WITH_GENERATION), "here:1")[0]
+    tokenizer.chat_template = {"rag": "x", "tool_use": CHATML}
+    with pytest.raises(
+        Refusal, match=r"here:1: of this model's chat templates \(rag and tool_use\) none is called default"
+    ):
+        chat.mark(TALK, tokenizer, "here:1")
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]
+    assert chat.mark(TALK, tokenizer, "here:1", tools) == chat.mark(TALK, toy_tokenizer(), "here:1")
 
 
 @pytest.mark.real

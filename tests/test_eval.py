@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +275,124 @@ def test_tasks_by_what_they_are_called(tmp_path: Path) -> None:
     assert isinstance(config, dict)
     assert (config["task"], config["dataset_path"]) == ("winogrande", "json")
     assert config["dataset_kwargs"]["data_files"] == {"validation": str(tmp_path / "winogrande_validation.jsonl")}
+
+
+def test_a_task_is_the_one_that_has_the_name(tmp_path: Path) -> None:
+    """mmlu_anatomy.yaml stands in llama3/ as well, where it is another task, generated; three ways to write a name."""
+    from dlqat.runtime_tests import tasks
+
+    for name, kind in (("mmlu_anatomy", "multiple_choice"), ("gsm8k", "generate_until")):
+        found = tasks._definition(name)
+        assert found is not None
+        assert (found["task"], found["output_type"]) == (name, kind)
+
+
+def test_examples_do_not_come_from_the_questions(tmp_path: Path) -> None:
+    """A question's own answer could stand before it: the file with the examples is asked for by name."""
+    from dlqat.runtime_tests import tasks
+
+    (tmp_path / "arc_easy_test.jsonl").write_text("{}\n")
+    (tmp_path / "mmlu_anatomy_test.jsonl").write_text("{}\n")
+    tasks.configs(["arc_easy"], tmp_path)
+    tasks.configs(["arc_easy"], tmp_path, 0)
+    for name, wanted in (("arc_easy", "train"), ("mmlu_anatomy", "dev")):
+        with pytest.raises(Refusal, match=f"{name} shows 2 examples, .* add {name}_{wanted}.jsonl, or use --shots 0"):
+            tasks.configs([name], tmp_path, 2)
+        (tmp_path / f"{name}_{wanted}.jsonl").write_text("{}\n")
+        ((config,), _) = tasks.configs([name], tmp_path, 2)
+        assert isinstance(config, dict)
+        assert config["dataset_kwargs"]["data_files"][wanted] == str(tmp_path / f"{name}_{wanted}.jsonl")
+
+
+def test_figures_that_are_no_means_are_lm_eval_s_own() -> None:
+    """lambada's perplexity is the exponential of a mean: no difference per question, and the table shows lm_eval's figure."""
+    from rich.console import Console
+
+    from dlqat.runtime_tests.eval_table import table
+
+    metrics = {"perplexity": [-2.0, -4.0], "acc": [1.0, 0.0], "exact_match, strict": [1.0, 1.0]}
+    own = {"perplexity,none": math.exp(3), "acc,none": 0.5, "exact_match,strict": 1.0, "acc_stderr,none": 0.1}
+    assert set(evaluate._means(metrics, own)) == {"acc", "exact_match, strict"}
+    one = {"value": 0.5, "low": None, "high": None}
+    row = {"questions": 2, "artifact": one}
+    result = {"device": "x", "setting": "y", "text": None, "tasks": {"lambada": {"acc": row}}}
+    console = Console(file=io.StringIO(), width=150)
+    console.print(table(result | {"lm_eval": {"x": {"lambada": {"perplexity,none": math.exp(3), "acc,none": 0.5}}}}))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "lambada perplexity" in shown
+    assert "20.09" in shown
+    assert shown.count("lambada acc") == 1
+
+
+def test_every_end_token_stops(exported: Path, tmp_path: Path) -> None:
+    """Those of generation_config.json, not the tokenizer's one."""
+    from dlqat.runtime_tests import eval_run
+    from dlqat.runtime_tests.harness import SubjectLM
+    from toy_tokenizer import toy_tokenizer
+
+    tokenizer = toy_tokenizer()
+    assert eval_run.end_tokens(tmp_path, tokenizer) == [2]
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+    assert eval_run.end_tokens(tmp_path, tokenizer) == [7]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
+    assert eval_run.end_tokens(tmp_path, tokenizer) == [2, 9]
+    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
+    whole = SubjectLM(subject, tokenizer)._generate("The cat", {"until": [], "max_gen_toks": 12})
+    end = tokenizer.convert_tokens_to_ids(whole[4])
+    cut = SubjectLM(subject, tokenizer, [2, end])._generate("The cat", {"until": [], "max_gen_toks": 12})
+    assert cut.rstrip(whole[4]) == whole[: whole.index(whole[4])].rstrip(whole[4])
+    subject.close()
+
+
+@pytest.mark.parametrize("alias", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_settings_as_lm_eval_reads_them(alias: str) -> None:
+    from dlqat.runtime_tests.harness import longest
+
+    assert longest({alias: 12}, 128) == 12
+    assert longest({alias: 12, "do_sample": False, "temperature": 0.7}, 128) == 12
+    with pytest.raises(Refusal, match="greedily"):
+        longest({alias: 12, "do_sample": True, "temperature": 0.7}, 128)
+
+
+def test_the_chat_template_is_an_option(exported: Path, data: Path, tmp_path: Path) -> None:
+    """Other prompts, so other answers in the journal; the result says so, and so does the command that gives it again."""
+    found: list[dict[str, Any]] = []
+    answers: list[set[str]] = []
+    for name, more in (("plain", ()), ("chat", ("--apply-chat-template",))):
+        folder = tmp_path / name
+        words = ("--tasks", "arc_easy", "--data", data, "--no-reference", "--limit", "3", "--output", folder)
+        run(exported, *words, *more)
+        found.append(json.loads((folder / "eval-host-ort.json").read_text()))
+        answers.append(
+            {
+                line
+                for p in folder.rglob("*")
+                if p.is_file() and p.suffix != ".json"
+                for line in p.read_text().splitlines()
+            }
+        )
+    assert [f["chat_template"] for f in found] == [False, True]
+    assert ["--apply-chat-template" in f["command"] for f in found] == [False, True]
+    assert len(answers[0] - answers[1]) >= 3
+    assert len(answers[1] - answers[0]) >= 3
+
+
+def test_questions_that_lose_their_beginning_are_counted(exported: Path, tmp_path: Path) -> None:
+    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 20)
+    subject.scores([Question((3,) * 10, (4,)), Question((3,) * 30, (4,)), Question((5,) * 25, (4,))])
+    subject.text([3] * 30, [2], 4, lambda tokens: False, [])
+    assert subject.cut == 3
+    subject.close()
+
+
+def test_a_tokenizer_of_another_model_is_refused(exported: Path, data: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(exported, tmp_path / "copy")
+    content = json.loads((artifact / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (artifact / "tokenizer.json").write_text(json.dumps(content))
+    said = run(artifact, "--text", data / "text.txt", "--reference", exported.parent / "folded", code=2)
+    assert "its tokenizer has other tokens than the reference's for words" in said
 
 
 def test_a_batch_fits_the_context(exported: Path) -> None:
@@ -685,7 +805,10 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
     cases = [
         ([exported], "nothing to measure"),
         ([exported, "--tasks", "arc_easy", "--data", tmp_path], "no arc_easy_test.jsonl"),
-        ([exported, "--tasks", "gsm8k", "--data", tmp_path], "gsm8k: answers of up to 256 tokens leave no room"),
+        (
+            [exported, "--tasks", "gsm8k", "--shots", "0", "--data", tmp_path],
+            "gsm8k: answers of up to 256 tokens leave no room",
+        ),
         ([exported, "--tasks", "no_such_task", "--data", data], "lm_eval has no task 'no_such_task'"),
         ([exported, "--text", tmp_path / "none.txt"], "does not exist; give a text file"),
         ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dlqat.exporters import asked, corpus, loaders, runner_tokenizer, templates
+from dlqat import corpus
+from dlqat.exporters import asked, loaders, runner_tokenizer, templates
 from dlqat.source import beside
 from toy_tokenizer import byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer
 

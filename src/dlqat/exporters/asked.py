@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dlqat.exporters import corpus
+from dlqat import corpus
 from dlqat.exporters.loaders import CLIENTS, Loaded, NotHere
 
 T = TypeVar("T")

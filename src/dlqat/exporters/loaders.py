@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlqat.exporters.corpus import Messages
+from dlqat.corpus import Messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dlqat import json_file
-from dlqat.exporters import corpus
+from dlqat import corpus, json_file
 from dlqat.source import beside
 
 Part = dict[str, Any]

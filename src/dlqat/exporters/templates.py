@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dlqat import corpus
 from dlqat.checkpoint import MORE_TEMPLATES
-from dlqat.exporters import corpus
 from dlqat.exporters.tokens import load, text
 from dlqat.refusal import Refusal
 

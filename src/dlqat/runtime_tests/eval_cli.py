@@ -55,6 +55,12 @@ def command(
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Measure the artifact alone.")] = False,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template", help="Ask through the model's chat template, as apps do. Default: as plain text."
+        ),
+    ] = False,
     activations: Annotated[
         str | None,
         typer.Option(help="float or int8: how the runtime multiplies. Default: what the device trusts most."),
@@ -90,7 +96,7 @@ def command(
         beside = reference or artifacts.folded_beside(artifact, ", or use --no-reference")
     request = Request(
         found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
-        activations, threads or os.cpu_count() or 1, output,
+        activations, threads or os.cpu_count() or 1, chat, output,
     )  # fmt: skip
     _quiet(offline=data is not None)
     from dlqat.runtime_tests import eval_run

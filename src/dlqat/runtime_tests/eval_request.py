@@ -40,6 +40,8 @@ class Request:
     tokens: int | None = None
     activations: str | None = None
     threads: int = 1
+    chat: bool = False
+    """Whether the questions go through the model's chat template."""
     output: Path | None = None
     """Where results and journals go; None: results into the artifact, journals with what they are about."""
 
@@ -56,6 +58,7 @@ class Request:
         for name in ("data", "limit", "shots", "text", "tokens", "activations"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name}", str(value)]
+        words += ["--apply-chat-template"] if self.chat else []
         return shlex.join([*words, "--threads", str(self.threads)])
 
 

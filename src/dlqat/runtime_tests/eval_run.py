@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dlqat import checkpoint, plain_file, source
+from dlqat import checkpoint, corpus, json_file, plain_file, source
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import eval_request, evaluate, report, versions
 from dlqat.runtime_tests.eval_request import Request
@@ -30,11 +30,16 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     if request.reference:
         checkpoint.read(request.reference)  # refused now, not after the artifact has been measured
     chosen = eval_request.setting(request)
-    configs = tasks.configs(request.tasks, request.data) if request.tasks else None
+    configs = tasks.configs(request.tasks, request.data, request.shots) if request.tasks else None
     if configs:
         tasks.check_answers(configs, eval_request.context(request))
     tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
+    if request.reference:
+        _same_tokens(request.artifact.folder, tokenizer)
+    if request.chat and not isinstance(tokenizer.chat_template, str | dict):
+        raise Refusal(f"{tokenizer.name_or_path} has no chat template; leave --apply-chat-template out")
     ids = token_ids(tokenizer, request.text, request.tokens)
+    ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
     subjects = [eval_request.artifact(request, chosen)]
     subjects += [eval_request.reference(request, request.reference)] if request.reference else []
     windows: list[Any] = []
@@ -45,12 +50,17 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
             before = time.monotonic()
             if configs:  # first: lm_eval may find the documents wrong before a question is asked
                 with progress(subject.name, "answers") as subject.tell:
-                    answers.append(evaluate.tasks(subject, tokenizer, configs, request.limit, request.shots))
+                    answers.append(
+                        evaluate.tasks(
+                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=request.chat
+                        )
+                    )
             if ids:
                 with progress(subject.name, "windows of text") as subject.tell:
                     windows.append(evaluate.perplexity(subject, ids))
             seconds[subject.name] = time.monotonic() - before
         about = _about(request, subjects)
+        cut = {s.name: s.cut for s in subjects}
         cost = {s.name: {"seconds": seconds[s.name], **s.cost()} for s in subjects}
     finally:
         for subject in subjects:
@@ -59,6 +69,8 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         "setting": str(chosen),
         "seconds": time.monotonic() - start,
         "cost": cost,
+        "chat_template": request.chat,
+        "cut": cut,
         "tasks": evaluate.compared(*answers) if configs else {},
         "text": {"file": str(request.text), **evaluate.compared_text(*windows)} if ids else None,
         "lm_eval": {s.name: a.own for s, a in zip(subjects, answers, strict=True)} if configs else None,
@@ -79,6 +91,29 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
         "versions": {"python": platform.python_version()} | versions.installed(),
     }
+
+
+def _same_tokens(folder: Path, tokenizer: Any) -> None:
+    """Refusal if the artifact's own tokenizer, which apps use, has other tokens than the reference's: another model would be
+    measured than the one that ships. Decomposed letters may differ (ExecuTorch's runners cannot compose them)."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    own: Any = source.tokenizer(folder)
+    texts = dict(corpus.TEXTS) | {"chat prompts": "".join(corpus.prompts(tokenizer))}
+    ids = [{k: t(text, add_special_tokens=False)["input_ids"] for k, text in texts.items()} for t in (own, tokenizer)]
+    if other := [kind for kind in texts if ids[0][kind] != ids[1][kind]]:
+        raise Refusal(
+            f"{folder}: its tokenizer has other tokens than the reference's for {', '.join(other)}; export again"
+        )
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer, as generation_config.json or config.json says; the tokenizer's, if they do not."""
+    for name in ("generation_config.json", "config.json"):
+        found: Any = json_file.read_if_there(folder / name).get("eos_token_id")
+        if found is not None:
+            return [int(token) for token in (found if isinstance(found, list) else [found])]
+    return [int(tokenizer.eos_token_id)]
 
 
 def token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:

@@ -15,24 +15,31 @@ def table(result: Mapping[str, Any]) -> Table:
     found = Table(title=Text(f"dlqat-eval on {result['device']} ({result['setting']})"), title_style="")
     for column in ("", "artifact", "reference", "difference"):
         found.add_column(column)
+    if lost := max(result.get("cut", {}).values(), default=0):
+        found.caption = f"{lost} questions lost their beginning: the context has no room for them"
     if text := result["text"]:
         gap = text.get("difference_nats")
         shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1)]
         shown.append(f"{gap['value']:+.1e} nats [{_nats(gap['low'])}, {_nats(gap['high'])}]" if gap else "")
         found.add_row(*map(Text, (f"perplexity, {text['tokens']} tokens", *shown)))
     for task, metrics in result["tasks"].items():
-        if not metrics:  # no means over questions (word_perplexity): lm_eval's own figures
-            own = [model.get(task, {}) for model in result["lm_eval"].values()]
-            for name in (
-                n for n, value in own[0].items() if "," in n and "_stderr" not in n and isinstance(value, int | float)
-            ):
-                shown = [f"{one[name]:.4g}" for one in own]
-                found.add_row(*map(Text, (f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))))
+        own = [model.get(task, {}) for model in (result["lm_eval"] or {}).values()]
+        for name in _own(own[0] if own else {}, metrics):  # no means over questions (word_perplexity)
+            shown = [f"{one[name]:.4g}" for one in own]
+            found.add_row(*map(Text, (f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))))
         for metric, row in metrics.items():
             factor = 100 if is_share(row) else 1
             shown = [_span(row[k], factor) if row.get(k) else "" for k in ("artifact", "reference", "difference")]
             found.add_row(*map(Text, (f"{task} {metric}, {row['questions']} questions", *shown)))
     return found
+
+
+def _own(figures: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """The figures of lm_eval that are not among the metrics."""
+    known = {name.replace(", ", ",") for name in metrics} | {f"{name.partition(', ')[0]},none" for name in metrics}
+    numbers = (n for n, value in figures.items() if "," in n and "_stderr" not in n and isinstance(value, int | float))
+    single = {name for name in metrics if ", " not in name}  # read in one way, whatever its filter is called
+    return [n for n in numbers if n not in known and n.partition(",")[0] not in single]
 
 
 def is_share(row: Mapping[str, Any]) -> bool:

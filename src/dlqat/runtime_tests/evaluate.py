@@ -38,6 +38,9 @@ def tasks(
     configs: tuple[Sequence[str | dict[str, Any]], Any],
     limit: int | None,
     shots: int | None,
+    ends: Sequence[int] = (),
+    *,
+    chat: bool = False,
 ) -> Answers:
     """All questions of the tasks. `configs`: what tasks.configs returns. Refusal if lm_eval cannot make questions of the
     documents: nothing has been asked then."""
@@ -46,7 +49,7 @@ def tasks(
     from dlqat.runtime_tests.harness import SubjectLM
 
     simple_evaluate: Any = lm_eval.simple_evaluate  # its types say otherwise than its source
-    model = SubjectLM(subject, tokenizer)
+    model = SubjectLM(subject, tokenizer, ends)
     try:
         found: Any = simple_evaluate(
             model,
@@ -54,6 +57,7 @@ def tasks(
             task_manager=configs[1],
             limit=limit,
             num_fewshot=shots,
+            apply_chat_template=chat,
             bootstrap_iters=0,
             log_samples=True,
             verbosity="ERROR",
@@ -67,8 +71,8 @@ def tasks(
         ) from error
     if found is None:
         raise Refusal("lm_eval returned no results")
-    samples = {name: _per_question(rows) for name, rows in found["samples"].items()}
     own = {name: dict(values) for name, values in found["results"].items()}
+    samples = {name: _means(_per_question(rows), own[name]) for name, rows in found["samples"].items()}
     higher = {
         task: {name: found["higher_is_better"][task].get(name.partition(", ")[0]) for name in metrics}
         for task, metrics in samples.items()
@@ -95,6 +99,23 @@ def _per_question(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
             if all(isinstance(row.get(name), int | float) for row in own):
                 found[name if len(filters) == 1 else f"{name}, {one}"] = [float(row[name]) for row in own]
     return found
+
+
+def _means(metrics: Mapping[str, list[float]], own: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The metrics whose figure is the mean over the questions. Of others (lambada's perplexity is the exponential of one) a
+    difference per question says nothing, and better may be worse; lm_eval's own figure stands for them."""
+
+    def mean(name: str, values: Sequence[float]) -> bool:
+        metric, _, way = name.partition(", ")
+        figures = [
+            v for k, v in own.items() if k == f"{metric},{way or 'none'}" or (not way and k.startswith(f"{metric},"))
+        ]
+        return any(
+            isinstance(v, int | float) and math.isclose(v, math.fsum(values) / len(values), rel_tol=1e-6, abs_tol=1e-9)
+            for v in figures
+        )
+
+    return {name: values for name, values in metrics.items() if mean(name, values)}
 
 
 def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accuracy.WINDOW) -> list[tuple[float, int]]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.scoring import Question
@@ -23,20 +24,24 @@ MOST_TOKENS = 256
 
 def longest(settings: Mapping[str, Any], limit: int) -> int:
     """How many tokens an answer may have. Refusal of sampling, and of answers that fill a context of `limit`."""
-    if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
+    read: dict[str, Any] = {
+        **normalize_gen_kwargs(dict(settings), MOST_TOKENS)
+    }  # max_tokens and the like; no sampling: no temperature
+    if read["do_sample"] and float(read.get("temperature") or 1) > 0:
         raise Refusal("it wants sampling, and dlqat-eval generates greedily; leave it out")
-    most = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or MOST_TOKENS)
-    room(limit, most)
-    return most
+    room(limit, read["max_gen_toks"])
+    return read["max_gen_toks"]
 
 
 class SubjectLM(TemplateLM):
     """lm_eval asks, the Subject answers."""
 
-    def __init__(self, subject: Subject, tokenizer: Any) -> None:
+    def __init__(self, subject: Subject, tokenizer: Any, ends: Sequence[int] = ()) -> None:
         super().__init__()
         self.subject = subject
         self.tokenizer = tokenizer
+        self.ends = ends or [self.eot_token_id]
+        """Every token that ends an answer: Llama 3 and Qwen have two."""
         self.asked = False
         """Whether lm_eval has made its questions and asks; what fails before lies in the documents."""
 
@@ -111,7 +116,7 @@ class SubjectLM(TemplateLM):
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             return any(string and string in text for string in strings)
 
-        tokens = self.subject.text(self.tok_encode(context), [self.eot_token_id], most, stop, strings)
+        tokens = self.subject.text(self.tok_encode(context), self.ends, most, stop, strings)
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         ends = [at for string in strings if string and (at := text.find(string)) >= 0]
         return text[: min(ends, default=len(text))]

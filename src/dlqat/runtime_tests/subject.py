@@ -28,6 +28,8 @@ class Subject:
     tell: Tell = field(default=lambda done, total: None)
     told: Mapping[str, Any] | None = None
     """What its session says of itself, where it was asked before."""
+    cut: int = 0
+    """Questions so far that lost their beginning, because the context has no room for them."""
 
     @cached_property
     def session(self) -> Session:
@@ -36,6 +38,7 @@ class Subject:
     def scores(self, questions: Sequence[Question]) -> list[Score]:
         """The score of every question, in their order; only the unknown ones are asked."""
         asked = [q.within(self.limit) for q in questions]
+        self.cut += sum(a != q for a, q in zip(asked, questions, strict=True))
         every = set(asked)
         unknown = [q for q in every if self.journal.get(_key(q)) is None]
         known = len(every) - len(unknown)
@@ -56,7 +59,8 @@ class Subject:
         rule: Any,
     ) -> list[int]:
         """Greedy tokens. `rule` is `stop` as JSON: what the answer depends on. Refusal if `most` leaves no room."""
-        context = tuple(context)[-room(self.limit, most) :]
+        self.cut += len(context) > (kept := room(self.limit, most))
+        context = tuple(context)[-kept:]
         key = digest(["text", list(context), list(stop_tokens), most, rule])
         if (known := self.journal.get(key)) is None:
             known = greedy_text(self.session, context, stop_tokens, min(most, self.limit - len(context)), stop)

@@ -18,13 +18,15 @@ from dlqat.refusal import Refusal
 SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
-def configs(names: Sequence[str], data: Path | None) -> tuple[list[str | dict[str, Any]], Any]:
+def configs(
+    names: Sequence[str], data: Path | None, shots: int | None = None
+) -> tuple[list[str | dict[str, Any]], Any]:
     """Tasks and TaskManager for lm_eval.simple_evaluate. Refusal for unknown tasks and missing files."""
     from lm_eval.tasks import TaskManager
 
     if data is not None:
         # The index of all packaged tasks takes 20 s to build; a local task needs its own definition only.
-        return [_local(name, data) for name in names], TaskManager(include_defaults=False)
+        return [_local(name, data, shots) for name in names], TaskManager(include_defaults=False)
     manager = TaskManager()
     if unknown := [name for name in names if name not in manager.task_index]:
         raise Refusal(f"lm_eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
@@ -66,32 +68,41 @@ def _splits(name: str, data: Path) -> dict[str, Path]:
     return {split: path for split in SPLITS if (path := data / f"{name}_{split}.jsonl").is_file()}
 
 
-def _definition(name: str) -> Path | None:
-    """The packaged definition: NAME.yaml, or else the file that says `task: NAME` (winogrande/default.yaml)."""
+def _definition(name: str) -> dict[str, Any] | None:
+    """The packaged definition. lm_eval's own index knows best; a file that is NAME.yaml or says `task: NAME`, and is the only one
+    that means this task once its includes are read, spares the 20 s that it takes to build."""
     import lm_eval
-
-    paths = sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml"))
-    if named := [p for p in paths if p.stem == name]:
-        return named[0]
-    line = re.compile(rf"^task: *{re.escape(name)} *$".encode(), re.MULTILINE)
-    return next((p for p in paths if line.search(p.read_bytes())), None)
-
-
-def _local(name: str, data: Path) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    found = _definition(name)
-    if found is None:
+    paths = sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml"))
+    line = re.compile(rf"^task: *[\"']?{re.escape(name)}[\"']? *(#.*)?$".encode(), re.MULTILINE)
+    named = [p for p in paths if p.stem == name or line.search(p.read_bytes())]
+    found = [p for p in named if load_yaml(p, resolve_func=False).get("task") == name]  # the functions import more
+    if len(found) == 1:
+        return load_yaml(found[0])
+    entry = TaskManager().task_index.get(name)
+    if entry is None or entry.kind.name != "TASK" or entry.yaml_path is None:
+        return None
+    return load_yaml(entry.yaml_path)
+
+
+def _local(name: str, data: Path, shots: int | None) -> dict[str, Any]:
+    packaged = _definition(name)
+    if packaged is None:
         raise Refusal(f"lm_eval has no task {name!r} of its own (groups need a network); `lm-eval ls tasks` lists them")
     splits = _splits(name, data)
     if not splits:
         raise Refusal(f"{data} has no {name}_test.jsonl and no {name}_validation.jsonl; one document per line")
-    packaged: dict[str, Any] = load_yaml(found)
     if not any(packaged.get(SPLITS[s]) for s in ("validation", "test") if s in splits):
         raise Refusal(f"{name} does not ask the questions of {', '.join(map(str, splits.values()))}")
-    own = {key: (packaged.get(key) and split if split in splits else None) for split, key in SPLITS.items()}
-    if packaged.get("fewshot_split") not in (None, *splits):
+    own: dict[str, Any] = {key: (packaged.get(key) and s if s in splits else None) for s, key in SPLITS.items()}
+    examples = packaged.get("fewshot_split")
+    if isinstance(examples, str) and (path := data / f"{name}_{examples}.jsonl").is_file():
+        splits[examples] = path
+    elif examples is not None:
         own["fewshot_split"] = None
+    _examples(name, data, packaged, packaged | own, splits, shots)
     return {
         **packaged,
         "task": name,
@@ -100,3 +111,28 @@ def _local(name: str, data: Path) -> dict[str, Any]:
         "dataset_kwargs": {"data_files": {split: str(path) for split, path in splits.items()}},
         **own,
     }
+
+
+def _examples(
+    name: str,
+    data: Path,
+    packaged: Mapping[str, Any],
+    local: Mapping[str, Any],
+    splits: Mapping[str, Path],
+    shots: int | None,
+) -> None:
+    """Refusal if the examples of the prompts would come from the questions: a question's own answer could stand before it."""
+    count = local.get("num_fewshot") if shots is None else shots
+    written = (local.get("fewshot_config") or {}).get("samples")
+    asked, own = local.get("test_split") or local.get("validation_split"), local.get("fewshot_split")
+    if not count or written is not None or (own in splits and (own != asked or local.get("test_split"))):
+        return  # lm_eval itself leaves a question out of the examples where both come from the test split
+    if own is None and any(
+        split and split != asked for split in (local.get("training_split"), local.get("validation_split"))
+    ):
+        return
+    wanted = packaged.get("fewshot_split") or "train"
+    raise Refusal(
+        f"{name} shows {count} examples, and {data} has its questions only, so a question's own answer could be among them; "
+        f"add {name}_{wanted}.jsonl, or use --shots 0"
+    )

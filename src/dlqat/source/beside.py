@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies beside the weights, tokenizer and generation_config.json: read by transformers, or refused in one line."""
+"""What lies beside the weights, tokenizer and generation_config.json: read by transformers, or refused in one line.
+
+tokenizer.json ships as it is and apps read it, so it is what a model is trained on. transformers 5's AutoTokenizer does
+not: for many families it keeps the vocabulary and builds normalizer and splitting anew by the class, so that a Qwen2 model
+with another tokenizer (a distilled DeepSeek), or Llama 2's, gets other tokens than its own file says.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import GenerationConfig
 
-from dlqat import json_file
+from dlqat import corpus, json_file
 from dlqat.refusal import Refusal
 from dlqat.source import pretrained
 
@@ -23,12 +30,61 @@ def tokenizer(folder: Path) -> Any:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             json_file.read(folder / name)
-    return _read(folder, pretrained.tokenizer)
+    if not (folder / "tokenizer.json").is_file():
+        return _converted(_read(folder, pretrained.tokenizer), folder)
+    found = _read(folder, pretrained.shipped_tokenizer)
+    if found.eos_token is None:
+        _fill(found, folder)
+    return found
+
+
+def _fill(found: Any, folder: Path) -> None:
+    """Special tokens that tokenizer_config.json leaves to the class of the model's family."""
+    try:
+        usual = _read(folder, pretrained.tokenizer)
+    except Refusal:  # a class that transformers does not have
+        return
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = getattr(usual, name)
+        if getattr(found, name) is None and token is not None and str(token) in found.get_vocab():
+            setattr(found, name, token)
+
+
+def _converted(usual: Any, where: Path) -> Any:
+    """The tokenizer that tokenizer.json will hold, for a model that comes without one. Refusal if it has other tokens."""
+    advice = "add the tokenizer.json that the model's authors ship"
+    if (wrong := _unlike_sentencepiece(usual, where / "tokenizer.model")) is not None:
+        raise Refusal(
+            f"{where}: transformers makes other tokens of tokenizer.model than sentencepiece for {wrong}; {advice}"
+        )
+    with TemporaryDirectory() as draft:
+        usual.save_pretrained(draft)
+        found = _read(Path(draft), pretrained.shipped_tokenizer)
+    found.name_or_path = str(where)
+    special = [str(token) for token in usual.all_special_tokens]
+    for kind, text in {"nothing": "", **corpus.texts(special)}.items():
+        for add in (True, False):
+            if usual(text, add_special_tokens=add)["input_ids"] != found(text, add_special_tokens=add)["input_ids"]:
+                raise Refusal(f"{where}: its tokenizer has other tokens as a tokenizer.json for {kind}; {advice}")
+    return found
+
+
+def _unlike_sentencepiece(tokenizer: Any, model: Path) -> str | None:
+    """A kind of text for which tokenizer.model itself has other tokens; None if there is none, or it cannot be asked."""
+    try:
+        sentencepiece: Any = importlib.import_module("sentencepiece")
+        own = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (ImportError, RuntimeError, OSError):  # not installed; a tiktoken file of that name
+        return None
+    texts = {kind: text for kind, text in corpus.TEXTS.items() if text == text.strip()}
+    return next(
+        (k for k, t in texts.items() if own.encode(t) != tokenizer(t, add_special_tokens=False)["input_ids"]), None
+    )
 
 
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer inside a .gguf file. Refusal if it cannot be read."""
-    return _read(path, pretrained.gguf_tokenizer)
+    return _converted(_read(path, pretrained.gguf_tokenizer), path)
 
 
 def _read(where: Path, load: Callable[[Path], Any]) -> Any:

@@ -17,7 +17,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    TokenizersBackend,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dlqat import architecture, json_file, tensor_file
@@ -73,6 +80,12 @@ def tokenizer(folder: Path) -> Any:
     """AutoTokenizer of a folder; raises what transformers and tokenizers raise."""
     look(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def shipped_tokenizer(folder: Path) -> Any:
+    """What tokenizer.json says, which is what apps read; AutoTokenizer puts the model family's own rules in its place."""
+    look(folder)
+    return TokenizersBackend.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def gguf_tokenizer(path: Path) -> Any:

@@ -58,11 +58,11 @@ class Loaded:
 
     def files(self, target: Path) -> None:
         """Write tokenizer, chat template and generation_config.json into the folder `target`, where
-        checkpoint.copy_tokenizer finds them: a folder's own files byte for byte, a GGUF's converted."""
+        checkpoint.copy_tokenizer finds them: a folder's own files byte for byte; what had no tokenizer.json, converted."""
         target.mkdir(parents=True, exist_ok=True)
         if self.source.path.is_dir():
             checkpoint.copy_tokenizer(self.source.path, target)
-        else:
+        if not (target / "tokenizer.json").is_file():
             self.tokenizer.save_pretrained(target)
         if not (target / "generation_config.json").is_file():
             assert self.model.generation_config is not None

@@ -16,8 +16,11 @@ a conversation becomes one example per answer, each exactly as it stands when th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
+from datetime import date, datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -29,8 +32,8 @@ from dlqat.trainer.examples import Marked
 
 Message = dict[str, Any]
 
-FIXED: Any = {"date_string": "26 Jul 2024"}
-"""Llama 3's templates write today's date unless one is given; a run resumed tomorrow must see the same text."""
+DAYS = date(2024, 1, 1).toordinal(), date(2031, 1, 1).toordinal()
+"""From which the day of a conversation is drawn."""
 
 
 def mark(
@@ -38,33 +41,77 @@ def mark(
 ) -> list[Marked]:
     """The examples in one conversation; none if the assistant says nothing in it. `where` names the row."""
     _check(messages, where)
-    template = tokenizer.chat_template
-    if template is None:
-        raise Refusal(f"{where}: messages need a chat template, and this model's tokenizer has none")
+    template, day = _dated(_template(tokenizer, where, tools), messages)
+    if re.search(r"\bstrftime_now\s*\(", template):
+        raise Refusal(
+            f"{where}: the chat template computes the format in which it asks for today's date, so no run could be resumed "
+            "after midnight; write the format into the template"
+        )
     try:
-        if isinstance(template, str) and re.search(r"\{%-?\s*generation\s*-?%\}", template):
-            return _marked_by_template(messages, tokenizer, template, tools)
-        return _marked_by_prefix(messages, tokenizer, where, tools)
+        if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+            return _marked_by_template(messages, tokenizer, template, tools, day)
+        return _marked_by_prefix(messages, tokenizer, template, where, tools, day)
     except (TemplateError, TypeError) as error:
         raise Refusal(f"{where}: the chat template refuses this conversation: {error}") from error
 
 
+def _template(tokenizer: PreTrainedTokenizerBase, where: str, tools: Any) -> str:
+    """The one of the tokenizer's templates that transformers would use."""
+    found = tokenizer.chat_template
+    if found is None:
+        raise Refusal(f"{where}: messages need a chat template, and this model's tokenizer has none")
+    if isinstance(found, dict) and "default" not in found and not (tools and "tool_use" in found):
+        names = " and ".join(sorted(found))
+        raise Refusal(
+            f"{where}: of this model's chat templates ({names}) none is called default; copy the one that you want to "
+            "chat_template.jinja in the model's folder"
+        )
+    return tokenizer.get_chat_template(tools=tools)
+
+
+def _dated(template: str, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
+    """The template with names where it asks for today's date, and their values.
+
+    Each conversation has a day of its own, drawn by its text: with the day of the run, a run could not go on after midnight,
+    and any one day would be learned. transformers hands over texts only, no function in strftime_now's place."""
+    said = json.dumps(messages, sort_keys=True, default=str).encode("utf-8", "replace")
+    number = int.from_bytes(hashlib.sha256(said).digest()[:8])
+    day = datetime.fromordinal(DAYS[0] + number % (DAYS[1] - DAYS[0]))
+    values = {"date_string": day.strftime("%d %b %Y")}  # Llama 3's templates take it from outside
+
+    def name(call: re.Match[str]) -> str:
+        values[found := f"dlqat_date_{len(values)}"] = day.strftime(call[2])
+        return found
+
+    return re.sub(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""", name, template), values
+
+
 def _marked_by_template(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, template: str, tools: Any
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, template: str, tools: Any, day: dict[str, Any]
 ) -> list[Marked]:
     special: Any = tokenizer.special_tokens_map
     texts, spans = render_jinja_template(
-        [list(messages)], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **special, **FIXED
+        [list(messages)], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **special, **day
     )
     return [Marked(texts[0], tuple((int(a), int(b)) for a, b in spans[0]), complete=True)]
 
 
 def _marked_by_prefix(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str, tools: Any
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    where: str,
+    tools: Any,
+    day: dict[str, Any],
 ) -> list[Marked]:
     def render(until: int, prompt: bool) -> str:
         text = tokenizer.apply_chat_template(
-            list(messages[:until]), tools=tools, tokenize=False, add_generation_prompt=prompt, **FIXED
+            list(messages[:until]),
+            tools=tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **day,
         )
         assert isinstance(text, str)
         return text
