@@ -24,8 +24,9 @@ from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, eval_table, report
 from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check, Report
-from dlqat.source import pretrained
+from dlqat.source import chat_template, pretrained
 from dlqat.terminal import Terminal
+from dlqat.trainer import chat
 from models import fold_model, tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -451,3 +452,53 @@ def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
         ):
             pass
         assert isinstance(refused.value, Refusal) or refusal.disk(refused.value)
+
+
+# -- chat templates
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+NEVER = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+TEMPLATES = {
+    "endless": (NEVER, "does not end: it was stopped after 1 s"),
+    "endless, marked": ("{% generation %}{% endgeneration %}" + NEVER, "does not end: it was stopped after 1 s"),
+    "range": ("{% for a in range(10**9) %}{% endfor %}", "Range too big"),
+    "memory": ("{{ 'a' * 10**10 }}", "MemoryError"),
+    "memory, slowly": (
+        "{% set n = namespace(s='a') %}{% for a in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "Memory|does not end",
+    ),
+    "length": ("{{ 'a' * (2**24 + 1) }}", "it writes 16,777,217 characters"),
+    "zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "recursion": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+    "syntax": ("{% for %}", "TemplateSyntaxError"),
+    "python": ("{{ ''.__class__.__mro__ }}", "SecurityError|unsafe|not safe"),
+}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it does; in training, and where a check asks questions. The next rendering is as if nothing had been."""
+    template, says = TEMPLATES[name]
+    tokenizer = toy_tokenizer(template)
+    chat_template.render(toy_tokenizer(), TALK)  # the process runs
+    monkeypatch.setattr(chat_template, "SECONDS", 1.0)
+    start = time.monotonic()
+    with pytest.raises(Refusal, match=f"here: the chat template .*({says})"):
+        chat.mark(TALK, tokenizer, "here")
+    with pytest.raises(Refusal, match=says):
+        chat_template.ids(tokenizer, TALK[:1], prompt=True)
+    assert time.monotonic() - start < 30
+    monkeypatch.undo()
+    assert chat_template.render(toy_tokenizer(), TALK).text == toy_tokenizer().apply_chat_template(TALK, tokenize=False)
+
+
+def test_templates_are_rendered_in_one_place() -> None:
+    names = ("apply_chat_template", "render_jinja_template")
+    found = {
+        p.name
+        for p in SRC.rglob("*.py")
+        for node in ast.walk(ast.parse(p.read_text()))
+        if getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names
+    }
+    assert found == {"template_worker.py", "harness.py"}, "harness.py: lm_eval calls a method of that name"

@@ -20,11 +20,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from dlqat.refusal import Refusal
+from dlqat.source import chat_template
 from dlqat.trainer.examples import Marked
 
 Message = dict[str, Any]
@@ -43,31 +42,20 @@ def mark(
         raise Refusal(f"{where}: messages need a chat template, and this model's tokenizer has none")
     try:
         if isinstance(template, str) and re.search(r"\{%-?\s*generation\s*-?%\}", template):
-            return _marked_by_template(messages, tokenizer, template, tools)
-        return _marked_by_prefix(messages, tokenizer, where, tools)
-    except (TemplateError, TypeError) as error:
-        raise Refusal(f"{where}: the chat template refuses this conversation: {error}") from error
+            return _marked_by_template(messages, tokenizer, tools)
+        return _marked_by_prefix(messages, tokenizer, tools)
+    except Refusal as reason:
+        raise Refusal(f"{where}: {reason}") from reason
 
 
-def _marked_by_template(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, template: str, tools: Any
-) -> list[Marked]:
-    special: Any = tokenizer.special_tokens_map
-    texts, spans = render_jinja_template(
-        [list(messages)], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **special, **FIXED
-    )
-    return [Marked(texts[0], tuple((int(a), int(b)) for a, b in spans[0]), complete=True)]
+def _marked_by_template(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Any) -> list[Marked]:
+    found = chat_template.render(tokenizer, messages, tools=tools, marked=True, variables=FIXED)
+    return [Marked(found.text, found.spans, complete=True)]
 
 
-def _marked_by_prefix(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str, tools: Any
-) -> list[Marked]:
+def _marked_by_prefix(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Any) -> list[Marked]:
     def render(until: int, prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            list(messages[:until]), tools=tools, tokenize=False, add_generation_prompt=prompt, **FIXED
-        )
-        assert isinstance(text, str)
-        return text
+        return chat_template.render(tokenizer, messages[:until], tools=tools, prompt=prompt, variables=FIXED).text
 
     closers = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
     turns: list[Marked] = []
@@ -76,7 +64,7 @@ def _marked_by_prefix(
             continue
         prompt, whole = render(i, True), render(i + 1, False)
         if not whole.startswith(prompt):
-            raise Refusal(f"{where}: the chat template does not write message {i + 1} behind its own prompt")
+            raise Refusal(f"the chat template does not write message {i + 1} behind its own prompt")
         trimmed = whole.rstrip()
         end = len(trimmed) if trimmed.endswith(closers) else len(whole)
         turns.append(Marked(whole, ((len(prompt), end),), complete=True))
