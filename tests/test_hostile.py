@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -502,3 +503,58 @@ def test_templates_are_rendered_in_one_place() -> None:
         if getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names
     }
     assert found == {"template_worker.py", "harness.py"}, "harness.py: lm_eval calls a method of that name"
+
+
+# -- the web server of the browser device
+
+
+def test_the_web_server_answers_its_page_and_nobody_else(tmp_path: Path) -> None:
+    """Another site that the user has open, a name that leads to this machine, and paths that lead out get nothing."""
+    from dlqat.devices.browser_worker import Site
+
+    (tmp_path / "secret").write_text("mine")
+    root = tmp_path / "model dir"
+    root.mkdir()
+    (root / "my model.onnx").write_text("program")
+    (root / "link").symlink_to(tmp_path / "secret")
+    site = Site()
+    site.roots["model"], site.payload = root, b"arrays"
+    own = f"127.0.0.1:{site.server_port}"
+
+    def ask(path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", site.server_port, timeout=10)
+        connection.putrequest(method, path, skip_host=True)
+        for name, value in {"Host": own, **headers}.items():
+            connection.putheader(name.replace("_", "-"), value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    assert ask("/model/my%20model.onnx") == (200, b"program")
+    assert ask("/in", Origin=f"http://{own}", Sec_Fetch_Site="same-origin") == (200, b"arrays")
+    assert ask("/index.html")[0] == 200
+    for headers in (
+        {"Host": f"evil.example:{site.server_port}"},
+        {"Origin": "http://evil.example"},
+        {"Sec_Fetch_Site": "cross-site"},
+    ):
+        assert ask("/in", **headers)[0] == 403
+        assert ask("/model/my%20model.onnx", **headers)[0] == 403
+        assert ask("/out", "POST", b"evil", **headers)[0] == 403
+    for path in (
+        "/model/../secret",
+        "/model/%2e%2e/secret",
+        "/model/link",
+        "/model/..%2fsecret",
+        "/../page.mjs%00",
+        "/model/",
+    ):
+        assert ask(path)[0] == 404, path
+    assert ask("/anything", "POST", b"evil")[0] == 403
+    assert site.payload == b"arrays"
+    assert ask("/out", "POST", b"answer")[0] == 204
+    assert site.payload == b"answer"
+    site.shutdown()
+    site.server_close()
