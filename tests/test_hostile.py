@@ -299,7 +299,7 @@ def test_everything_is_printed_through_the_terminal() -> None:
 
 NAMES = {
     "../x": "leads out", "a/../../x": "leads out", "/etc/passwd": "leads out", "~/x": "leads out", "C:\\x": "leads out",
-    "..\\x": "leads out", "": "not the name", "a\0b": "not the name", 5: "not the name", None: "not the name",
+    "..\\x": "leads out", "\ud800": "not the name", "": "not the name", "a\0b": "not the name", 5: "not the name", None: "not the name",
     "link-out": "link that leads out", "loop": "cannot be read", "folder": "is a folder", "pipe": "not a plain file",
     "folder-out/x": "link that leads out", "none": "does not exist", "zero": "leads out", "plain/x": "does not exist",
 }  # fmt: skip
