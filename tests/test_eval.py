@@ -815,7 +815,7 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
         ([exported, "--text", data / "text.txt", "--activations", "int3"], "has no --activations int3"),
         ([exported, "--text", data / "text.txt", "--reference", tmp_path], "dlqat.json does not exist; is"),
         ([tmp_path / "nowhere", "--text", data / "text.txt"], "is not a folder"),
-        ([exported, "--text", tmp_path / "bytes.txt"], "bytes.txt is no UTF-8 text"),
+        ([exported, "--text", tmp_path / "bytes.txt"], "bytes.txt is not UTF-8 text"),
     ]
     (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")

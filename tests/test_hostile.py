@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -24,8 +25,9 @@ from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, eval_table, report
 from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check, Report
-from dlqat.source import pretrained
+from dlqat.source import chat_template, pretrained
 from dlqat.terminal import Terminal
+from dlqat.trainer import chat
 from models import fold_model, tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -297,7 +299,7 @@ def test_everything_is_printed_through_the_terminal() -> None:
 
 NAMES = {
     "../x": "leads out", "a/../../x": "leads out", "/etc/passwd": "leads out", "~/x": "leads out", "C:\\x": "leads out",
-    "..\\x": "leads out", "": "not the name", "a\0b": "not the name", 5: "not the name", None: "not the name",
+    "..\\x": "leads out", "\ud800": "not the name", "": "not the name", "a\0b": "not the name", 5: "not the name", None: "not the name",
     "link-out": "link that leads out", "loop": "cannot be read", "folder": "is a folder", "pipe": "not a plain file",
     "folder-out/x": "link that leads out", "none": "does not exist", "zero": "leads out", "plain/x": "does not exist",
 }  # fmt: skip
@@ -451,3 +453,108 @@ def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
         ):
             pass
         assert isinstance(refused.value, Refusal) or refusal.disk(refused.value)
+
+
+# -- chat templates
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+NEVER = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+TEMPLATES = {
+    "endless": (NEVER, "does not end: it was stopped after 1 s"),
+    "endless, marked": ("{% generation %}{% endgeneration %}" + NEVER, "does not end: it was stopped after 1 s"),
+    "range": ("{% for a in range(10**9) %}{% endfor %}", "Range too big"),
+    "memory": ("{{ 'a' * 10**10 }}", "MemoryError"),
+    "memory, slowly": (
+        "{% set n = namespace(s='a') %}{% for a in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "Memory|does not end",
+    ),
+    "length": ("{{ 'a' * (2**24 + 1) }}", "it writes 16,777,217 characters"),
+    "zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "recursion": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+    "syntax": ("{% for %}", "TemplateSyntaxError"),
+    "python": ("{{ ''.__class__.__mro__ }}", "SecurityError|unsafe|not safe"),
+}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it does; in training, and where a check asks questions. The next rendering is as if nothing had been."""
+    template, says = TEMPLATES[name]
+    tokenizer = toy_tokenizer(template)
+    chat_template.render(toy_tokenizer(), TALK)  # the process runs
+    monkeypatch.setattr(chat_template, "SECONDS", 1.0)
+    start = time.monotonic()
+    with pytest.raises(Refusal, match=f"here: the chat template .*({says})"):
+        chat.mark(TALK, tokenizer, "here")
+    with pytest.raises(Refusal, match=says):
+        chat_template.ids(tokenizer, TALK[:1], prompt=True)
+    assert time.monotonic() - start < 30
+    monkeypatch.undo()
+    assert chat_template.render(toy_tokenizer(), TALK).text == toy_tokenizer().apply_chat_template(TALK, tokenize=False)
+
+
+def test_templates_are_rendered_in_one_place() -> None:
+    names = ("apply_chat_template", "render_jinja_template")
+    found = {
+        p.name
+        for p in SRC.rglob("*.py")
+        for node in ast.walk(ast.parse(p.read_text()))
+        if getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names
+    }
+    assert found == {"template_worker.py", "harness.py"}, "harness.py: lm_eval calls a method of that name"
+
+
+# -- the web server of the browser device
+
+
+def test_the_web_server_answers_its_page_and_nobody_else(tmp_path: Path) -> None:
+    """Another site that the user has open, a name that leads to this machine, and paths that lead out get nothing."""
+    from dlqat.devices.browser_worker import Site
+
+    (tmp_path / "secret").write_text("mine")
+    root = tmp_path / "model dir"
+    root.mkdir()
+    (root / "my model.onnx").write_text("program")
+    (root / "link").symlink_to(tmp_path / "secret")
+    site = Site()
+    site.roots["model"], site.payload = root, b"arrays"
+    own = f"127.0.0.1:{site.server_port}"
+
+    def ask(path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", site.server_port, timeout=10)
+        connection.putrequest(method, path, skip_host=True)
+        for name, value in {"Host": own, **headers}.items():
+            connection.putheader(name.replace("_", "-"), value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    assert ask("/model/my%20model.onnx") == (200, b"program")
+    assert ask("/in", Origin=f"http://{own}", Sec_Fetch_Site="same-origin") == (200, b"arrays")
+    assert ask("/index.html")[0] == 200
+    for headers in (
+        {"Host": f"evil.example:{site.server_port}"},
+        {"Origin": "http://evil.example"},
+        {"Sec_Fetch_Site": "cross-site"},
+    ):
+        assert ask("/in", **headers)[0] == 403
+        assert ask("/model/my%20model.onnx", **headers)[0] == 403
+        assert ask("/out", "POST", b"evil", **headers)[0] == 403
+    for path in (
+        "/model/../secret",
+        "/model/%2e%2e/secret",
+        "/model/link",
+        "/model/..%2fsecret",
+        "/../page.mjs%00",
+        "/model/",
+    ):
+        assert ask(path)[0] == 404, path
+    assert ask("/anything", "POST", b"evil")[0] == 403
+    assert site.payload == b"arrays"
+    assert ask("/out", "POST", b"answer")[0] == 204
+    assert site.payload == b"answer"
+    site.shutdown()
+    site.server_close()

@@ -126,7 +126,7 @@ class Killed(Exception):
     """Stands for the kill in the middle of a run."""
 
 
-def kill_before_training(base: Path, *extra: str, output: str = "out") -> None:
+def kill_before_training(base: Path, *extra: str, output: str = "out", data: str = "") -> None:
     """One call that ends when the start is made and training would begin."""
 
     def stop(*arguments: object, **more: object) -> None:
@@ -134,7 +134,7 @@ def kill_before_training(base: Path, *extra: str, output: str = "out") -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(run, "train", stop)
-        call(base, *extra, output=output)
+        call(base, *extra, output=output, data=data)
 
 
 def test_a_kill_between_state_and_log_loses_no_row(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +227,16 @@ def test_edited_data_is_refused(base: Path, finished: bool) -> None:
         file.write("one more sentence.")
     with pytest.raises(Refusal, match=r"another data \(.*text\.txt"):
         call(base)
+
+
+def test_another_spelling_of_the_data_is_the_same(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """t.txt, ./t.txt and its absolute path; also where it has moved: its content decides."""
+    monkeypatch.chdir(base.parent)
+    kill_before_training(base, data="text.txt")
+    for spelling in ("./text.txt", str(base.parent / "text.txt")):
+        kill_before_training(base, data=spelling)
+    (base.parent / "text.txt").rename(base.parent / "moved.txt")
+    call(base, data="moved.txt")
 
 
 def test_the_order_of_the_data_is_part_of_the_request(base: Path) -> None:

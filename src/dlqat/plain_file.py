@@ -32,7 +32,7 @@ def fault(path: Path) -> str | None:
 
 def name_fault(name: object) -> str | None:
     """Why a name that stands in a file does not stay below a folder, whatever lies there; or None."""
-    if not isinstance(name, str) or not name or any(ord(c) < 32 for c in name):
+    if not isinstance(name, str) or not name or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
         return "is not the name of a file"
     parts = PurePosixPath(name).parts
     if name.startswith(("/", "~")) or PureWindowsPath(name).drive or ".." in parts or ".." in name.split("\\"):

@@ -2,8 +2,9 @@
 """A headless Chromium with one page, behind wire.py: `python -m dlqat.devices.browser_worker PROVIDER THREADS`.
 
 A web server on loopback gives the page our script, onnxruntime-web and the program, with the two headers that
-allow shared memory (threads). Arrays travel through it as raw bytes; everything else through playwright. The
-driver kills this process when it takes too long, and Chromium ends with it.
+allow shared memory (threads). Arrays travel through it as raw bytes; everything else through playwright. It answers
+this page and nobody else: another site that the user has open could reach it by its port, or by a name that leads here.
+The driver kills this process when it takes too long, and Chromium ends with it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+from dlqat import plain_file
 from dlqat.devices import setup, wire, worker
 from dlqat.devices.chromium import FLAGS, environment, executable
 from dlqat.devices.wire import Message
 
 WEB = Path(__file__).parent / "web"
+MOST = 1 << 32
+"""Bytes of the arrays in one answer."""
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -33,10 +38,21 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     server: Site  # pyright: ignore[reportIncompatibleVariableOverride] # what Site was given
 
     def translate_path(self, path: str) -> str:
-        first, _, rest = path.split("?", maxsplit=1)[0].lstrip("/").partition("/")
+        first, _, rest = unquote(path.split("?", maxsplit=1)[0]).lstrip("/").partition("/")
         root = self.server.roots.get(first)
-        found = (root / rest if root else WEB / (first or "index.html")).resolve()
-        return str(found if found.is_relative_to((root or WEB).resolve()) else WEB / "none")
+        folder, name = (root, rest) if root else (WEB, first or "index.html")
+        return str(WEB / "none" if plain_file.inside_fault(folder, name) else folder / name)
+
+    def parse_request(self) -> bool:
+        """Only what our page asks: by its own address, from itself."""
+        if not super().parse_request():
+            return False
+        own = f"127.0.0.1:{self.server.server_port}"
+        asked = self.headers.get("Host") == own and self.headers.get("Origin", f"http://{own}") == f"http://{own}"
+        if not asked or self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            self.send_error(403)
+            return False
+        return True
 
     def do_GET(self) -> None:
         if self.path != "/in":
@@ -48,9 +64,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         return None
 
     def do_POST(self) -> None:
-        self.server.payload = self.rfile.read(int(self.headers["Content-Length"]))
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/out" or not length.isdecimal() or int(length) > MOST:
+            return self.send_error(403)
+        self.server.payload = self.rfile.read(int(length))
         self.send_response(204)
         self.end_headers()
+        return None
 
     def end_headers(self) -> None:
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -30,5 +31,10 @@ def temporary_in(folder: Path) -> Generator[None]:
         tempfile.tempdir = place
         try:
             yield
+        except RuntimeError as error:  # its writer in C++ does not say why the disk refused
+            if "FileWriter" not in str(error):
+                raise
+            said = f"coremltools cannot write its weights ({error})"
+            raise OSError(errno.ENOSPC, said, str(folder)) from error
         finally:
             tempfile.tempdir = before

@@ -80,7 +80,8 @@ def _unequal(fact: Fact, wanted: NDArray[np.float32], slack: NDArray[np.float32]
     if fact.value.shape != wanted.shape:
         yield Difference(fact.where, f"has shape {fact.value.shape}, config.json means {wanted.shape}", 0, 0, "")
         return
-    wrong = ~(np.abs(fact.value - wanted) <= slack)
+    with np.errstate(invalid="ignore"):  # infinity less infinity is not within any slack
+        wrong = ~(np.abs(fact.value - wanted) <= slack)
     if bool(wrong.any()):
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         detail = f"first at {list(at)}: {fact.value[at]}, config.json means {wanted[at]}"

@@ -17,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.scoring import Question
 from dlqat.runtime_tests.subject import Subject, room
+from dlqat.source import chat_template
 
 MOST_TOKENS = 256
 """Length of a generated answer where the task does not say."""
@@ -61,11 +62,7 @@ class SubjectLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as the model was trained to read it."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return chat_template.render(self.tokenizer, chat_history, prompt=add_generation_prompt).text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; a text that begins with the first token gets no second one."""

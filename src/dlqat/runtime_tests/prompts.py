@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from dlqat.source import chat_template
+
 TEXTS = (
     """The old lighthouse stood at the end of the harbour wall, and every evening the keeper walked out to it with a
 lantern and a small bag of bread. He had done so for thirty years. In winter the waves came over the stones, and he had
@@ -71,7 +73,7 @@ def prompts(folder: Path, vocab_size: int) -> list[list[int]]:
     if tokenizer.chat_template is None:
         return [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
     turns = [[{"role": "user", "content": text}] for text in PROMPTS]
-    return [list(tokenizer.apply_chat_template(t, add_generation_prompt=True)["input_ids"]) for t in turns]
+    return [chat_template.ids(tokenizer, turn, prompt=True) for turn in turns]
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -89,7 +89,8 @@ def gguf_tokenizer(path: Path) -> Any:
 
 def _read(where: Path, load: Callable[[Path], Any]) -> Any:
     try:
-        return load(where)
+        found = load(where)
+        found.decode(found("a word").input_ids)  # some settings are looked at when it is used
     except Refusal:
         raise
     except BaseException as error:  # unrelated classes; a panic in Rust is not even an Exception
@@ -97,6 +98,7 @@ def _read(where: Path, load: Callable[[Path], Any]) -> Any:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"{where}: the tokenizer cannot be read: {reason}") from error
+    return found
 
 
 def generation(folder: Path) -> GenerationConfig | None:

@@ -112,16 +112,17 @@ def config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     return found
 
 
-def model_class(fields: Mapping[str, Any]) -> Any:
-    """transformers' class with a language-model head for this config.json."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config(fields))]
+def model_class(config: PreTrainedConfig) -> Any:
+    """transformers' class with a language-model head for a config object."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def model_of(fields: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
     """The model of a config.json with these parameters; no folder is read."""
-    return model_class(fields).from_pretrained(
+    whole = config(fields)
+    return model_class(whole).from_pretrained(
         None,
-        config=config(fields),
+        config=whole,
         state_dict=dict(state),
         dtype=dtype,
         attn_implementation=ATTENTION,

@@ -34,14 +34,14 @@ class Stored:
 def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """A config.json with what it leaves to transformers' defaults written out, as save_pretrained writes it.
     Refusal for an unknown architecture."""
-    if raw.get("model_type") not in architecture.FAMILIES:
+    if str(raw.get("model_type")) not in architecture.FAMILIES:
         architecture.read(raw)  # refuses
     config_schema.check_given(raw)
     try:
         config = pretrained.config({**raw, "dtype": str(dtype).removeprefix("torch.")})
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:
         raise Refusal(f"config.json is not a {raw['model_type']} config: {' '.join(str(error).split())}") from error
-    config.architectures = [pretrained.model_class(raw).__name__]
+    config.architectures = [pretrained.model_class(config).__name__]
     plain = config.to_diff_dict()
     plain.pop("_name_or_path", None)
     architecture.read(plain)
@@ -56,7 +56,8 @@ def check(stored: Stored, where: str) -> None:
     if (layers := int(stored.config["num_hidden_layers"])) > len(stored.shapes):
         raise Refusal(f"{where}: the config says {layers} layers, and there are {len(stored.shapes)} tensors")
     with torch.device("meta"):
-        model = pretrained.model_class(stored.config)(pretrained.config(stored.config))
+        config = pretrained.config(stored.config)
+        model = pretrained.model_class(config)(config)
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     optional = {"lm_head.weight"} if stored.config.get("tie_word_embeddings") else set[str]()
     for name, shape in needed.items():

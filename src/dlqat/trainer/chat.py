@@ -23,11 +23,10 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from dlqat.refusal import Refusal
+from dlqat.source import chat_template
 from dlqat.trainer.examples import Marked
 
 Message = dict[str, Any]
@@ -49,10 +48,13 @@ def mark(
         )
     try:
         if re.search(r"\{%-?\s*generation\s*-?%\}", template):
-            return _marked_by_template(messages, tokenizer, template, tools, day)
-        return _marked_by_prefix(messages, tokenizer, template, where, tools, day)
-    except (TemplateError, TypeError) as error:
-        raise Refusal(f"{where}: the chat template refuses this conversation: {error}") from error
+            found = chat_template.render(
+                tokenizer, messages, tools=tools, template=template, marked=True, variables=day
+            )
+            return [Marked(found.text, found.spans, complete=True)]
+        return _marked_by_prefix(messages, tokenizer, template, tools, day)
+    except Refusal as reason:
+        raise Refusal(f"{where}: {reason}") from reason
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, where: str, tools: Any) -> str:
@@ -86,35 +88,16 @@ def _dated(template: str, messages: Sequence[Message]) -> tuple[str, dict[str, s
     return re.sub(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""", name, template), values
 
 
-def _marked_by_template(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, template: str, tools: Any, day: dict[str, Any]
-) -> list[Marked]:
-    special: Any = tokenizer.special_tokens_map
-    texts, spans = render_jinja_template(
-        [list(messages)], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **special, **day
-    )
-    return [Marked(texts[0], tuple((int(a), int(b)) for a, b in spans[0]), complete=True)]
-
-
 def _marked_by_prefix(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    where: str,
     tools: Any,
-    day: dict[str, Any],
+    day: dict[str, str],
 ) -> list[Marked]:
     def render(until: int, prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            list(messages[:until]),
-            tools=tools,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **day,
-        )
-        assert isinstance(text, str)
-        return text
+        given = messages[:until]
+        return chat_template.render(tokenizer, given, tools=tools, template=template, prompt=prompt, variables=day).text
 
     closers = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
     turns: list[Marked] = []
@@ -123,7 +106,7 @@ def _marked_by_prefix(
             continue
         prompt, whole = render(i, True), render(i + 1, False)
         if not whole.startswith(prompt):
-            raise Refusal(f"{where}: the chat template does not write message {i + 1} behind its own prompt")
+            raise Refusal(f"the chat template does not write message {i + 1} behind its own prompt")
         trimmed = whole.rstrip()
         end = len(trimmed) if trimmed.endswith(closers) else len(whole)
         turns.append(Marked(whole, ((len(prompt), end),), complete=True))

@@ -87,7 +87,8 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
     if not begun(output):
         return False
     for key in ("fingerprint", "method", "recipe", "data", "options"):
-        if old.get(key) != wanted[key]:
+        same = _contents(old[key]) == _contents(wanted[key]) if key == "data" else old.get(key) == wanted[key]
+        if not same:
             what = f"base model ({old.get('source')}" if key == "fingerprint" else f"{key} ("
             raise Refusal(
                 f"{output} was begun with another {what}{_difference(old.get(key), wanted[key])}); "
@@ -105,6 +106,11 @@ class Record(msgspec.Struct, frozen=True):
     options: dict[str, Any]
     method: dict[str, Any] = {}
     source: str = ""
+
+
+def _contents(data: list[Any]) -> list[str]:
+    """What decides of the data, in order: the content of files, however they are called or spelled; else the name."""
+    return [digest or name for name, digest in data]
 
 
 def _recorded(path: Path) -> dict[str, Any]:

@@ -37,9 +37,10 @@ const create = (spec, options) => {
       `GroupQueryAttention on WebGPU forgets keys from 32 tokens on where subgroups have fewer than ${SUBGROUP} threads; ` +
         `this adapter (${adapter.info.architecture}) has ${adapter.info.subgroupMaxSize}. The qdq form is right there`,
     );
-  return ort.InferenceSession.create(`/model/${spec.name}`, {
+  const at = (path) => `/model/${path.split("/").map(encodeURIComponent).join("/")}`;
+  return ort.InferenceSession.create(at(spec.name), {
     ...options,
-    externalData: spec.external.map((path) => ({ path, data: `/model/${path}` })),
+    externalData: spec.external.map((path) => ({ path, data: at(path) })),
   });
 };
 const server = new Server(ort, create, facts);
