@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from dlqat.refusal import Refusal
+from dlqat.source import chat_template
 
 Messages = list[dict[str, str]]
 
@@ -39,8 +40,8 @@ CONVERSATIONS: Sequence[Messages] = (
 def prompt(tokenizer: Any, messages: Messages) -> str | None:
     """The chat prompt of a conversation; None if the model's template refuses it (no system role, no such turn)."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError):
+        return chat_template.render(tokenizer, messages, prompt=True).text
+    except (Refusal, ValueError):  # several templates without a default
         return None
 
 

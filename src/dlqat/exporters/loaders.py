@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlqat.corpus import Messages
+from dlqat.source import chat_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +66,12 @@ def cpp_tokenizer(folder: Path) -> Any:
 def react_native(folder: Path) -> Loaded:
     """react-native-executorch: the same tokenizer, and the template of tokenizer_config.json without the special tokens'
     names, which it does not hand over. Rendered by transformers' jinja here."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     template = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
     if template is None:
         raise NotHere("the model has no chat template")
 
     def prompt(messages: Messages) -> str:
-        texts, _ = render_jinja_template([list(messages)], chat_template=template, add_generation_prompt=True)
-        return texts[0]
+        return chat_template.write(template, messages, {}, prompt=True).text
 
     return Loaded(runner(folder).encode, prompt)
 
@@ -122,7 +120,8 @@ def transformers_js(folder: Path) -> Loaded:
         return found
 
     def ask(what: str, value: Any) -> Any:
-        print(json.dumps([what, value]), file=stdin, flush=True)
+        stdin.write(json.dumps([what, value]) + "\n")
+        stdin.flush()
         return heard()["answer"]
 
     if "absent" in heard():

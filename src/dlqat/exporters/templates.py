@@ -18,6 +18,7 @@ from dlqat import corpus
 from dlqat.checkpoint import MORE_TEMPLATES
 from dlqat.exporters.tokens import load, text
 from dlqat.refusal import Refusal
+from dlqat.source import chat_template
 
 DEFAULT = "default"
 
@@ -80,10 +81,7 @@ def spell_out(folder: Path) -> None:
 
 def _render(template: str, messages: corpus.Messages, values: dict[str, Any]) -> str:
     """The chat prompt, or what the template says against the conversation."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     try:
-        return render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **values)[0][0]
-    except TemplateError as error:
-        return str(error)
+        return chat_template.write(template, messages, values, prompt=True).text
+    except Refusal as reason:
+        return str(reason)

@@ -54,13 +54,28 @@ def render(
     `template`: in place of the tokenizer's own.
 
     Refusal if the template fails, does not end, or writes without end."""
+    own = tokenizer.get_chat_template(None, tools) if template is None else template
+    values = {**tokenizer.special_tokens_map, **(variables or {})}
+    return write(own, messages, values, tools=tools, prompt=prompt, marked=marked)
+
+
+def write(
+    template: str,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
+    *,
+    tools: Any = None,
+    prompt: bool = False,
+    marked: bool = False,
+) -> Rendered:
+    """What a template by itself writes with these variables, as `render`."""
     request = {
-        "template": tokenizer.get_chat_template(None, tools) if template is None else template,
+        "template": template,
         "messages": list(messages),
         "tools": tools,
         "prompt": prompt,
         "marked": marked,
-        "variables": {**tokenizer.special_tokens_map, **(variables or {})},
+        "variables": dict(variables),
         "most": MOST,
     }
     answer = _ask(json.dumps(request, default=str).encode() + b"\n")
