@@ -22,6 +22,7 @@ from onnx import AttributeProto
 
 from dlqat.runtime_tests.readers import onnx_floats as floats
 from dlqat.runtime_tests.readers import onnx_forward, onnx_sums
+from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
 from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes, repeated, stem
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
@@ -50,6 +51,7 @@ def read(program: Path) -> Contents:
     stored = {name for weight in weights for name in weight.stored}
     rotary = {fact.where for fact in facts if fact.kind.startswith("rope.")}
     faults += floats.unexplained(file, stored)
+    faults += [f for path, spans in file.external().items() for f in leftover(path.name, file.mapped(path), spans)]
     form = next((p.value for p in file.model.metadata_props if p.key == "dlqat.form"), "unknown")
     return Contents(
         form,
