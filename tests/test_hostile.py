@@ -18,11 +18,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import artifacts
+import coreml_runs
 from dlqat import checkpoint, own_folder, plain_file, refusal, source, visible
+from dlqat.devices import artifact, wire
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import cli, eval_table, report
+from dlqat.runtime_tests import cli, eval_table, readers, report
+from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check, Report
 from dlqat.source import chat_template, pretrained
@@ -387,6 +392,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "layers": fields(num_hidden_layers=2_000_006),
     "more layers than tensors": fields(num_hidden_layers=4000),
     "no layers": fields(num_hidden_layers=0),
+    "pad token": fields(pad_token_id=10**6),
     "heads": fields(num_attention_heads=0),
     "vocabulary": fields(vocab_size=10**15),
     "rope": fields(rope_parameters=[1]),
@@ -564,3 +570,57 @@ def test_the_web_server_answers_its_page_and_nobody_else(tmp_path: Path) -> None
     assert site.payload == b"answer"
     site.shutdown()
     site.server_close()
+
+
+# -- bytes that nothing uses
+
+DATA = {
+    "qdq": "onnx/model.onnx_data",
+    "ort": "onnx/model.onnx_data",
+    "web": "onnx/model.onnx_data",
+    "xnnpack": "model.pte",
+}
+WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+
+
+@pytest.mark.parametrize("form", [*DATA, "coreml"])
+def test_bytes_that_nothing_uses_are_a_fault(tmp_path: Path, form: str) -> None:
+    """Behind the last tensor and in the padding between two; as exported there are none."""
+    folder = coreml_runs.export(tmp_path, fold_model(tiny())) if form == "coreml" else artifacts.export(tmp_path, form)
+    path = folder / DATA.get(form, WEIGHTS)
+    whole = path.read_bytes()
+
+    def faults() -> list[str]:
+        return [
+            f for f in readers.read(artifact.find(folder).program).faults if "bytes that nothing" in f or "padding" in f
+        ]
+
+    assert faults() == []
+    path.write_bytes(whole + b"hidden")
+    assert any("that nothing uses" in fault for fault in faults())
+    path.write_bytes(whole + bytes(1 << 17))
+    assert any("of padding" in fault for fault in faults())
+    path.write_bytes(whole + bytes(16))
+    assert faults() == [], "the negative control: a little padding"
+
+
+def test_padding_that_is_not_zeros_is_a_fault() -> None:
+    content = np.zeros(300, np.uint8)
+    spans = [(0, 100), (128, 100), (228, 72)]
+    assert list(leftover("x", content, spans)) == []
+    content[120] = 1
+    assert list(leftover("x", content, spans)) == ["x: 28 bytes that nothing uses, from byte 100 on"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"5", b"{", b'{"arrays": 5}', b'{"arrays": [5]}', b"[" * 100_000, b"\xff"]
+    + [f'{{"arrays": [{{"name": "a", "dtype": "{kind}", "shape": {shape}}}]}}'.encode()
+       for kind, shape in (("object", "[1]"), ("float32", "[-1]"), ("float32", "[1e9]"), ("V9", "[1]"), ("float32", '"x"'))],
+    ids=lambda header: header[:60],
+)  # fmt: skip
+def test_a_message_of_a_device_that_is_none(header: bytes) -> None:
+    """A runner on a phone says what it likes."""
+    frame = io.BytesIO(wire.HEAD.pack(wire.MAGIC, len(header), 4) + header + b"abcd")
+    with pytest.raises(wire.Garbled):
+        wire.decode(frame.read)

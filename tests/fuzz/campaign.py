@@ -33,6 +33,7 @@ from fuzz.targets import Target, targets
 SECONDS = 30
 """No reader takes longer."""
 EXPECTED = (Refusal, Unreadable, Damaged, DeviceFailure, Garbled)
+BAD = ("traceback", "hang", "missed")
 TEXT = (".json", ".jsonl", ".toml", ".jinja", ".txt")
 
 
@@ -91,7 +92,7 @@ def campaign(cases: int, seed: int, home: Path, only: int | None = None) -> list
     for number in range(cases) if only is None else [only]:
         target = order[number % len(order)]
         case = run(target, number, seed)
-        if case.outcome in ("traceback", "hang"):
+        if case.outcome in BAD:
             print(f"{case.number} {case.target} {case.file}: {case.outcome}\n{case.detail}", flush=True)
         found.append(case)
         if number % 1000 == 999:
@@ -110,9 +111,17 @@ def summary(cases: list[Case], seed: int, seconds: float) -> dict[str, Any]:
         "seed": seed,
         "seconds": round(seconds),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-        "outcomes": {"traceback": 0, "hang": 0, **dict(sorted(total.items()))},
+        "outcomes": {**dict.fromkeys(BAD, 0), **dict(sorted(total.items()))},
         "targets": {name: dict(sorted(counts.items())) for name, counts in sorted(by_target.items())},
     }
+
+
+def table(content: dict[str, Any]) -> list[str]:
+    """Rows of SECURITY.md, the outcomes that must not be at the end."""
+    outcomes: dict[str, int] = content["outcomes"]
+    good = sorted((name for name in outcomes if name not in BAD), key=lambda name: -outcomes[name])
+    rows = [f"| {name} | {outcomes[name]:,} |" for name in (*good, *BAD)]
+    return [*rows, f"| all | {content['cases']:,} |"]
 
 
 def main() -> None:
@@ -130,7 +139,7 @@ def main() -> None:
     print(json.dumps(content, indent=1))
     if asked.summary:
         asked.summary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    sys.exit(1 if content["outcomes"]["traceback"] or content["outcomes"]["hang"] else 0)
+    sys.exit(1 if any(content["outcomes"][bad] for bad in BAD) else 0)
 
 
 if __name__ == "__main__":

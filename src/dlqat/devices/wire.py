@@ -56,20 +56,22 @@ def decode(read: Callable[[int], bytes]) -> Message:
         raise Garbled(f"expected a message, got {first!r}")
     try:
         header: dict[str, Any] = json.loads(read(header_length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Garbled(f"a message without a header ({error})") from error
     return with_payload(header, read(payload_length))
 
 
 def with_payload(header: dict[str, Any], payload: bytes) -> Message:
     """The message of a header, whose "arrays" says what the payload holds. Garbled if it does not say."""
-    if "arrays" not in header:
+    if not isinstance(header, dict) or not isinstance(header.get("arrays"), list):  # pyright: ignore[reportUnnecessaryIsInstance] # a stranger's
         raise Garbled("a message without arrays")
     shapes: Sequence[Mapping[str, Any]] = header.pop("arrays")
     arrays, at = dict[str, NDArray[Any]](), 0
     try:
         for one in shapes:
-            dtype = np.dtype(one["dtype"])
+            dtype = np.dtype(DTYPES[DTYPES.index(one["dtype"])])
+            if any(type(length) is not int or length < 0 for length in one["shape"]):
+                raise ValueError(f"shape {one['shape']}")  # noqa: TRY301
             size = math.prod(one["shape"]) * dtype.itemsize
             arrays[one["name"]] = np.frombuffer(payload[at : at + size], dtype).reshape(one["shape"])
             at += size

@@ -102,7 +102,9 @@ def compare(
     count, more = floats.compare(contents.tensors, want.model)
     facts, other = forward.compare(contents.facts, architecture.read(want.model.config), positions)
     differences += [*more, *other]
-    for logits in contents.forwards:
+    if contents.forwards == ():
+        differences.append(Difference("logits", "missing: no forward from input_ids to them was found", 0, 0, ""))
+    for logits in contents.forwards or ():
         selected = any(node.kind == "select" for node in expression.nodes(logits))
         parted = expression.differences(forward_expression.wanted(want.model, selected=selected), logits)
         differences += [Difference(where, what, 0, 0, "") for where, what in parted]

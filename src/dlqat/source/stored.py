@@ -55,9 +55,12 @@ def check(stored: Stored, where: str) -> None:
     dropped bias is a forward that is nearly right."""
     if (layers := int(stored.config["num_hidden_layers"])) > len(stored.shapes):
         raise Refusal(f"{where}: the config says {layers} layers, and there are {len(stored.shapes)} tensors")
-    with torch.device("meta"):
-        config = pretrained.config(stored.config)
-        model = pretrained.model_class(config)(config)
+    try:
+        with torch.device("meta"):
+            config = pretrained.config(stored.config)
+            model = pretrained.model_class(config)(config)
+    except Exception as error:  # whatever a number that does not fit raises (a pad_token_id beyond the vocabulary)
+        raise Refusal(f"{where}: config.json makes no model ({' '.join(str(error).split())[:200]})") from error
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     optional = {"lm_head.weight"} if stored.config.get("tie_word_embeddings") else set[str]()
     for name, shape in needed.items():

@@ -24,12 +24,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices.mil_blobs import Damaged
+from dlqat.devices.mil_blobs import ALIGN, Damaged
 from dlqat.devices.mil_program import Constant, Function, Operation, Package, Type
 from dlqat.runtime_tests.readers import coreml_forward
 from dlqat.runtime_tests.readers import coreml_layouts as layouts
 from dlqat.runtime_tests.readers import coreml_sparse as sparse
 from dlqat.runtime_tests.readers.coreml_cut import INPUT, cut
+from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.readers.reader import ROPE, Contents, Fact, Integers, Unreadable, Weight
 
 PLAIN = ("fp16", "fp32")
@@ -44,7 +45,7 @@ def read(program: Path) -> Contents:
         faults = (*walk.faults, *_unused(package, walk.function))
     except Damaged as error:
         raise Unreadable(str(error)) from error
-    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), (), faults)
+    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), None, faults)
 
 
 def _form(package: Package) -> str:
@@ -199,6 +200,9 @@ def _unused(package: Package, function: Function) -> Iterator[str]:
         stored = set(package.blobs_of(file).offsets())
         if extra := sorted(stored - known):
             yield f"{file.name}: {len(extra)} tensors that nothing uses, the first at byte {extra[0]}"
+        blobs = package.blobs_of(file)
+        spans = [(0, ALIGN), *((o, ALIGN) for o in stored), *((b.start, b.size) for b in map(blobs.blob, stored))]
+        yield from leftover(file.name, blobs.bytes, spans)
         if odd := sorted(known - stored):
             yield f"{file.name}: a tensor is described at byte {odd[0]}, inside another one"
 

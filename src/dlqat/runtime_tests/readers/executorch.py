@@ -28,6 +28,7 @@ from dlqat.runtime_tests.readers import executorch_cut as cut
 from dlqat.runtime_tests.readers.executorch_cut import tensor
 from dlqat.runtime_tests.readers.executorch_expression import Expression
 from dlqat.runtime_tests.readers.executorch_file import NUMPY, Graph, PteFile
+from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.readers.reader import ROPE, Contents, Fact, Integers, Span, Unreadable, Weight
 
 QUANTIZED = ("xnn_datatype_qbint4", "xnn_datatype_qcint4", "xnn_datatype_qcint8")
@@ -65,7 +66,8 @@ class _Walk:
             except Unreadable as error:
                 self.faults[str(error)] = None
         unused = (f"{key}: stored, but nothing uses it" for key in self.file.named if key not in self.used)
-        faults = (*self.faults, *unused)
+        between = leftover(self.file.path.name, self.file.bytes, self.file.spans())
+        faults = (*self.faults, *unused, *between)
         return Contents(
             "xnnpack",
             tuple(self.weights.values()),

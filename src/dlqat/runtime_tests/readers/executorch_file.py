@@ -48,7 +48,7 @@ class PteFile:
         head = header._get_extended_header(self.bytes[:64].tobytes())  # noqa: SLF001
         if head is None:
             raise Unreadable(f"{path.name} is no .pte file with an extended header; it is damaged or of another kind")
-        self.base = head.segment_base_offset
+        self.base, self.program_size = head.segment_base_offset, head.program_size
         if (need := self.base + head.segment_data_size) > len(self.bytes):
             raise Unreadable(f"{path.name} ends at {len(self.bytes)}, its header says {need}; it is truncated")
         try:
@@ -97,6 +97,10 @@ class PteFile:
         if index not in self._graphs:
             self._graphs[index] = decompile(self.raw(self._segment(index)))
         return self._graphs[index]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """(offset, length) of the program and of every segment."""
+        return [(0, self.program_size), *((self.base + s.offset, s.size) for s in self.program.segments)]
 
     def raw(self, span: Span) -> bytes:
         """The bytes of a span."""

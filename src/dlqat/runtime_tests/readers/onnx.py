@@ -22,6 +22,7 @@ from onnx import AttributeProto
 
 from dlqat.runtime_tests.readers import onnx_expression, onnx_forward, onnx_sums
 from dlqat.runtime_tests.readers import onnx_floats as floats
+from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
 from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes, repeated, stem
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
@@ -48,13 +49,15 @@ def read(program: Path) -> Contents:
             faults.append(str(error))
     faults += [f"{n}: more than one operation claims to be this layer" for n in repeated(_claims(weights))]
     try:
-        forwards = (onnx_expression.forward(file, weights, plain),)
+        whole = any(given.name == "input_ids" for given in file.graph.input)  # else a piece, which no session runs
+        forwards = (onnx_expression.forward(file, weights, plain),) if whole else ()
     except Unreadable as error:
         forwards = ()
         faults.append(str(error))
     stored = {name for weight in weights for name in weight.stored}
     rotary = {fact.where for fact in facts if fact.kind.startswith("rope.")}
     faults += floats.unexplained(file, stored)
+    faults += [f for path, spans in file.external().items() for f in leftover(path.name, file.mapped(path), spans)]
     form = next((p.value for p in file.model.metadata_props if p.key == "dlqat.form"), "unknown")
     return Contents(
         form,

@@ -90,10 +90,12 @@ class OnnxFile:
         tensor = self.initializers[name]
         if tensor.data_location == TensorProto.EXTERNAL:
             span = self._external(tensor)
-            raw = self._map(span.file)[span.offset : span.offset + span.length]
+            raw = self.mapped(span.file)[span.offset : span.offset + span.length]
             if len(raw) != span.length:
                 where = f"{span.file.name}, bytes {span.offset}..{span.offset + span.length}"
-                raise Unreadable(f"{name}: {where}, but the file ends at {len(self._map(span.file))}; it is truncated")
+                raise Unreadable(
+                    f"{name}: {where}, but the file ends at {len(self.mapped(span.file))}; it is truncated"
+                )
         elif tensor.data_type in TYPED_FIELD and not tensor.raw_data:
             field = getattr(tensor, TYPED_FIELD[tensor.data_type])
             raw = np.frombuffer(np.array(field, NUMPY[tensor.data_type]).tobytes(), np.uint8)
@@ -129,10 +131,19 @@ class OnnxFile:
         tensor = self.initializers[name]
         if tensor.data_location == TensorProto.EXTERNAL:
             return self._external(tensor)
-        content, raw = self._map(self.path).tobytes(), tensor.raw_data
+        content, raw = self.mapped(self.path).tobytes(), tensor.raw_data
         if len(raw) < 8 or content.count(raw) != 1:
             return None
         return Span(self.path, content.find(raw), len(raw))
+
+    def external(self) -> dict[Path, list[tuple[int, int]]]:
+        """Files of external data, and the (offset, length) of every tensor in them."""
+        found: dict[Path, list[tuple[int, int]]] = {}
+        for tensor in self.initializers.values():
+            if tensor.data_location == TensorProto.EXTERNAL:
+                span = self._external(tensor)
+                found.setdefault(span.file, []).append((span.offset, span.length))
+        return found
 
     def _external(self, tensor: Any) -> Span:
         entry = {e.key: e.value for e in tensor.external_data}
@@ -144,7 +155,8 @@ class OnnxFile:
             raise Unreadable(f"{tensor.name}: its data has the offset {offset!r} and the length {length!r}")
         return Span(self.path.parent / name, int(offset), int(length))
 
-    def _map(self, file: Path) -> NDArray[np.uint8]:
+    def mapped(self, file: Path) -> NDArray[np.uint8]:
+        """All bytes of a file."""
         if file not in self._maps:
             empty = file.stat().st_size == 0
             self._maps[file] = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")

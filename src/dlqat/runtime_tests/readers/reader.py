@@ -97,8 +97,8 @@ class Contents:
     tensors: Mapping[str, NDArray[np.float32]]
     """Float parameters in use, by full name (norms, biases, linears that stay float), as PyTorch shapes them."""
     facts: tuple[Fact, ...] = ()
-    forwards: tuple[Node, ...] = ()
-    """The logits of each entry point as an expression (expression.py); none where the reader builds none."""
+    forwards: tuple[Node, ...] | None = None
+    """The logits of each entry point as an expression (expression.py); None where the reader builds none."""
     faults: tuple[str, ...] = field(default=())
     """What the reader could not explain: unused bytes, weights that pass through unknown operations."""
 
