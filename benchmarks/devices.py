@@ -4,8 +4,8 @@
     python benchmarks/devices.py [--model demo/model] [--artifact onnx-web ...] [--device node ...] [--whole] [--table]
 
 The artifacts are exported from MODEL/folded (without --model: SmolLM2-135M, rounded to nearest by dlqat-train) into
-MODEL/matrix. A cell is L0, L1 and a short L2 of dlqat-check, in the setting that the device trusts most; --whole: the
-whole ladder, in every setting. A device that is missing here, and a cell that takes longer than LIMIT, is "not
+MODEL/matrix. A cell is L0, L1 and a short L2 of dlqat-check, in the setting that the device trusts most, and the options of
+apps' builds, which must change no bit; --whole: the whole ladder, in every setting. A device that is missing here, and a cell that takes longer than LIMIT, is "not
 verified", with the reason. Then speed, on devices that are no emulation: prefill of 128 tokens and decoding after it, as
 an app runs it; the artifacts of a device take turns, medians of their own clocks.
 
@@ -30,11 +30,15 @@ from _common import Results, base_model, command
 from rich.console import Console
 
 from dlqat.devices import artifact as artifacts
-from dlqat.devices.all import ALL
+from dlqat.devices.all import ALL, DEVICES
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
 from dlqat.devices.isolated import isolated
 from dlqat.exporters.cli import TARGETS
 from dlqat.runtime_tests import cli
+from dlqat.runtime_tests.proof import Proof
+from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.report import Check
+from dlqat.runtime_tests.rungs.l2_conditions import as_apps_load_it
 
 LIMIT = 1200
 """Seconds for one cell."""
@@ -89,7 +93,15 @@ def check(folder: Path, model: Path, device: str, *, whole: bool) -> None:
         "arithmetic": next((f["arithmetic"] for f in figures if f.get("arithmetic")), None),
         "seconds": round(report.seconds),
     }
+    found["conditions"] = {c.name: c.status for c in conditions(folder, model, device)}
     print(json.dumps(found | ({"reason": odd[0][:300]} if odd else {})))
+
+
+def conditions(folder: Path, model: Path, device: str) -> list[Check]:
+    """The options of apps' builds, all of them."""
+    reference, runs = Reference(model / "folded"), isolated(DEVICES[device])
+    proof = Proof(artifacts.find(folder), reference, runs, 1, quick=False, progress=lambda _: None)
+    return list(as_apps_load_it(proof))
 
 
 def worst(a: str, b: str) -> str:

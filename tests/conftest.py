@@ -68,7 +68,7 @@ def _cached(name: str, key: list[str], write: Callable[[Path], None]) -> Path:
 def _write_float(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from dlqat import atomic
+    from dlqat import own_folder
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     read = AutoModelForCausalLM.from_pretrained(
@@ -82,7 +82,7 @@ def _write_float(gguf: Path, target: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     model.generation_config = read.generation_config
-    with atomic.folder(target) as draft:
+    with own_folder.replacing(target) as draft:
         model.save_pretrained(draft)
         AutoTokenizer.from_pretrained(**source).save_pretrained(draft)
 

@@ -22,11 +22,13 @@ import pytest
 
 import artifacts
 from artifacts import FORMS
+from dlqat import folder_lock
 from dlqat.devices import artifact as folders
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, controls, ladder, report, tolerances
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.report import Check, Report
+from dlqat.visible import markdown
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def test_the_whole_ladder(exported: Path) -> None:
     text = (exported / "report.md").read_text()
     assert text.startswith("# dlqat-check: passed")
     for check in content["checks"]:
-        assert check["summary"].replace("|", "\\|") in text
+        assert markdown(check["summary"]) in text
 
 
 def test_quick_and_json(exported: Path, tmp_path: Path) -> None:
@@ -252,6 +254,15 @@ def test_bad_input(exported: Path, tmp_path: Path) -> None:
         assert says in line
 
 
+def test_a_folder_that_another_command_uses(exported: Path, tmp_path: Path) -> None:
+    """The artifact and folded/ must stay as they are while they are checked, and one report is written at a time."""
+    for folder, mode in ((exported, "writing"), (exported.parent / "folded", "writing"), (tmp_path / "out", "reading")):
+        with getattr(folder_lock, mode)(folder):
+            done = run(exported, "--level", "L0", "--output", tmp_path / "out", code=2)
+        assert f"is {mode} {folder}; wait until it has ended" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
 def test_folded_is_found_beside_the_artifact_and_beside_what_a_link_points_to(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +349,7 @@ def test_report_is_plain_json(tmp_path: Path) -> None:
     assert "MatMul 3" in "".join(rows)
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>")
-    assert "http" not in page  # one file: it opens without a network
+    assert "http:" not in page and "https:" not in page  # one file: it opens without a network
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
 

@@ -17,7 +17,7 @@ import torch
 import coreml_runs
 import models
 import unions
-from dlqat import architecture
+from dlqat import architecture, own_folder
 from dlqat.checkpoint import FoldedModel
 from dlqat.devices.mil_program import Package
 from dlqat.exporters import cli, coreml_builder, coreml_package, coreml_target, decoder, onnx_target
@@ -275,10 +275,11 @@ def test_what_coremltools_writes_on_the_way_goes_with_the_draft(
 
     monkeypatch.setattr(coreml_package, "save", watched)
     folder = coreml_runs.export(tmp_path, models.fold_model(models.tiny("llama-tied")))
-    assert all(tmp_path / ".coreml.draft" in path.parents for path in seen), seen
+    assert all(tmp_path / ".coreml.dlqat-draft" in path.parents for path in seen), seen
     assert tempfile.tempdir == before
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert files == {"manifest.json", *json.loads((folder / "manifest.json").read_text())["files"]}
+    own = {"manifest.json", own_folder.MARKER}
+    assert files == own | {*json.loads((folder / "manifest.json").read_text())["files"]}
     assert not [p for p in folder.iterdir() if p.is_dir() and p.name != "model.mlpackage"]
 
 

@@ -211,7 +211,7 @@ def test_sources_are_joined(tmp_path: Path, loaded: Loaded) -> None:
 
 
 BAD_ROWS = {
-    "no-json": ('{"text": ', r"bad.jsonl:2: no JSON"),
+    "no-json": ('{"text": ', r"bad.jsonl:2 is no JSON"),
     "no-object": ('["text"]', r'bad.jsonl:2: a row is an object \{"text"\}'),
     "unknown-keys": ({"instruction": "x", "output": "y"}, r"bad.jsonl:2: .*found the keys instruction, output"),
     "no-text": ({"text": 3}, r'bad.jsonl:2: "text" must be a text, found 3'),
@@ -502,5 +502,5 @@ def test_a_damaged_chunk_is_refused(tmp_path: Path, loaded: Loaded) -> None:
     self_data.load(loaded, 12, 5, 7, tmp_path)
     (chunk,) = tmp_path.glob("self-*/*.jsonl")
     chunk.write_text(chunk.read_text()[:-20])
-    with pytest.raises(Refusal, match=f"{chunk.name} is damaged"):
+    with pytest.raises(Refusal, match=f"{chunk.name} is no JSON .*; delete it"):
         self_data.load(loaded, 12, 5, 7, tmp_path)

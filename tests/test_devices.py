@@ -217,6 +217,6 @@ def test_damage_is_named(exported: Path, tmp_path: Path) -> None:
     (copy / "manifest.json").write_text(json.dumps(manifest))
     told = list(folders.damage(folders.find(copy)))
     assert [t.split(":")[0] for t in told] == ["../elsewhere", "config.json", "onnx/model.onnx_data"]
-    assert "outside" in told[0]
+    assert "leads out of its folder" in told[0]
     assert "missing" in told[1]
     assert "sha256" in told[2]

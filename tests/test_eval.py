@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 import artifacts
+from dlqat import folder_lock
 from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.child import ChildSession, Limits
@@ -406,7 +407,7 @@ def test_figures_that_are_no_shares() -> None:
     """Log-likelihoods and means without a spread: neither in percent nor drawn on an axis from 0 to 1."""
     from rich.console import Console
 
-    from dlqat.runtime_tests import html
+    from dlqat.runtime_tests import page
     from dlqat.runtime_tests.eval_table import table
 
     one = {"value": -20.5, "low": None, "high": None}
@@ -420,9 +421,9 @@ def test_figures_that_are_no_shares() -> None:
     assert "-20.5 [?, ?]" in shown
     assert "wikitext word_perplexity" in shown
     assert "12.35" in shown
-    page = "".join(html.accuracy({"accuracy": result}))
-    assert "-20.5" in page
-    assert "<svg" not in page
+    shown = str(list(page.accuracy({"accuracy": result})))
+    assert "-20.5" in shown
+    assert "Bar(" not in shown and "Line(" not in shown
 
 
 def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
@@ -713,10 +714,10 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
     command += ["--text", str(data / "text.txt"), "--output", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 100
-        while time.monotonic() < end and not any(p.stat().st_size for p in tmp_path.glob(".dlqat-eval/*")):
+        while time.monotonic() < end and not any(p.stat().st_size for p in tmp_path.glob(".dlqat-eval/*.jsonl")):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
-    (path,) = tmp_path.glob(".dlqat-eval/*")
+    (path,) = tmp_path.glob(".dlqat-eval/*.jsonl")
     with path.open("ab") as stream:
         stream.write(b'["torn", [1.')
     kept = path.read_bytes().count(b"\n")
@@ -781,6 +782,14 @@ def test_a_mistake_is_named_before_anything_is_measured(exported: Path, data: Pa
         assert all(len(journal.read_text().splitlines()) <= 1 for journal in where.rglob("*.jsonl"))  # what it is about
 
 
+def test_a_folder_that_another_command_writes(exported: Path, data: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "out", exported.parent / "folded"):
+        with folder_lock.writing(folder):
+            said = run(exported, "--text", data / "text.txt", "--output", tmp_path / "out", code=2)
+        assert f"is writing {folder}; wait until it has ended" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_pace() -> None:
     """Rate and time left count what was answered in this run, and say nothing before the first answer."""
     from dlqat.runtime_tests.eval_progress import _Pace
@@ -801,7 +810,7 @@ def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:
             "gsm8k: answers of up to 256 tokens leave no room",
         ),
         ([exported, "--tasks", "no_such_task", "--data", data], "lm_eval has no task 'no_such_task'"),
-        ([exported, "--text", tmp_path / "none.txt"], "is not a file"),
+        ([exported, "--text", tmp_path / "none.txt"], "does not exist; give a text file"),
         ([exported, "--text", data / "text.txt", "--device", "phone"], "device 'phone' is not known"),
         ([exported, "--text", data / "text.txt", "--activations", "int3"], "has no --activations int3"),
         ([exported, "--text", data / "text.txt", "--reference", tmp_path], "dlqat.json does not exist; is"),

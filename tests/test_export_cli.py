@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 import models
 import unions
-from dlqat import atomic, checkpoint, refusal
+from dlqat import checkpoint, folder_lock, own_folder, refusal
 from dlqat.exporters import cli, clients, fold, onnx_target
 from dlqat.folded import Sum
 from dlqat.recipe import Recipe, Rule
@@ -60,7 +61,8 @@ def test_folder_describes_itself(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "model" / FOLDERS[form]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert code == 0
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    files -= {"manifest.json", own_folder.MARKER}
     assert set(manifest["files"]) == files
     for name, entry in manifest["files"].items():
         content = (folder / name).read_bytes()
@@ -208,13 +210,13 @@ REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda path: [narrow_heads(path), "--form", "ort"],
         "heads of 24: .* use --form qdq",
     ),
-    "output is the model_dir": (lambda path: [model_dir(path), "-o", path / "model"], "choose another --output"),
-    "output is a file": (lambda path: [model_dir(path), "-o", path / "source" / "tokenizer.json"], "no artifact"),
+    "output is the model_dir": (lambda path: [model_dir(path), "-o", path / "model"], "choose another place"),
+    "output is a file": (lambda path: [model_dir(path), "-o", path / "source" / "tokenizer.json"], "is not a folder"),
     "output is not ours": (
         lambda path: [model_dir(path), "-o", path / "source"],
-        "source is not empty and no artifact",
+        "source holds .*, which dlqat did not write",
     ),
-    "output is a web app": (web_app, r"webapp is not empty and no artifact \(it has no manifest.json of dlqat"),
+    "output is a web app": (web_app, "webapp holds manifest.json, which dlqat did not write"),
     "no end token": (lambda path: [model_dir(path, generation={"eos_token_id": None})], "eos_token_id"),
     "end token of another family": (lambda path: [model_dir(path, generation={"eos_token_id": 7})], "'</s>'"),
     "end token beyond the vocabulary": (lambda path: [model_dir(path, generation={"eos_token_id": [2, 999]})], "999"),
@@ -260,7 +262,7 @@ def test_options_are_judged_before_the_fold(tmp_path: Path, case: str) -> None:
     """The fold of these adapters would end with other words: they are none."""
     models.tiny().save_pretrained(tmp_path / "base")
     (tmp_path / "adapters.safetensors").touch()
-    record = {"source": str(tmp_path / "base"), "fingerprint": "", "recipe": ""}
+    record = {"source": str(tmp_path / "base"), "fingerprint": "", "recipe": []}
     (tmp_path / "dlqat.json").write_text(json.dumps(record))
     arguments, said = OPTIONS[case]
     with pytest.raises(Refusal, match=said):
@@ -279,14 +281,13 @@ def test_adapters_are_folded_when_folded_is_stale(tmp_path: Path, monkeypatch: p
 
 
 def test_an_old_artifact_and_an_empty_folder_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also behind a link, which stays one; but not the folder that the user stands in."""
+    """But not the folder that the user stands in."""
     source, out = model_dir(tmp_path), tmp_path / "elsewhere"
     out.mkdir()
-    (tmp_path / "link").symlink_to(out)
     for form in onnx_target.FORMS[:2]:
-        run(source, "--form", form, "-o", tmp_path / "link", "--no-verify")
+        run(source, "--form", form, "-o", out, "--no-verify")
         assert json.loads((out / "manifest.json").read_text())["form"] == form
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "link", "model", "source"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "model", "source"]
     monkeypatch.chdir(out)
     with pytest.raises(Refusal, match="the folder you are in"):
         run(source, "-o", ".", "--no-verify")
@@ -297,23 +298,28 @@ def test_what_the_proof_leaves_in_an_artifact_may_go_and_a_file_of_the_user_may_
     out = source / "onnx"
     run(source, "--no-verify")
     report.write(Report("onnx", "folded", "host-ort", "", 1.0, {}, {}, ()), out)
-    result_path(out, "host-ort").write_text("{}")
-    Journal(out / eval_request.CACHE, {}).put("question", 1)
-    (out / ".report.json.1.draft").touch()
+    result = result_path(out, "host-ort")
+    result.write_text("{}")
+    own_folder.note(out, result)
+    journal = Journal(out / eval_request.CACHE, {})
+    journal.put("question", 1)
+    journal.close()
+    (out / ".report.json.1.dlqat-draft").touch()
     (out / "onnx" / ".DS_Store").touch()
     run(source, "--no-verify")
     assert not (out / "report.json").exists()
+    assert journal.path.exists(), "answers cost hours, and say themselves what they are about"
     for name in ("notes.md", "onnx/report.md"):
         (out / name).write_text("mine")
-        with pytest.raises(Refusal, match=f"holds {name}, which is no part"):
+        with pytest.raises(Refusal, match=f"holds {name}, which dlqat did not write"):
             run(source, "--no-verify")
         (out / name).unlink()
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     source = model_dir(tmp_path)
-    (source / "folded").rename(source / ".folded.old")
-    with pytest.raises(Stop), atomic.folder(source / "folded"):
+    (source / "folded").rename(source / ".folded.dlqat-old")
+    with pytest.raises(Stop), own_folder.replacing(source / "folded"):
         raise Stop
     assert checkpoint.read(source / "folded").layers
     assert [p.name for p in source.iterdir()] == ["folded"]
@@ -321,6 +327,46 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
 
 class Stop(Exception):
     """What ends a write before its renames."""
+
+
+def test_what_is_linked_is_left_alone(tmp_path: Path) -> None:
+    """folded/ of a model from elsewhere, or an output, that leads to a folder of the user."""
+    source, mine = model_dir(tmp_path), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    (source / "onnx").symlink_to(mine)
+    with pytest.raises(Refusal, match="onnx is a symbolic link, which dlqat does not follow"):
+        run(source, "--no-verify")
+    shutil.rmtree(source / "folded")
+    (source / "folded").symlink_to(mine)
+    with pytest.raises(Refusal, match="folded is a symbolic link, which dlqat does not follow"):
+        checkpoint.write(models.fold_model(models.tiny()), source / "folded", files=tmp_path / "source")
+    assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_an_artifact_of_an_earlier_dlqat_is_replaced(tmp_path: Path) -> None:
+    """It has no list of its files: its manifest names them with their digests."""
+    source = model_dir(tmp_path)
+    run(source, "--no-verify")
+    report.write(Report("onnx", "folded", "host-ort", "", 1.0, {}, {}, ()), source / "onnx")
+    for folder in ("onnx", "folded"):
+        (source / folder / own_folder.MARKER).unlink()
+    run(source, "--no-verify")
+    assert not (source / "onnx" / "report.json").exists()
+    (source / "onnx" / own_folder.MARKER).unlink()
+    (source / "onnx" / "tokenizer.json").write_text("mine")
+    with pytest.raises(Refusal, match="holds tokenizer.json, which was changed since dlqat wrote it"):
+        run(source, "--no-verify")
+
+
+@pytest.mark.parametrize("folder", ["folded", "onnx"])
+def test_a_folder_that_another_command_writes(tmp_path: Path, folder: str) -> None:
+    """To read folded/ while it changes would be as wrong as to write where another writes."""
+    source = model_dir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with folder_lock.writing(source / folder), pytest.raises(Refusal, match=rf"another dlqat .* is writing .*{folder}"):
+        run(source, "--no-verify")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_failed_export_leaves_the_old_one(tmp_path: Path) -> None:

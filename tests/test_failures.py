@@ -89,7 +89,7 @@ def test_the_runtime_is_killed_under_dlqat_eval(exported: Path, text: Path, tmp_
 
     def disturb(pids: list[int]) -> bool:
         workers = [p for p in pids if "dlqat.devices.worker" in words(p)]
-        if not workers or not any(f.stat().st_size for f in journal.glob("*")):
+        if not workers or not any(f.stat().st_size for f in journal.glob("*.jsonl")):
             return False
         os.kill(workers[0], signal.SIGKILL)
         return True

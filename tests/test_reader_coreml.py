@@ -137,10 +137,10 @@ def test_a_weight_used_in_an_unknown_way(copy: Path, model: FoldedModel) -> None
     [
         (lambda p: (p / "Manifest.json").unlink(), "Manifest.json"),
         (lambda p: (p / "Manifest.json").write_text("{}"), "Manifest.json"),
-        (lambda p: (p / PROGRAM).unlink(), "incomplete"),
+        (lambda p: (p / PROGRAM).unlink(), "does not exist"),
         (lambda p: (p / PROGRAM).write_bytes(b"\xff\xff\xff"), "no Core ML model"),
         (lambda p: (p / PROGRAM).write_bytes(b""), "no ML program"),
-        (lambda p: (p / WEIGHTS).unlink(), "missing"),
+        (lambda p: (p / WEIGHTS).unlink(), "does not exist"),
         (lambda p: (p / WEIGHTS).write_bytes(b""), "truncated"),
     ],
 )

@@ -191,7 +191,7 @@ DAMAGES = {
     "wrong-shape": (add(f"{K_PROJ}.weight", torch.ones(64, 32)), r"shape \[64, 32\], the config says \[32, 64\]"),
     "dropped-bias": (add(f"{K_PROJ}.bias", torch.ones(32)), f"{K_PROJ}.bias has no place in a llama model"),
     "no-object": (no_object("config.json"), "config.json is no JSON object"),
-    "no-number": (lambda f: change(f, hidden_size="64"), "not a llama config: .*'hidden_size' expected int, got str"),
+    "no-number": (lambda f: change(f, hidden_size="64"), r"config.json: Expected int, got str at \$.hidden_size"),
     "integers": (add(f"{K_PROJ}.weight", torch.ones(32, 64, dtype=torch.int8)), "is I8; a float model is needed"),
 }
 

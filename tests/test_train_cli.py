@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from dlqat import checkpoint
+from dlqat import checkpoint, folder_lock, own_folder
 from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
@@ -82,7 +82,8 @@ def test_the_same_command_again_does_nothing_and_another_one_is_refused(base: Pa
 
 
 def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
-    """Nothing was learned yet, so the folder is no obstacle; what another model or method left there goes."""
+    """Nothing was learned yet, so the folder is no obstacle; what another model or method left there goes, and a file
+    that dlqat did not write stays."""
     text, out = base.parent / "text.txt", base.parent / "out"
     right = text.read_text(encoding="utf-8")
     text.write_text("short", encoding="utf-8")
@@ -91,10 +92,24 @@ def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
             call(base)
     for name in ("plan.json", "vocab.json", "training/examples.sha256"):
         (out / name).write_text("{}", encoding="utf-8")
+        own_folder.note(out, out / name)
     text.write_text(right, encoding="utf-8")
+    (out / "merges.txt").write_text("mine")
+    with pytest.raises(Refusal, match="merges.txt would be overwritten, and dlqat did not write it"):
+        call(base, "--seed", "7")
+    (out / "merges.txt").unlink()
     call(base, "--seed", "7")
     assert (out / "adapters.safetensors").exists()
     assert not (out / "plan.json").exists() and not (out / "vocab.json").exists()
+
+
+def test_two_runs_of_one_output(base: Path) -> None:
+    with (
+        folder_lock.writing(base.parent / "out"),
+        pytest.raises(Refusal, match=f"pid {os.getpid()}.* is writing .*out"),
+    ):
+        call(base)
+    assert not (base.parent / "out").exists()
 
 
 def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_written(
@@ -238,7 +253,7 @@ def test_a_folder_of_something_else_is_left_alone(base: Path, content: str | Non
         (folder / "dlqat.json").write_text(content, encoding="utf-8")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
-        Refusal, match=r"folded holds a dlqat.json that is none of dlqat-train; choose another --output"
+        Refusal, match=r"folded holds a dlqat.json that is none of dlqat-train .*; choose another --output"
     ):
         call(base, output="out/folded")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -383,7 +398,7 @@ def test_fold_refuses_a_changed_base_and_damaged_adapters(base: Path) -> None:
     with pytest.raises(Refusal, match="is not the model that"):
         fold.fold(out)
     (out / "dlqat.json").write_text('{"format": 1}', encoding="utf-8")
-    with pytest.raises(Refusal, match="says nothing of fingerprint"):
+    with pytest.raises(Refusal, match="not a record of dlqat-train: Object missing required field"):
         fold.fold(out)
     assert not (out / "folded").exists()
 

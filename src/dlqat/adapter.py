@@ -23,11 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic
+from dlqat import atomic, tensor_file
 from dlqat.folded import Quantized
 from dlqat.grid import Grid, quantize
 from dlqat.refusal import Refusal
@@ -153,11 +152,7 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def load(path: Path) -> dict[str, Tensor]:
     """All tensors of an adapter file by name. Refusal if it cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise Refusal(f"{path} cannot be read ({error}); train again") from error
+    return tensor_file.every(path, "; train again")
 
 
 def need(tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlqat import config_schema
 from dlqat.refusal import Refusal
 
 Config = Mapping[str, Any]
@@ -90,6 +91,7 @@ def read(config: Config) -> Decoder:
     if kind not in FAMILIES:
         raise Refusal(f"architecture {kind!r} is not known; known: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[kind]
+    config_schema.check(config, f"config.json of this {kind}")
     if config.get("hidden_act", "silu") != "silu":
         raise Refusal(f"hidden_act {config['hidden_act']!r} of this {kind} is not known; known: silu")
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write beside, then rename: a reader sees the old content or the new, never a half (kill -9 included).
 
-A folder takes two renames. A kill between them leaves the old folder beside its place; the next write puts it back.
+A link at the target or at the draft's place is replaced itself; nothing is written through it. For whole folders see
+own_folder.py.
 """
 
 from __future__ import annotations
@@ -13,28 +14,8 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-
-@contextmanager
-def folder(target: Path) -> Generator[Path]:
-    """A fresh folder beside `target` that takes its place when the block ends, or vanishes if it raises."""
-    target = Path(target).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.draft")
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
-        old.rename(target)
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir()
-    try:
-        yield draft
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if target.exists():
-        target.rename(old)
-    draft.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+DRAFT = ".dlqat-draft"
+"""The end of the name of everything that is being written."""
 
 
 @contextmanager
@@ -43,6 +24,7 @@ def _over(target: Path, name: str) -> Generator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(name)
+    draft.unlink(missing_ok=True)  # of a writer that was killed, or a link
     try:
         yield draft
         os.replace(draft, target)
@@ -53,14 +35,20 @@ def _over(target: Path, name: str) -> Generator[Path]:
 def file(target: Path) -> AbstractContextManager[Path]:
     """A path beside `target` to write to; renamed over `target` when the block ends.
 
-    The path is always the same, so that the large draft of a killed writer is overwritten by the next: one at a time."""
-    return _over(target, f".{Path(target).name}.draft")
+    The path is always the same, so that the large draft of a killed writer is gone with the next: one at a time."""
+    return _over(target, f".{Path(target).name}{DRAFT}")
 
 
 def text(target: Path, content: str) -> None:
     """Write `content` to `target` atomically; of two processes that do so at a time, the later one's stays."""
-    with _over(target, f".{Path(target).name}.{os.getpid()}.draft") as draft:
+    with _over(target, f".{Path(target).name}.{os.getpid()}{DRAFT}") as draft:
         draft.write_text(content, encoding="utf-8")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's bytes to `target` atomically."""
+    with file(target) as draft:
+        shutil.copyfile(source, draft)
 
 
 def writable(folder: Path) -> bool:

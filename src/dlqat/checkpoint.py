@@ -17,18 +17,16 @@ Layers are read when they are asked for, so a model larger than memory can be ex
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic, folded, json_file, packing
+from dlqat import atomic, folded, json_file, own_folder, packing, tensor_file
 from dlqat.architecture import Config
 from dlqat.folded import Folded, Quantized
 from dlqat.grid import Grid
@@ -36,7 +34,16 @@ from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
 FORMAT = 1
+AGAIN = "; fold the model again"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """dlqat.json of folded/: the structure and the training spec of every layer."""
+
+    layers: dict[str, dict[str, Any]]
+    specs: dict[str, dict[str, Any]]
 
 
 class Lazy(Mapping[str, T]):
@@ -95,7 +102,7 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
         "specs": {name: asdict(spec) for name, spec in model.specs.items()},
         "adapters": adapters,
     }
-    with atomic.folder(target) as draft:
+    with own_folder.replacing(target, earlier) as draft:
         copy_tokenizer(files, draft)
         save_file(main, draft / "model.safetensors", metadata={"format": "pt"})
         save_file(aside, draft / "integers.safetensors")
@@ -110,16 +117,18 @@ def read(folder: Path) -> FoldedModel:
     record, config = json_file.read(folder / "dlqat.json"), json_file.read(folder / "config.json")
     if record.get("format") != FORMAT:
         raise Refusal(f"{folder}/dlqat.json has format {record.get('format')!r}, this dlqat reads {FORMAT}; fold again")
-    names = {**_names(folder / "model.safetensors"), **_names(folder / "integers.safetensors")}
+    stated = json_file.convert(record, Record, str(folder / "dlqat.json"), AGAIN)
+    specs = {n: json_file.exactly(s, LayerSpec, f"{folder}/dlqat.json: {n}", AGAIN) for n, s in stated.specs.items()}
+    files = folder / "model.safetensors", folder / "integers.safetensors"
+    names = {name: path for path in files for name in tensor_file.names(path, AGAIN)}
 
     def tensor(name: str) -> Tensor:
         if name not in names:
             raise Refusal(f"{folder}: tensor {name} is missing; fold the model again")
-        with safe_open(names[name], framework="pt") as file:
-            return file.get_tensor(name)
+        return tensor_file.tensor(names[name], name, AGAIN)
 
     def layer(name: str) -> Folded:
-        found = packing.build(record["layers"][name], name, tensor)
+        found = packing.build(stated.layers[name], name, tensor)
         if (reason := folded.check(found, name)) is not None:
             raise Refusal(f"{folder}: {reason}")
         return found
@@ -133,13 +142,32 @@ def read(folder: Path) -> FoldedModel:
     plain = sorted(
         n
         for n, path in names.items()
-        if path.name == "model.safetensors" and (n.endswith(".bias") or n.rpartition(".")[0] not in record["layers"])
+        if path.name == "model.safetensors" and (n.endswith(".bias") or n.rpartition(".")[0] not in stated.layers)
     )
     config = {k: v for k, v in config.items() if k != "quantization_config"}
-    specs = {name: LayerSpec(**spec) for name, spec in record["specs"].items()}
-    return FoldedModel(config, Lazy(list(record["layers"]), layer), Lazy(plain, parameter), specs)
+    return FoldedModel(config, Lazy(list(stated.layers), layer), Lazy(plain, parameter), specs)
 
 
+def earlier(folder: Path) -> dict[str, str]:
+    """Path -> sha256 of what a dlqat that wrote no marker put into folded/: its four files, and copies from model_dir."""
+    try:
+        record, config = json_file.read(folder / "dlqat.json"), json_file.read(folder / "config.json")
+    except Refusal:
+        return {}
+    method = config.get("quantization_config")
+    if (
+        record.get("format") != FORMAT
+        or not {"layers", "specs", "adapters"} <= set(record)
+        or not isinstance(method, dict)
+    ):
+        return {}
+    copied = [n for n in TOKENIZER_FILES if (folder / n).is_file() and (folder.parent / n).is_file()]
+    same = [n for n in copied if atomic.sha256(folder / n) == atomic.sha256(folder.parent / n)]
+    return {n: atomic.sha256(folder / n) for n in (*WEIGHT_FILES, *same) if (folder / n).is_file()}
+
+
+WEIGHT_FILES = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
+"""What stands in folded/ besides tokenizer and generation settings."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -165,7 +193,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy what an app needs beside the weights: tokenizer, chat template, generation settings."""
     for name in tokenizer_files(source):
         (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+        atomic.copy(source / name, target / name)
 
 
 def _in_transformers(name: str) -> bool:
@@ -202,13 +230,3 @@ def _quantization_config(model: FoldedModel) -> dict[str, Any]:
         "config_groups": groups,
         "ignore": ignore,
     }
-
-
-def _names(path: Path) -> dict[str, Path]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict.fromkeys(file.keys(), path)
-    except FileNotFoundError as error:
-        raise Refusal(f"{path} does not exist; fold the model again") from error
-    except SafetensorError as error:
-        raise Refusal(f"{path} is damaged or truncated ({error}); fold the model again") from error

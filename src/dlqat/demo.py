@@ -18,21 +18,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dlqat import refusal
 from dlqat.devices.all import ALL, DEVICES
 from dlqat.devices.artifact import find
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal
 
 HOME = Path("demo/model")
 TOKENS = 4096
 """Of the pages that are not trained on: what the three perplexities are measured over."""
 ELSEWHERE = {"node": "onnx-ort", "browser-wasm": "onnx-web"}
 """Devices beside the artifacts' own that take seconds, and what runs there; not here without their set-up."""
-console = Console()
+console = Terminal()
 
 
 def demo() -> None:
@@ -82,7 +83,7 @@ def pages(folder: Path) -> tuple[Path, Path]:
 def step(command: str, *arguments: str | Path) -> None:
     """Run one of our own commands as the user would; its failure ends the demo."""
     words = [command, *map(str, arguments)]
-    console.print(f"\n[b]$ {shlex.join(words)}[/b]")
+    console.print(Text(f"\n$ {shlex.join(words)}", "bold"))
     code = subprocess.run([str(Path(sys.executable).parent / command), *words[1:]], check=False).returncode
     if code:
         sys.exit(code)
@@ -91,11 +92,10 @@ def step(command: str, *arguments: str | Path) -> None:
 def perplexities(base: Path, text: str) -> dict[str, float]:
     """Of the float model, the same rounded to nearest, and folded/ as plain transformers loads it."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # before torch is imported: no bars but our own
-    from transformers import AutoModelForCausalLM
-
     from dlqat import source
     from dlqat.recipe import parse
     from dlqat.runtime_tests import accuracy
+    from dlqat.source import pretrained
     from dlqat.trainer.prepare import prepare
 
     loaded = source.load(source.resolve(str(base)))
@@ -110,7 +110,7 @@ def perplexities(base: Path, text: str) -> dict[str, float]:
     prepare(loaded.model, parse(rules, "dlqat.json"))
     found["round-to-nearest"] = of(loaded.model)
     with quiet():
-        found["DL-QAT, folded/"] = of(AutoModelForCausalLM.from_pretrained(HOME / "folded"))
+        found["DL-QAT, folded/"] = of(pretrained.model(HOME / "folded"))
     return found
 
 

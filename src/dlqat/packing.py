@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlqat import json_file
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
 from dlqat.grid import Grid
 from dlqat.quiet import quiet
@@ -46,8 +47,10 @@ def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantize
     scales = tensor(f"{name}.weight_scale")
     if not grid.symmetric:
         return Quantized(grid, tensor(f"{name}.weight"), scales, tensor(f"{name}.weight_zero_point"))
-    shape = torch.Size(tensor(f"{name}.weight_shape").tolist())
+    shape = torch.Size(map(int, tensor(f"{name}.weight_shape").flatten().tolist()))
     packed = tensor(f"{name}.weight_packed")
+    if len(shape) != 2 or min(shape) < 1 or packed.dtype != torch.int32:
+        raise Refusal(f"{name}: {packed.dtype} of shape {list(shape)} holds no packed integers")
     words = -(-shape[1] * grid.bits // 32)
     if tuple(packed.shape) != (shape[0], words):
         raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
@@ -80,14 +83,14 @@ def describe(layer: Folded) -> dict[str, Any]:
 
 def build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
     """The layer of a structure, its tensors by name. Refusal if a shape or kind makes no sense."""
-    match node["kind"]:
-        case "quantized":
-            return _restore(Grid(**{k: v for k, v in node.items() if k != "kind"}), name, tensor)
-        case "low_rank":
-            return LowRank(build(node["left"], f"{name}.left", tensor), build(node["right"], f"{name}.right", tensor))
-        case "clustered":
-            return Clustered(build(node["centroids"], f"{name}.centroids", tensor), tensor(f"{name}.labels"))
-        case "sum":
-            return Sum(tuple(build(p, f"{name}.{i}", tensor) for i, p in enumerate(node["parts"])))
-        case other:
-            raise Refusal(f"{name}: layer kind {other!r} is not known to this dlqat")
+    match node:
+        case {"kind": "quantized", **grid}:
+            return _restore(json_file.exactly(grid, Grid, f"{name}, its grid"), name, tensor)
+        case {"kind": "low_rank", "left": dict(left), "right": dict(right)}:
+            return LowRank(build(left, f"{name}.left", tensor), build(right, f"{name}.right", tensor))
+        case {"kind": "clustered", "centroids": dict(centroids)}:
+            return Clustered(build(centroids, f"{name}.centroids", tensor), tensor(f"{name}.labels"))
+        case {"kind": "sum", "parts": list(parts)} if all(isinstance(part, dict) for part in parts):
+            return Sum(tuple(build(part, f"{name}.{i}", tensor) for i, part in enumerate(parts)))
+        case _:
+            raise Refusal(f"{name}: layer kind {node.get('kind')!r} is not known to this dlqat, or is incomplete")

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dlqat import atomic
+from dlqat import atomic, json_file
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
@@ -158,11 +158,7 @@ def write(plan: Plan, folder: Path) -> None:
 def read(folder: Path) -> dict[str, Node]:
     """Of folder/plan.json. Refusal if it is none."""
     path = folder / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON ({error}); train again") from error
-    return from_json(content, str(path))
+    return from_json(json_file.read(path, "; train again"), str(path))
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -186,23 +182,25 @@ def _to_json(node: Node) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any], where: str) -> dict[str, Node]:
     """Refusal, naming `where`, for what is no plan."""
-    try:
-        return {name: _from_json(node) for name, node in values.items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Refusal(f"{where} holds no plan that this dlqat reads ({error!r}); train again") from error
+    return {
+        name: _from_json(node, f"{where} holds no plan that this dlqat reads: {name}") for name, node in values.items()
+    }
 
 
-def _from_json(node: Mapping[str, Any]) -> Node:
-    match node["kind"]:
-        case "quantized":
-            return LayerSpec(**{k: v for k, v in node.items() if k != "kind"})
-        case "pruned":
-            return Pruned(node["kept"], node["among"], LayerSpec(**node["spec"]))
-        case "low_rank":
-            return Factors(node["rank"], _from_json(node["left"]), _from_json(node["right"]))
-        case "clustered":
-            return Shared(node["clusters"], _from_json(node["centroids"]))
-        case "sum":
-            return Parts(tuple(_from_json(part) for part in node["parts"]))
-        case other:
-            raise ValueError(f"kind {other!r}")
+def _from_json(node: Any, where: str) -> Node:
+    def spec(fields: Any) -> LayerSpec:
+        return json_file.exactly(fields, LayerSpec, where, "; train again")
+
+    match node:
+        case {"kind": "quantized", **fields}:
+            return spec(fields)
+        case {"kind": "pruned", "kept": int(kept), "among": int(among), "spec": fields} if 0 < kept <= among:
+            return Pruned(kept, among, spec(fields))
+        case {"kind": "low_rank", "rank": int(rank), "left": left, "right": right} if rank > 0:
+            return Factors(rank, _from_json(left, where), _from_json(right, where))
+        case {"kind": "clustered", "clusters": int(clusters), "centroids": centroids} if clusters > 0:
+            return Shared(clusters, _from_json(centroids, where))
+        case {"kind": "sum", "parts": list(parts)}:
+            return Parts(tuple(_from_json(part, where) for part in parts))
+        case _:
+            raise Refusal(f"{where}: {str(node)[:80]}; train again")

@@ -15,13 +15,13 @@ A rule names only the fields it changes. A module that no rule matches stays as 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from dlqat import json_file
 from dlqat.grid import Grid
 from dlqat.refusal import Refusal
 
@@ -134,10 +134,7 @@ def portable(bits: int = 4, group_size: int = 32, activation_bits: int = 8) -> R
 
 def read(path: Path) -> Recipe:
     """A recipe from a TOML file. Refusal names the rule and field that is wrong."""
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: no TOML, or no UTF-8
-        raise Refusal(f"{path}: {error}") from error
+    tables = json_file.toml(Path(path))
     rules = tables.get("rule")
     if set(tables) != {"rule"} or not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
         raise Refusal(f"{path}: a recipe is a list of [[rule]] tables, found {sorted(tables) or 'nothing'}")
@@ -152,13 +149,12 @@ def parse(tables: Iterable[Mapping[str, Any]], where: str) -> Recipe:
         changes = {k: v for k, v in table.items() if k != "match"}
         try:
             re.compile(table["match"])
-        except (KeyError, TypeError, re.error) as error:
+        except (KeyError, TypeError, re.error, RecursionError, OverflowError) as error:
             raise Refusal(f"{where}: rule {number} needs match = 'regex' ({error})") from error
         for key, value in changes.items():
             if key not in known:
                 raise Refusal(f"{where}: rule {number} has the unknown field {key!r}; known: {', '.join(known)}")
-            if not isinstance(value, known[key]) and not (known[key] is float and isinstance(value, int)):
-                raise Refusal(f"{where}: rule {number}: {key} = {value!r} is not a {known[key].__name__}")
+            json_file.convert(value, known[key], f"{where}: rule {number}: {key} = {value!r}")
         try:
             spec = replace(LayerSpec(), **changes)
             _ = spec.grid

@@ -12,9 +12,14 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from dlqat.quiet import hush
+from dlqat.visible import line
+
+REPORT = "this is a bug in dlqat: please report it, with the lines above and the command"
+"""The last line, and exit code 3, of what is neither bad input (2) nor a check that judged and failed (1)."""
 
 
 class Refusal(Exception):
@@ -22,22 +27,24 @@ class Refusal(Exception):
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a console-script entry point: a Refusal becomes one line on stderr and exit code 2."""
+    """Wrap a console-script entry point: a Refusal becomes one line on stderr and exit code 2, a bug exit code 3."""
 
     def run() -> None:
         hush()
         try:
             main()
         except Refusal as refusal:
-            print(f"error: {refusal}", file=sys.stderr)
+            print(f"error: {line(refusal)}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             sys.exit(130)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 a bug: it is shown whole, and has an exit code of its own
             if (reason := disk(error)) is None:
-                raise
-            print(f"error: {reason}; nothing that was there before is lost", file=sys.stderr)
+                traceback.print_exc()
+                print(REPORT, file=sys.stderr)
+                sys.exit(3)
+            print(f"error: {line(reason)}; nothing that was there before is lost", file=sys.stderr)
             sys.exit(2)
 
     return run
@@ -57,6 +64,9 @@ _DISK = {
     errno.EPERM,
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.EEXIST,
 }
 
 

@@ -7,12 +7,13 @@ docs/check.md states and nothing of the code that writes it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from dlqat import atomic, json_file
+from dlqat import atomic, json_file, plain_file
 from dlqat.refusal import Refusal
 
 PROGRAMS = {
@@ -65,7 +66,7 @@ def find(folder: Path) -> Artifact:
     if len(found) != 1:
         what = f"{len(found)} programs ({', '.join(p.name for p in found)})" if found else "no program"
         raise Refusal(f"{folder} holds {what} ({', '.join(PROGRAMS)}); expected one, as dlqat-export writes it")
-    return Artifact(folder, found[0], generator or found[0], manifest)
+    return Artifact(folder, _whole(found[0]), generator or found[0], manifest)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -93,10 +94,20 @@ def _generator(folder: Path, manifest: Mapping[str, Any]) -> Path | None:
 
 def _named(folder: Path, name: str, where: str) -> Path:
     program = folder / name
-    if program.suffix not in PROGRAMS or not _inside(program, folder):
+    if plain_file.name_fault(name) is not None or program.suffix not in PROGRAMS or not _inside(program, folder):
         raise Refusal(f"{folder / where} names the model {name!r}, which is no program of this folder")
     if not program.exists():
         raise Refusal(f"{program} is missing, and {where} names it; export again")
+    return _whole(program)
+
+
+def _whole(program: Path) -> Path:
+    """The program, which is a plain file, or for Core ML a folder."""
+    reason = plain_file.fault(program)
+    if program.suffix == ".mlpackage":
+        reason = None if program.is_dir() else reason or "is a file; a package is a folder"
+    if reason is not None:
+        raise Refusal(f"{program} {reason}; export again")
     return program
 
 
@@ -114,12 +125,12 @@ def damage(artifact: Artifact) -> Iterator[str]:
     """Every file of the manifest that is missing or whose bytes are not the ones that were written."""
     files = artifact.manifest.get("files", {})
     for name, entry in sorted(files.items()):
-        path = artifact.folder / name
-        if not _inside(path, artifact.folder):
-            yield f"{name}: manifest.json names a file outside its folder"
-        elif not path.is_file():
+        reason = plain_file.inside_fault(artifact.folder, name)
+        if reason == "does not exist":
             yield f"{name}: manifest.json names it, but it is missing"
-        elif atomic.sha256(path) != entry.get("sha256"):
+        elif reason is not None:
+            yield f"{name}: manifest.json names it, and it {reason}"
+        elif atomic.sha256(artifact.folder / name) != entry.get("sha256"):
             yield f"{name}: its sha256 is not the one in manifest.json; the file was changed or damaged"
 
 
@@ -136,4 +147,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+    return Path(os.path.realpath(path)).is_relative_to(
+        os.path.realpath(folder)
+    )  # resolve() raises on links in a circle

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dlqat import refusal
 from dlqat.devices import artifact as artifacts
@@ -23,6 +21,7 @@ from dlqat.devices.android import Android
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.releases import RELEASES
 from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal, say, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SETUP = Path(__file__).parent / "setup"
@@ -55,20 +54,18 @@ def devices(
             lines = _commands(print_commands)
         except DeviceFailure as failure:  # of reading the program, for the files beside it
             raise Refusal(f"{failure}; export again") from failure
-        print("\n".join(lines))
+        say("\n".join(lines))
         return
     rows = [(d.name, d.formats, d.available()) for d in ALL]
     if as_json:
-        print(
-            json.dumps([{"name": n, "formats": f, "available": r is None, "reason": r} for n, f, r in rows], indent=1)
-        )
+        say_json([{"name": n, "formats": f, "available": r is None, "reason": r} for n, f, r in rows])
         return
     table = Table()
     for column in ("device", "runs", "here"):
         table.add_column(column, overflow="fold")
     for name, formats, reason in rows:
-        table.add_row(name, ", ".join(formats), "[green]available[/green]" if reason is None else escape(reason))
-    Console().print(table)
+        table.add_row(name, ", ".join(formats), Text("available", "green") if reason is None else Text(reason))
+    Terminal().print(table)
 
 
 def _commands(folder: Path) -> list[str]:

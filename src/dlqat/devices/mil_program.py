@@ -7,7 +7,6 @@ walks it; neither knows what wrote it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlqat import json_file, plain_file
 from dlqat.devices import mil_blobs, mil_schema
 from dlqat.devices.mil_blobs import Blob, Blobs, Damaged
+from dlqat.refusal import Refusal
 
 KINDS: dict[int, str] = {
     1: "bool", 2: "string", 10: "fp16", 11: "fp32", 12: "fp64", 21: "int8", 22: "int16", 23: "int32", 24: "int64",
@@ -98,8 +99,6 @@ class Package:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model_file = path / "Data" / _root(path)
-        if not self.model_file.is_file():
-            raise Damaged(f"{path.name} has no {self.model_file.name}; it is incomplete")
         try:
             self.model = mil_schema.parse(self.model_file.read_bytes())
         except Exception as error:  # google.protobuf's DecodeError, without importing it here
@@ -136,12 +135,10 @@ class Package:
     def blobs(self, name: str) -> Blobs:
         """A weight file by the name that the program has for it (@model_path/weights/weight.bin)."""
         if name not in self._files:
-            path = self.model_file.parent / name.removeprefix("@model_path/")
-            if not path.resolve().is_relative_to(self.path.resolve()):
-                raise Damaged(f"{self.path.name}: weights lie outside the package, at {name!r}")
-            if not path.is_file():
-                raise Damaged(f"{self.path.name}: {path.name} is missing")
-            self._files[name] = Blobs(path)
+            inner = name.removeprefix("@model_path/")
+            if (reason := plain_file.inside_fault(self.model_file.parent, inner)) is not None:
+                raise Damaged(f"{self.path.name} names weights {name!r}, which {reason}")
+            self._files[name] = Blobs(self.model_file.parent / inner)
         return self._files[name]
 
     def blobs_of(self, file: Path) -> Blobs:
@@ -211,10 +208,10 @@ def _shaped(values: NDArray[Any], kind: Type) -> NDArray[Any]:
 def _root(path: Path) -> str:
     """Where Manifest.json says that the model lies, inside Data/."""
     try:
-        manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
+        manifest = json_file.read(path / "Manifest.json")
         root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (Refusal, KeyError, TypeError) as error:
         raise Damaged(f"{path.name} has no usable Manifest.json ({error})") from error
-    if not (path / "Data" / root).resolve().is_relative_to(path.resolve()):
-        raise Damaged(f"{path.name}: Manifest.json names a model outside the package")
+    if (reason := plain_file.inside_fault(path / "Data", root)) is not None:
+        raise Damaged(f"{path.name}: Manifest.json names the model {root!r}, which {reason}")
     return str(root)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dlqat import plain_file
 from dlqat.devices.device import DeviceFailure, Setting
 
 
@@ -23,6 +24,9 @@ def spec(program: Path) -> dict[str, Any]:
         raise DeviceFailure(f"{program.name} has no output named logits")
     tensors = [*graph.initializer]
     beside = sorted({e.value for t in tensors for e in t.external_data if e.key == "location"})
+    for name in beside:  # they are served to a page, and pushed to a phone
+        if (reason := plain_file.inside_fault(program.parent, name)) is not None:
+            raise DeviceFailure(f"{program.name} names its data {name!r}, which {reason}")
     return {
         "file": str(program.resolve()),
         "name": program.name,

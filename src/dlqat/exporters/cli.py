@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from dlqat import architecture, atomic, checkpoint, refusal
+from dlqat import architecture, checkpoint, folder_lock, own_folder, refusal
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel
@@ -26,6 +28,7 @@ from dlqat.exporters import asked, decoder, manifest
 from dlqat.exporters.target import Options, Row, Target
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal
 
 TARGETS = {
     "onnx": "dlqat.exporters.onnx_target",
@@ -37,7 +40,7 @@ DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2
 CHECK = "dlqat.runtime_tests.cli"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 
 
 @app.command()
@@ -71,24 +74,23 @@ def export(
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
     folder = destination(model_dir, name, output)
     options = choose(module, target, form, max_context, config_of(model_dir, base), logits, deployment_target)
-    model, folded = opened(model_dir, base, write=not dry_run)
-    plan = module.plan(model, folded, options)
-    if dry_run:
-        Console().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
-    if refused := [row for row in plan if row.refused is not None]:
-        raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
-    if dry_run:
-        return
-    summary = write(module, model, folded, folder, options, ask=verify)
+    with opened(model_dir, base, write=not dry_run) as (model, folded):
+        plan = module.plan(model, folded, options)
+        if dry_run:
+            Terminal().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
+        if refused := [row for row in plan if row.refused is not None]:
+            raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
+        if dry_run:
+            return
+        summary = write(module, model, folded, folder, options, ask=verify)
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
         f"{target} {options.form}",
-        markup=False,
         soft_wrap=True,
     )
     for client, state in summary["clients"].items():
         if state != "ready":
-            console.print(f"{client}: {state}", markup=False, soft_wrap=True)
+            console.print(f"{client}: {state}", soft_wrap=True)
     if verify:
         check(folder, folded)
 
@@ -105,13 +107,11 @@ def load(name: str) -> Target:
 
 
 def destination(model_dir: Path, name: str, output: Path | None) -> Path:
-    """`output`, or the folder `name` of the model_dir. Refusal if it holds anything but an artifact: that would be lost."""
+    """`output`, or the folder `name` of the model_dir. Refusal if it holds anything else than dlqat put there."""
     folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / name
-    if folder.resolve() == Path.cwd():
+    if os.path.realpath(folder) == os.path.realpath(Path.cwd()):
         raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and (reason := manifest.foreign(folder)) is not None:
-        raise Refusal(f"{folder} {reason}, and would be replaced as a whole; choose another --output")
+    own_folder.refuse_foreign(folder, manifest.earlier)
     return folder
 
 
@@ -128,7 +128,7 @@ def fold_if_needed(model_dir: Path, base: str | None = None) -> Path:
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):
-            with console.status(escape(f"folding {model_dir}")):
+            with console.status(Text(f"folding {model_dir}")):
                 fold.fold(model_dir, base)
     folded = model_dir / "folded"
     if not folded.is_dir():
@@ -148,15 +148,19 @@ def config_of(model_dir: Path, base: str | None) -> Config:
     return checkpoint.read(fold_if_needed(model_dir)).config
 
 
-def opened(model_dir: Path, base: str | None, *, write: bool) -> tuple[FoldedModel, Path]:
-    """The folded model, and the folder with its tokenizer. Not `write`: what is not folded yet is folded in memory."""
+@contextmanager
+def opened(model_dir: Path, base: str | None, *, write: bool) -> Generator[tuple[FoldedModel, Path]]:
+    """The folded model, and the folder with its tokenizer; nobody else folds while the block runs.
+    Not `write`: what is not folded yet is folded in memory."""
     if not write and (model_dir / ADAPTERS).is_file():
         from dlqat.exporters import fold
 
         if fold.stale(model_dir):
-            return fold.opened(model_dir, base), model_dir
+            yield fold.opened(model_dir, base), model_dir
+            return
     folded = fold_if_needed(model_dir, base)
-    return checkpoint.read(folded), folded
+    with folder_lock.reading(folded):
+        yield checkpoint.read(folded), folded
 
 
 def choose(
@@ -189,9 +193,12 @@ def _one_of(known: tuple[str, ...], option: str, asked: str | None, target: str)
 def write(
     module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options, *, ask: bool = False
 ) -> dict[str, Any]:
-    """Write the artifact and its manifest atomically, with a progress bar; return the manifest. `ask` its clients, too."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with atomic.folder(folder) as draft, Progress(*columns, console=console, transient=True) as progress:
+    """Write the artifact and its manifest as a whole, with a progress bar; return the manifest. `ask` its clients, too."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        own_folder.replacing(folder, manifest.earlier) as draft,
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
         task = progress.add_task("export", total=decoder.parts(architecture.read(model.config)))
 
         def done(part: str) -> None:
@@ -213,14 +220,14 @@ def check(folder: Path, folded: Path) -> None:
     command = [sys.executable, "-m", CHECK, str(folder), "--reference", str(folded), "--quick"]
     if code := subprocess.run(command, check=False).returncode:
         raise typer.Exit(code)
-    console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", markup=False, soft_wrap=True)
+    console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", soft_wrap=True)
 
 
 def table(plan: list[Row], title: str) -> Table:
     """The plan for people."""
-    view = Table("layers", "count", "grid", "becomes", "refused", title=escape(title), title_justify="left")
+    view = Table("layers", "count", "grid", "becomes", "refused", title=Text(title), title_justify="left")
     for row in plan:
-        view.add_row(row.layers, str(row.count), *map(escape, (row.grid, row.becomes, row.refused or "")))
+        view.add_row(*map(Text, (row.layers, str(row.count), row.grid, row.becomes, row.refused or "")))
     return view
 
 

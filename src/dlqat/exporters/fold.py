@@ -7,14 +7,14 @@ integers are exactly those that the last training step would have multiplied wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
-from dlqat import adapter, atomic, checkpoint, plan, recipe, source
+from dlqat import adapter, atomic, checkpoint, folder_lock, json_file, plan, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD, need
 from dlqat.architecture import Config
 from dlqat.checkpoint import FoldedModel, Lazy
@@ -32,11 +32,11 @@ def stale(model_dir: Path) -> bool:
 
     By content: a copy may keep times or change them, and folded/ of other adapters would pass every check."""
     adapters, record = model_dir / ADAPTERS, model_dir / FOLDED / RECORD
-    if not adapters.exists():
+    if not adapters.is_file():
         return False
     try:
-        made_from = json.loads(record.read_text(encoding="utf-8")).get("adapters")
-    except (OSError, ValueError):
+        made_from = json_file.read(record).get("adapters")
+    except Refusal:
         return True
     return made_from != atomic.sha256(adapters)
 
@@ -46,8 +46,9 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
 
     Refusal if the base is not the one that was trained on, or an adapter is damaged.
     """
-    model = opened(model_dir, base, progress)
-    checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
+    with folder_lock.reading(model_dir):
+        model = opened(model_dir, base, progress)
+        checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
     return model_dir / FOLDED
 
 
@@ -130,14 +131,18 @@ def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, Laye
     return {**specs, "lm_head": head} if head is not None and "lm_head" not in specs else dict(specs)
 
 
+class Record(msgspec.Struct, frozen=True):
+    """What fold reads of dlqat-train's record."""
+
+    source: str
+    fingerprint: str
+    recipe: list[dict[str, Any]]
+
+
 def _record(model_dir: Path) -> dict[str, Any]:
     path = model_dir / RECORD
     if not path.exists():
         raise Refusal(f"{model_dir} holds no {RECORD}: it is no model_dir of dlqat-train")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON ({error}); train again") from error
-    if missing := {"source", "fingerprint", "recipe"} - set(found):
-        raise Refusal(f"{path} says nothing of {min(missing)}: it is no record of dlqat-train")
+    found = json_file.read(path, "; train again")
+    json_file.convert(found, Record, f"{path} is not a record of dlqat-train")
     return found

@@ -122,7 +122,8 @@ def transformers_js(folder: Path) -> Loaded:
         return found
 
     def ask(what: str, value: Any) -> Any:
-        print(json.dumps([what, value]), file=stdin, flush=True)
+        stdin.write(json.dumps([what, value]) + "\n")
+        stdin.flush()
         return heard()["answer"]
 
     if "absent" in heard():

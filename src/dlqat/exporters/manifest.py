@@ -16,20 +16,18 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import dlqat
-from dlqat import atomic
-from dlqat.checkpoint import FoldedModel, tokenizer_files
+from dlqat import atomic, json_file
+from dlqat.checkpoint import WEIGHT_FILES, FoldedModel, tokenizer_files
+from dlqat.refusal import Refusal
 
 FORMAT = 1
 NAME = "manifest.json"
-ADDED = ("report.json", "report.md", "report.html", "eval-*.json", ".dlqat-eval", ".*.draft")
-"""What dlqat-check and dlqat-eval put into an artifact (the last: of a write that was killed)."""
-LITTER = (".DS_Store",)
-"""What a Mac's Finder leaves in every folder that somebody looked into."""
+_REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{"}
+"""How the files begin that dlqat-check puts into an artifact."""
 
 
 @dataclass(frozen=True)
@@ -77,30 +75,32 @@ def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) ->
     return content
 
 
-def foreign(folder: Path) -> str | None:
-    """Why `folder` is not an artifact and nothing else, so that it must not be replaced; None if it is."""
+def earlier(folder: Path) -> dict[str, str]:
+    """Path -> sha256 of what a dlqat that wrote no marker put into an artifact: as its manifest says, and reports."""
     try:
-        content: Any = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
+        content = json_file.read(folder / NAME)
+    except Refusal:
+        return {}
     match content:  # web apps have a manifest.json, too
-        case {"format": int(), "target": str(), "files": dict()}:
-            known = {NAME, *content["files"]}
+        case {"format": int(), "target": str(), "files": dict(files)}:
+            listed = {str(name): str(entry.get("sha256")) for name, entry in files.items() if isinstance(entry, dict)}
         case _:
-            return f"is not empty and no artifact (it has no {NAME} of dlqat-export)"
-    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
-    for path in (p for p in found if p.name not in LITTER):
-        if path.as_posix() not in known and not any(fnmatch(path.parts[0], name) for name in ADDED):
-            return f"holds {path}, which is no part of the artifact"
-    return None
+            return {}
+    added = [name for name, start in _REPORTS.items() if _begins(folder / name, start)]
+    added += [p.name for p in folder.glob("eval-*.json") if {"program", "device"} <= set(json_file.read_if_there(p))]
+    return {**listed, **{name: atomic.sha256(folder / name) for name in (NAME, *added)}}
 
 
-FOLDED = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
+def _begins(path: Path, start: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(start)) == start.encode()
 
 
 def _made_from(source: Path, folder: Path) -> list[str]:
     """Files of folded/ that are in the artifact, as they are or in another form: if one changes, it is out of date."""
-    return [name for name in (*FOLDED, *tokenizer_files(folder)) if (source / name).is_file()]
+    return [name for name in (*WEIGHT_FILES, *tokenizer_files(folder)) if (source / name).is_file()]
 
 
 def _specs(model: FoldedModel) -> list[dict[str, Any]]:

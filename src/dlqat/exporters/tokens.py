@@ -76,6 +76,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # it raises no class of its own
+    except BaseException as error:  # it raises no class of its own, and a panic in Rust is not even an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"{path} cannot be read ({reason}); take the file from the model it came with") from error

@@ -2,29 +2,28 @@
 """dlqat-check: prove that an artifact holds the integers of folded/ and computes with them.
 
 Exit code 0: nothing failed (what could not be judged is listed as "not verified"). 1: a check failed.
-2: bad input, nothing was checked.
+2: bad input, nothing was checked. 3: a bug.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from dlqat import atomic, refusal
+from dlqat import atomic, folder_lock, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
@@ -32,6 +31,7 @@ from dlqat.devices.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import report, versions
 from dlqat.runtime_tests.report import Check, Report
+from dlqat.terminal import Terminal, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
@@ -62,7 +62,7 @@ class Request:
         return shlex.join([*words, "--threads", str(self.threads)])
 
 
-def prove(request: Request, console: Console) -> Report:
+def prove(request: Request, console: Terminal) -> Report:
     """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder."""
     chosen = device(request.device, request.artifact.format)
     if (reason := chosen.available()) is not None:
@@ -82,7 +82,7 @@ def prove(request: Request, console: Console) -> Report:
         reference = Reference(request.reference)
 
         def tell(what: str) -> None:
-            bar.update(task, description=escape(what[-90:]))
+            bar.update(task, description=what[-90:])
 
         proof = ladder.Proof(
             request.artifact, reference, isolated(chosen), request.threads, request.quick, tell, request.output
@@ -136,7 +136,7 @@ def check(
     L5  the artifact damaged on purpose: the checks must notice
 
     Exit code 0: nothing failed ("not verified" is listed, and never counts as passed).
-    1: a check failed. 2: bad input, nothing was checked.
+    1: a check failed. 2: bad input, nothing was checked. 3: a bug in dlqat.
 
     dlqat-check model_dir/onnx
     dlqat-check model_dir/onnx --device browser-wasm --output reports/browser
@@ -154,16 +154,23 @@ def check(
     )
     if not atomic.writable(target := output or artifact):
         raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
-    console = Console(stderr=as_json)
-    result = prove(request, console)
-    if as_json:
-        print(json.dumps(report.as_dict(result), indent=1))
-    else:
-        console.print(_table(result))
-    paths = report.write(result, target)
+    console = Terminal(stderr=as_json)
+    with folder_lock.writing(target), folder_lock.reading(request.reference), _read(artifact, target):
+        result = prove(request, console)
+        if as_json:
+            say_json(report.as_dict(result))
+        else:
+            console.print(_table(result))
+        paths = report.write(result, target)
     if not as_json:
-        console.print(f"report: {escape(str(paths[1]))}, {paths[2].name} and {paths[0].name}")
+        console.print(f"report: {paths[1]}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
+
+
+def _read(artifact: Path, target: Path) -> AbstractContextManager[None]:
+    """Nobody replaces the artifact meanwhile; where the report goes into it, that is sure already."""
+    same = artifact.resolve() == target.resolve()
+    return nullcontext() if same else folder_lock.reading(artifact)
 
 
 def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:
@@ -174,24 +181,22 @@ def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:
     return QUICK if quick else RUNGS if not level else [r for r in RUNGS if r in level]
 
 
-def _progress(console: Console) -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+def _progress(console: Terminal) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
 
 
-def _line(check: Check) -> str:
-    colour = COLOURS[check.status]
-    return f"[{colour}]{check.status:>12}[/{colour}]  {check.rung} {escape(check.name)}"
+def _line(check: Check) -> Text:
+    return Text.assemble((f"{check.status:>12}", COLOURS[check.status]), f"  {check.rung} {check.name}")
 
 
 def _table(result: Report) -> Table:
-    colour = COLOURS[result.verdict]
-    table = Table(title=f"dlqat-check: [{colour}]{result.verdict}[/{colour}] in {result.seconds:.0f} s", title_style="")
+    verdict = (result.verdict, COLOURS[result.verdict])
+    table = Table(title=Text.assemble("dlqat-check: ", verdict, f" in {result.seconds:.0f} s"), title_style="")
     for column in ("rung", "check", "status", "result"):
         table.add_column(column, overflow="fold")
     for one in result.checks:
-        shade = COLOURS[one.status]
-        table.add_row(one.rung, escape(one.name), f"[{shade}]{one.status}[/{shade}]", escape(one.summary))
+        table.add_row(one.rung, Text(one.name), Text(one.status, COLOURS[one.status]), Text(one.summary))
     return table
 
 

@@ -4,7 +4,7 @@
 Answers are kept as they come (journal.py): a run that was killed goes on where it stopped, and the same
 question is never asked twice of the same bytes on the same device.
 
-Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured.
+Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import importlib.util
 import json
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from dlqat import atomic, refusal
+from dlqat import atomic, folder_lock, own_folder, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure
@@ -32,6 +31,7 @@ from dlqat.runtime_tests import eval_progress
 from dlqat.runtime_tests.eval_request import Request
 from dlqat.runtime_tests.eval_table import table
 from dlqat.runtime_tests.fingerprint import result_path
+from dlqat.terminal import Terminal, complain, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,7 +74,7 @@ def command(
     The same questions go to the reference, folded/ in PyTorch; differences are paired, intervals are 95 %.
     Every answer is kept: after a kill the same command goes on. dlqat-check takes the result up as rung L4.
 
-    Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured.
+    Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
 
     dlqat-eval model_dir/onnx --text wiki.txt --tokens 8192
     dlqat-eval model_dir/onnx --tasks arc_easy,piqa --limit 200 --data FOLDER
@@ -101,19 +101,22 @@ def command(
     _quiet(offline=data is not None)
     from dlqat.runtime_tests import eval_run
 
-    try:
-        result = eval_run.run(request, partial(eval_progress.shown, Console(stderr=True)))
-    except DeviceFailure as failure:
-        print(f"failed: {failure}; answers so far are kept, the same command goes on with them", file=sys.stderr)
-        sys.exit(1)
     target = result_path(folder, chosen.name)
-    atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    with folder_lock.writing(folder), folder_lock.reading(beside) if beside else nullcontext():
+        try:
+            result = eval_run.run(request, partial(eval_progress.shown, Terminal(stderr=True)))
+        except DeviceFailure as failure:
+            complain(f"failed: {failure}; answers so far are kept, the same command goes on with them")
+            sys.exit(1)
+        atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        if own_folder.marked(folder):
+            own_folder.note(folder, target)
     if as_json:
-        print(json.dumps(result, indent=1))
+        say_json(result)
     else:
-        console = Console()
+        console = Terminal()
         console.print(table(result))
-        console.print(f"results: {escape(str(target))}")
+        console.print(f"results: {target}")
 
 
 def _quiet(*, offline: bool) -> None:

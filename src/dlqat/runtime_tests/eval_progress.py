@@ -11,23 +11,29 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from dlqat.runtime_tests.subject import Tell
+from dlqat.terminal import Terminal
 
 LINE_SECONDS = 30.0
 """How often a log gets a line."""
 
 
 @contextmanager
-def shown(console: Console, name: str, unit: str) -> Generator[Tell]:
+def shown(console: Terminal, name: str, unit: str) -> Generator[Tell]:
     """Give what must be told (done, total); the first call says how many were known before."""
     if not console.is_terminal:
         yield _Lines(console, name, unit).tell
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Left(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Left(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task, pace = bar.add_task(f"{name}: {unit}", total=None, pace=_Pace()), None
 
@@ -69,7 +75,7 @@ class _Left(ProgressColumn):
 class _Lines:
     """The same for a console that is a file or a pipe."""
 
-    def __init__(self, console: Console, name: str, unit: str) -> None:
+    def __init__(self, console: Terminal, name: str, unit: str) -> None:
         self.console, self.name, self.unit = console, name, unit
         self.pace: _Pace | None = None
         self.last = 0.0
@@ -85,4 +91,4 @@ class _Lines:
             self._print(f"{done} of {total} {self.unit}{f', {left}' if left else ''}")
 
     def _print(self, text: str) -> None:
-        self.console.print(f"{self.name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"{self.name}: {text}", soft_wrap=True)

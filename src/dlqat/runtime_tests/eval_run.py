@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dlqat import checkpoint, corpus, json_file, source
+from dlqat import checkpoint, corpus, json_file, plain_file, source
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import eval_request, evaluate, report, versions
 from dlqat.runtime_tests.eval_request import Request
@@ -120,12 +120,7 @@ def token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:
     """The first `most` tokens of a text; none without a text. Refusal if there is nothing to predict."""
     if text is None:
         return []
-    if not text.is_file():
-        raise Refusal(f"{text} is not a file; give a text file to --text")
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Refusal(f"{text} is no UTF-8 text ({error}); give a text file to --text") from error
+    content = plain_file.text(text, "; give a text file to --text")
     ids = list(tokenizer(content, verbose=False)["input_ids"])[:most]
     if len(ids) < 2:
         raise Refusal(f"{text} has {len(ids)} tokens; perplexity needs two")

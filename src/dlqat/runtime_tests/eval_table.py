@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 def table(result: Mapping[str, Any]) -> Table:
     """Artifact, reference and difference side by side, each with its interval, for the content of a result file."""
-    found = Table(title=f"dlqat-eval on {result['device']} ({result['setting']})", title_style="")
+    found = Table(title=Text(f"dlqat-eval on {result['device']} ({result['setting']})"), title_style="")
     for column in ("", "artifact", "reference", "difference"):
         found.add_column(column)
     if lost := max(result.get("cut", {}).values(), default=0):
@@ -20,17 +20,17 @@ def table(result: Mapping[str, Any]) -> Table:
     if text := result["text"]:
         gap = text.get("difference_nats")
         shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1)]
-        shown.append(escape(f"{gap['value']:+.1e} nats [{_nats(gap['low'])}, {_nats(gap['high'])}]") if gap else "")
-        found.add_row(f"perplexity, {text['tokens']} tokens", *shown)
+        shown.append(f"{gap['value']:+.1e} nats [{_nats(gap['low'])}, {_nats(gap['high'])}]" if gap else "")
+        found.add_row(*map(Text, (f"perplexity, {text['tokens']} tokens", *shown)))
     for task, metrics in result["tasks"].items():
         own = [model.get(task, {}) for model in (result["lm_eval"] or {}).values()]
         for name in _own(own[0] if own else {}, metrics):  # no means over questions (word_perplexity)
             shown = [f"{one[name]:.4g}" for one in own]
-            found.add_row(f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))
+            found.add_row(*map(Text, (f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))))
         for metric, row in metrics.items():
             factor = 100 if is_share(row) else 1
             shown = [_span(row[k], factor) if row.get(k) else "" for k in ("artifact", "reference", "difference")]
-            found.add_row(f"{task} {metric}, {row['questions']} questions", *shown)
+            found.add_row(*map(Text, (f"{task} {metric}, {row['questions']} questions", *shown)))
     return found
 
 
@@ -44,14 +44,14 @@ def _own(figures: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
 
 def is_share(row: Mapping[str, Any]) -> bool:
     """Whether a metric's figures are shares of one, which are shown in percent (a log-likelihood is none)."""
-    return all(0 <= row[k]["value"] <= 1 for k in ("artifact", "reference") if row.get(k))
+    return all(0 <= (row[k].get("value") or 0) <= 1 for k in ("artifact", "reference") if row.get(k))
 
 
 def _span(interval: Mapping[str, float] | None, factor: float) -> str:
     if interval is None:
         return ""
     value, low, high = (interval[k] for k in ("value", "low", "high"))
-    return escape(f"{factor * value:.1f} [{_edge(low, factor)}, {_edge(high, factor)}]")
+    return f"{factor * value:.1f} [{_edge(low, factor)}, {_edge(high, factor)}]"
 
 
 def _nats(value: float | None) -> str:

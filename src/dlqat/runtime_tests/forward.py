@@ -20,11 +20,16 @@ from dlqat.runtime_tests.differences import Difference
 from dlqat.runtime_tests.readers.reader import Fact
 
 
-def compare(facts: Sequence[Fact], decoder: Decoder) -> tuple[int, list[Difference]]:
-    """(numbers compared, differences)."""
+def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[int, list[Difference]]:
+    """(numbers compared, differences). `needed`: positions that rotary tables must have at least."""
     rotary = {(f.kind, f.where): f for f in facts if f.kind.startswith("rope.")}
     context = max((len(f.value) for f in rotary.values() if f.kind == "rope.cos"), default=decoder.max_positions)
     differences = [d for f in rotary.values() for d in _rotary(f, decoder)]
+    tables = (f for f in rotary.values() if f.kind != "rope.frequencies" and len(f.value) < needed)
+    differences += [
+        Difference(f.where, f"ends at position {len(f.value)}; the artifact's context is {needed}", 0, 0, "")
+        for f in tables
+    ]
     kinds = {f.kind for f in facts}
     if not kinds >= {"rope.cos", "rope.sin"} and "rope.frequencies" not in kinds:
         differences.append(Difference("rope", "missing: no rotary positions were found", 0, 0, ""))

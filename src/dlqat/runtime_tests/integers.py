@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dlqat import architecture, folded
 from dlqat.checkpoint import FoldedModel
 from dlqat.folded import Quantized
-from dlqat.runtime_tests import floats, forward
+from dlqat.runtime_tests import expression, floats, forward, forward_expression
 from dlqat.runtime_tests.differences import Difference, named, unequal
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD, tied
 from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, Weight, parts
@@ -80,8 +80,10 @@ def wanted(model: FoldedModel) -> Wanted:
     return Wanted(model, found, labels)
 
 
-def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = lambda _: None) -> Integrity:
-    """Everything of the artifact against everything of folded/."""
+def compare(
+    contents: Contents, want: Wanted, progress: Callable[[str], None] = lambda _: None, positions: int = 0
+) -> Integrity:
+    """Everything of the artifact against everything of folded/. `positions`: how many it says to have room for."""
     missing = dict(want.multiplications)
     differences = [Difference("artifact", fault, 0, 0, "") for fault in contents.faults]
     counts = np.zeros(3, np.int64)
@@ -98,8 +100,12 @@ def compare(contents: Contents, want: Wanted, progress: Callable[[str], None] = 
         )
     differences += _labels(contents.labels, want.labels)
     count, more = floats.compare(contents.tensors, want.model)
-    facts, other = forward.compare(contents.facts, architecture.read(want.model.config))
+    facts, other = forward.compare(contents.facts, architecture.read(want.model.config), positions)
     differences += [*more, *other]
+    for logits in contents.forwards:
+        selected = any(node.kind == "select" for node in expression.nodes(logits))
+        parted = expression.differences(forward_expression.wanted(want.model, selected=selected), logits)
+        differences += [Difference(where, what, 0, 0, "") for where, what in parted]
     differences.sort(key=lambda d: -(d.wrong / d.total if d.total else 1.0))
     labels = sum(v.size for v in contents.labels.values())
     return Integrity(

@@ -11,8 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from dlqat import folder_lock
+from dlqat.refusal import Refusal
 
 
 class Journal:
@@ -21,20 +25,17 @@ class Journal:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{digest(identity)}.jsonl"
-        self._answers: dict[str, Any] = {}
-        whole = 0
-        content = self.path.read_bytes() if self.path.exists() else b""
-        for line in content.splitlines(keepends=True):
-            try:
-                key, value = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            self._answers[key] = value
-            whole += len(line)
-        self._stream = self.path.open("ab")
-        self._stream.truncate(whole)
+        if folder.is_symlink() or self.path.is_symlink():
+            raise Refusal(f"{self.path} lies behind a symbolic link; remove it")
+        self._lock = ExitStack()
+        self._lock.enter_context(folder_lock.writing(self.path))
+        try:
+            self._answers, whole = _answers(self.path)
+            self._stream = self.path.open("ab")
+            self._stream.truncate(whole)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -51,6 +52,22 @@ class Journal:
 
     def close(self) -> None:
         self._stream.close()
+        self._lock.close()
+
+
+def _answers(path: Path) -> tuple[dict[str, Any], int]:
+    """What a journal holds, and how many bytes of it are whole lines. Refusal of a file that is no journal."""
+    found, whole = dict[str, Any](), 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break  # cut off by a kill
+        try:
+            key, value = json.loads(line)
+            found[str(key)] = value
+        except (ValueError, TypeError, RecursionError) as error:
+            raise Refusal(f"{path} is damaged; delete it, and its questions are asked again") from error
+        whole += len(line)
+    return found, whole
 
 
 def digest(what: Any) -> str:

@@ -3,8 +3,8 @@
 
     L0  files as written, integers equal, the reference itself equal
     L1  every linear alone, in every setting of the device
-    L2  logits, in every setting; the same bits under the options of apps' builds
-    L3  greedy text and where it stops
+    L2  logits, in every setting; in a padded batch; the same bits under the options of apps' builds
+    L3  greedy text and where it stops; a chat through the program that apps run
     L4  accuracy of the artifact, as dlqat-eval measured it
     L5  negative controls of L0 and L2
 
@@ -23,8 +23,10 @@ from dlqat.runtime_tests.readers.reader import Unreadable
 from dlqat.runtime_tests.report import Check
 from dlqat.runtime_tests.rungs.l0_integers import files, integers_equal, reference_equal
 from dlqat.runtime_tests.rungs.l1_linears import each_linear
+from dlqat.runtime_tests.rungs.l2_batch import batches
 from dlqat.runtime_tests.rungs.l2_conditions import as_apps_load_it
 from dlqat.runtime_tests.rungs.l2_logits import logits
+from dlqat.runtime_tests.rungs.l3_program import as_apps_run_it
 from dlqat.runtime_tests.rungs.l3_text import text
 from dlqat.runtime_tests.rungs.l4_accuracy import accuracy
 from dlqat.runtime_tests.rungs.l5_controls import negative_controls
@@ -32,8 +34,8 @@ from dlqat.runtime_tests.rungs.l5_controls import negative_controls
 RUNGS: dict[str, Sequence[Callable[[Proof], Iterator[Check]]]] = {
     "L0": (files, integers_equal, reference_equal),
     "L1": (each_linear,),
-    "L2": (logits, as_apps_load_it),
-    "L3": (text,),
+    "L2": (logits, batches, as_apps_load_it),
+    "L3": (text, as_apps_run_it),
     "L4": (accuracy,),
     "L5": (negative_controls,),
 }

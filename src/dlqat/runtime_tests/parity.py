@@ -39,6 +39,20 @@ PLANS = (
     Plan("prefill 5, 17 and 30", (5, 17, 30)),
 )
 QUICK = (Plan("prefill 17", (17,)), Plan("prefill 16, decode 4", (16, *[1] * 4)))
+LONG, SHORT = 600, 192
+
+
+def long(positions: int) -> Plan | None:
+    """A plan of LONG tokens, or as many as there are positions: prefill in three chunks, then decode.
+
+    None below SHORT: PLANS reach nearly as far. What goes wrong behind a fixed position (a clipped position, hidden keys, a
+    table that ends) is seen up to here; beyond, L0 reads tables and masks.
+    """
+    if (length := min(LONG, positions)) < SHORT:
+        return None
+    first, second, decode = length // 2, length // 3, 8
+    chunks = (first, second, length - first - second - decode, *[1] * decode)
+    return Plan(f"prefill {first}, {second} and {chunks[2]}, decode {decode}", chunks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,14 @@
 """Fixed texts of the proof, written for it: the same on every machine, every time.
 
 TEXTS are long enough for a prefill of 128 tokens under any tokenizer; prose and code, since their
-activations differ. PROMPTS are short questions whose greedy answers are written and judged (rung L3);
+activations differ. A longer one goes on with the others, again and again. PROMPTS are short questions whose greedy answers are written and judged (rung L3);
 some of them an instruct model answers in a few words, so that its end-of-text token is seen, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def texts(folder: Path, vocab_size: int, length: int) -> list[list[int]]:
     tokenizer = _tokenizer(folder)
     if tokenizer is None:
         return [list(ids) for ids in _random(len(TEXTS), length, vocab_size)]
-    return [list(tokenizer(text)["input_ids"])[:length] for text in TEXTS]
+    ids = [list(tokenizer(text)["input_ids"]) for text in TEXTS]
+    return [list(islice(cycle(chain(*ids[i:], *ids[:i])), length)) for i in range(len(ids))]
 
 
 def prompts(folder: Path, vocab_size: int) -> list[list[int]]:

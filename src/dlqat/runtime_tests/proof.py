@@ -72,13 +72,24 @@ class Proof:
 
     @property
     def _wished(self) -> Sequence[Plan]:
-        return parity.QUICK if self.quick else parity.PLANS
+        if self.quick:
+            return parity.QUICK
+        longest = parity.long(self.positions)
+        return (*parity.PLANS, longest) if longest else parity.PLANS
+
+    def plans_of(self, text: Sequence[int]) -> list[Plan]:
+        """The plans that `text` is long enough for: the first text has room for all."""
+        return [p for p in self.plans if p.length <= len(text)]
 
     @cached_property
     def texts(self) -> list[list[int]]:
         folder, vocabulary = self.reference.folder, self.reference.vocab_size
-        found = prompts.texts(folder, vocabulary, max(p.length for p in self.plans))
-        return found[:1] if self.quick else found
+        longest = max(p.length for p in self.plans)
+        found = prompts.texts(folder, vocabulary, longest)
+        if self.quick:
+            return found[:1]
+        others = max(p.length for p in self.plans if p.length < parity.SHORT)  # the longest plan is for one text
+        return [found[0], *(ids[:others] for ids in found[1:])]
 
     @cached_property
     def expected(self) -> list[NDArray[np.float32]]:

@@ -28,6 +28,7 @@ from dlqat.folded import Quantized
 from dlqat.quiet import hush, quiet
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.arithmetic import Arithmetic, apply
+from dlqat.source import pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +135,14 @@ class Reference:
 
 
 def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
     hush("transformers")
     try:
         with quiet():
-            network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            network: Any = pretrained.model(folder)
             with torch.inference_mode():
                 network(torch.tensor([[0]]), use_cache=False)  # its weights are decompressed now, and a bar is drawn
+    except Refusal:
+        raise
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise Refusal(f"{folder}: transformers does not load it ({line}); fold the model again") from error

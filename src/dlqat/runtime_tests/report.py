@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dlqat import atomic
-from dlqat.runtime_tests import html
+from dlqat import atomic, own_folder
+from dlqat.runtime_tests import page
+from dlqat.visible import code, line
+from dlqat.visible import markdown as escaped
 
 FORMAT = 1
 Status = Literal["passed", "failed", "not verified"]
@@ -68,8 +70,10 @@ def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
     paths = folder / "report.json", folder / "report.md", folder / "report.html"
     content = as_dict(report)
     atomic.text(paths[0], json.dumps(content, indent=1, allow_nan=False) + "\n")
-    atomic.text(paths[2], html.page(content))
+    atomic.text(paths[2], page.html(content))
     atomic.text(paths[1], "\n".join(markdown(report)) + "\n")
+    if own_folder.marked(folder):
+        own_folder.note(folder, *paths)
     return paths
 
 
@@ -77,9 +81,10 @@ def markdown(report: Report) -> Iterator[str]:
     """The lines of report.md."""
     yield f"# dlqat-check: {report.verdict}"
     yield ""
-    yield f"Artifact `{report.artifact}` against `{report.reference}` on device `{report.device}`, {report.seconds:.0f} s."
+    artifact, reference, device = map(code, (report.artifact, report.reference, report.device))
+    yield f"Artifact {artifact} against {reference} on device {device}, {report.seconds:.0f} s."
     yield ""
-    yield f"    {report.command}"
+    yield f"    {line(report.command)}"
     yield ""
     yield from table(
         ("rung", "check", "status", "result"), ((c.rung, c.name, c.status, c.summary) for c in report.checks)
@@ -87,7 +92,7 @@ def markdown(report: Report) -> Iterator[str]:
     for check in report.checks:
         if check.table:
             yield ""
-            yield f"## {check.rung} {check.name}"
+            yield f"## {check.rung} {escaped(check.name)}"
             yield ""
             keys = tuple(check.table[0])
             yield from table(keys, (tuple(show(row[k]) for k in keys) for row in check.table))
@@ -98,11 +103,11 @@ def markdown(report: Report) -> Iterator[str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    yield f"| {' | '.join(head)} |"
+    """A Markdown table of plain texts."""
+    yield f"| {' | '.join(map(escaped, head))} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        yield f"| {' | '.join(map(escaped, row))} |"
 
 
 def show(value: Any) -> str:

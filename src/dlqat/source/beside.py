@@ -9,14 +9,16 @@ with another tokenizer (a distilled DeepSeek), or Llama 2's, gets other tokens t
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, TokenizersBackend
+from transformers import GenerationConfig
 
 from dlqat import corpus, json_file
 from dlqat.refusal import Refusal
+from dlqat.source import pretrained
 
 _ANY_OF = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -29,8 +31,8 @@ def tokenizer(folder: Path) -> Any:
         if (folder / name).is_file():
             json_file.read(folder / name)
     if not (folder / "tokenizer.json").is_file():
-        return _converted(_read(AutoTokenizer, folder, folder), folder)
-    found = _read(TokenizersBackend, folder, folder)
+        return _converted(_read(folder, pretrained.family_tokenizer), folder)
+    found = _read(folder, pretrained.tokenizer)
     if found.eos_token is None:
         _fill(found, folder)
     return found
@@ -39,7 +41,7 @@ def tokenizer(folder: Path) -> Any:
 def _fill(found: Any, folder: Path) -> None:
     """Special tokens that tokenizer_config.json leaves to the class of the model's family."""
     try:
-        usual = _read(AutoTokenizer, folder, folder)
+        usual = _read(folder, pretrained.family_tokenizer)
     except Refusal:  # a class that transformers does not have
         return
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -57,7 +59,7 @@ def _converted(usual: Any, where: Path) -> Any:
         )
     with TemporaryDirectory() as draft:
         usual.save_pretrained(draft)
-        found = _read(TokenizersBackend, where, Path(draft))
+        found = _read(Path(draft), pretrained.tokenizer)
     found.name_or_path = str(where)
     special = [str(token) for token in usual.all_special_tokens]
     for kind, text in {"nothing": "", **corpus.texts(special)}.items():
@@ -82,13 +84,17 @@ def _unlike_sentencepiece(tokenizer: Any, model: Path) -> str | None:
 
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer inside a .gguf file. Refusal if it cannot be read."""
-    return _converted(_read(AutoTokenizer, path, path.parent, gguf_file=path.name), path)
+    return _converted(_read(path, pretrained.gguf_tokenizer), path)
 
 
-def _read(loader: Any, where: Path, folder: Path, **more: str) -> Any:
+def _read(where: Path, load: Callable[[Path], Any]) -> Any:
     try:
-        return loader.from_pretrained(folder, local_files_only=True, **more)
-    except Exception as error:  # transformers and tokenizers raise unrelated classes
+        return load(where)
+    except Refusal:
+        raise
+    except BaseException as error:  # unrelated classes; a panic in Rust is not even an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"{where}: the tokenizer cannot be read: {reason}") from error
 
@@ -102,6 +108,8 @@ def generation(folder: Path) -> GenerationConfig | None:
     if ends is not None and not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends])):
         raise Refusal(f"{path}: eos_token_id {ends!r} is no token id; generation would not end")
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return pretrained.generation_config(folder)
+    except Refusal:
+        raise
     except Exception as error:  # whatever a value of the wrong kind raises in transformers
         raise Refusal(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error

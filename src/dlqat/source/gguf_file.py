@@ -26,6 +26,8 @@ from dlqat.refusal import Refusal
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_SHORT, _DIMENSIONS = 1024, 8
+"""Numbers in an array that are kept (scores of a vocabulary are not needed), and dimensions of a tensor at most."""
 _FLOATS = {0: "<f4", 1: "<f2"}
 _BF16 = 30
 
@@ -42,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Gguf:
-    """A file's metadata (arrays of strings as their length) and tensor table."""
+    """A file's metadata (arrays of strings, and long ones, as their length) and tensor table."""
 
     path: Path
     metadata: dict[str, Any]
@@ -51,8 +53,13 @@ class Gguf:
     def tensor(self, name: str) -> Tensor:
         """float32 values of one tensor, in torch order."""
         entry = self.table[name]
-        blob = np.memmap(self.path, np.uint8, "r", entry.offset, (entry.size,))
-        return torch.from_numpy(_decode(blob, entry).reshape(entry.shape))
+        blob = np.memmap(self.path, np.uint8, "r", entry.offset, (entry.size,)) if entry.size else np.zeros(0, np.uint8)
+        try:
+            return torch.from_numpy(_decode(blob, entry).reshape(entry.shape))
+        except (NotImplementedError, ValueError) as error:
+            raise Refusal(
+                f"{self.path}: tensor {name} of ggml type {entry.kind} cannot be decoded ({error})"
+            ) from error
 
 
 def read(path: Path) -> Gguf:
@@ -62,7 +69,7 @@ def read(path: Path) -> Gguf:
         raise Refusal(f"{path} is no GGUF file (it does not begin with the bytes GGUF)")
     try:
         return _parse(path, _Cursor(blob, 4))
-    except (struct.error, UnicodeDecodeError) as error:
+    except (struct.error, UnicodeDecodeError, OverflowError) as error:
         raise Refusal(f"{path} is damaged or truncated ({error}); download it again") from error
 
 
@@ -84,6 +91,11 @@ class _Cursor:
     def text(self) -> str:
         return bytes(self.take(f"{self.take('Q')}s")).decode("utf-8")
 
+    def shape(self) -> tuple[int, ...]:
+        if (count := self.take("I")) > _DIMENSIONS:
+            raise struct.error(f"a tensor of {count} dimensions")
+        return self.many(f"{count}Q")
+
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.text()
@@ -94,7 +106,12 @@ class _Cursor:
             for _ in range(count):
                 self.position += 8 + struct.unpack_from("<Q", self.blob, self.position)[0]
             return count
-        return list(self.many(f"{count}{_scalar(kind)}"))
+        if count <= _SHORT:
+            return list(self.many(f"{count}{_scalar(kind)}"))
+        self.position += count * struct.calcsize(_scalar(kind))
+        if self.position > len(self.blob):
+            raise struct.error(f"an array of {count} numbers, which the file is too short for")
+        return count
 
 
 def _scalar(kind: int) -> str:
@@ -111,8 +128,10 @@ def _parse(path: Path, cursor: _Cursor) -> Gguf:
     for _ in range(pairs):
         key = cursor.text()
         metadata[key] = cursor.value(cursor.take("I"))
-    rows = [(cursor.text(), cursor.many(f"{cursor.take('I')}Q"), *cursor.many("IQ")) for _ in range(tensors)]
-    alignment = int(metadata.get("general.alignment", 32))
+    rows = [(cursor.text(), cursor.shape(), *cursor.many("IQ")) for _ in range(tensors)]
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        raise struct.error(f"general.alignment is {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
     table: dict[str, Entry] = {}
     for name, shape, kind, offset in rows:
@@ -132,6 +151,8 @@ def _size(elements: int, kind: int, where: str) -> int:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     except (KeyError, ValueError) as error:
         raise Refusal(f"{where} has the ggml type {kind}, which this gguf package does not know") from error
+    if elements % block:
+        raise Refusal(f"{where}: {elements} numbers are no blocks of {block}; the file is damaged")
     return elements // block * size
 
 

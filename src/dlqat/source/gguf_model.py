@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from dlqat import architecture
+from dlqat import architecture, json_file
 from dlqat.refusal import Refusal
 from dlqat.source import gguf_file, stored
 from dlqat.source.gguf_file import Gguf
@@ -66,6 +67,25 @@ _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "outp
 _SPLITTERS = {None, "default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "tekken", "smollm"}
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """The kinds of what is read."""
+
+    width: _Count | None = msgspec.field(default=None, name="embedding_length")
+    wide: _Count | None = msgspec.field(default=None, name="feed_forward_length")
+    blocks: _Count | None = msgspec.field(default=None, name="block_count")
+    heads: _Count | None = msgspec.field(default=None, name="attention.head_count")
+    kv_heads: _Count | None = msgspec.field(default=None, name="attention.head_count_kv")
+    key: _Count | None = msgspec.field(default=None, name="attention.key_length")
+    base: _Positive | None = msgspec.field(default=None, name="rope.freq_base")
+    scaling: str | None = msgspec.field(default=None, name="rope.scaling.type")
+    factor: _Positive | None = msgspec.field(default=None, name="rope.scaling.factor")
+    splitter: str | None = msgspec.field(default=None, name="tokenizer.ggml.pre")
+
+
 def open_file(path: Path) -> Stored:
     """The model of a .gguf file, in float32."""
     file = gguf_file.read(path)
@@ -81,9 +101,11 @@ def config(file: Gguf) -> dict[str, Any]:
     if arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise Refusal(f"{file.path}: GGUF architecture {arch!r} is not known; known: {known}")
-    if (parts := file.metadata.get("split.count", 1)) > 1:
+    parts = file.metadata.get("split.count", 1)
+    if not isinstance(parts, int) or parts > 1:
         raise Refusal(f"{file.path} is one of {parts} parts; join them with llama.cpp's llama-gguf-split --merge")
     found = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items() if k.startswith(f"{arch}.")}
+    json_file.convert({**file.metadata, **found}, Metadata, f"{file.path} is damaged: its metadata")
     unknown = sorted(k for k, v in found.items() if k not in _READ | _HARMLESS and v)
     if unknown:
         raise Refusal(
@@ -106,7 +128,7 @@ def config(file: Gguf) -> dict[str, Any]:
         "model_type": arch,
         "num_key_value_heads": found.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "vocab_size": _shape(file, "token_embd.weight")[0],
+        "vocab_size": next(iter(_shape(file, "token_embd.weight")), 0),
         "tie_word_embeddings": "output.weight" not in file.table,
         "attention_bias": "blk.0.attn_output.bias" in file.table,
         "mlp_bias": "blk.0.ffn_down.bias" in file.table,
@@ -164,7 +186,7 @@ def _rope(file: Gguf, found: dict[str, Any], base: dict[str, Any]) -> dict[str, 
         case "none":
             return rope
         case "linear":
-            return {**rope, "rope_type": "linear", "factor": float(found["rope.scaling.factor"])}
+            return {**rope, "rope_type": "linear", "factor": float(found.get("rope.scaling.factor", 1.0))}
         case other:
             raise Refusal(f"{file.path}: rope scaling {other!r} is not known; use the HF folder instead")
 

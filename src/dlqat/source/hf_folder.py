@@ -7,17 +7,23 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dlqat import json_file
+from dlqat import json_file, plain_file, tensor_file
 from dlqat.refusal import Refusal
-from dlqat.source import stored
+from dlqat.source import pretrained, stored
 from dlqat.source.stored import Shape, Stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Index(msgspec.Struct, frozen=True):
+    """model.safetensors.index.json."""
+
+    weight_map: dict[str, str]
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -28,7 +34,8 @@ def config(folder: Path) -> dict[str, Any]:
         hint = f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
         raise Refusal(f"{folder} has no config.json; {hint}")
     raw = json_file.read(path)
-    if method := (raw.get("quantization_config") or {}).get("quant_method"):
+    if quantization := raw.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         raise Refusal(f"{folder} is quantized already ({method}); training starts from the float model")
     return raw
 
@@ -36,27 +43,26 @@ def config(folder: Path) -> dict[str, Any]:
 def open_folder(folder: Path) -> Stored:
     """The model of a folder. Refusal names the file or tensor that is missing, truncated or no float."""
     raw = config(folder)
+    pretrained.look(folder)
     stored.complete(raw, torch.float32)  # an unknown architecture is refused before the weights are looked at
     files = _weight_files(folder)
     where: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
     dtypes: set[torch.dtype] = set()
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in sorted(file.keys()):
-                    header = file.get_slice(name)
-                    where[name], shapes[name] = path, tuple(header.get_shape())
-                    if header.get_dtype() not in _FLOATS:
-                        raise Refusal(f"{path}: tensor {name} is {header.get_dtype()}; a float model is needed")
-                    dtypes.add(_FLOATS[header.get_dtype()])
-        except SafetensorError as error:
-            raise Refusal(f"{path} is damaged or truncated ({error})") from error
+        with tensor_file.opened(path) as file:
+            for name in sorted(file.keys()):
+                header = file.get_slice(name)
+                where[name], shapes[name] = path, tuple(header.get_shape())
+                if header.get_dtype() not in _FLOATS:
+                    raise Refusal(f"{path}: tensor {name} is {header.get_dtype()}; a float model is needed")
+                dtypes.add(_FLOATS[header.get_dtype()])
+    if not dtypes:
+        raise Refusal(f"{folder}: its weight files hold no tensors")
     dtype = reduce(torch.promote_types, dtypes)  # no value changes: bfloat16 with float32 becomes float32
 
     def tensor(name: str) -> Tensor:
-        with safe_open(where[name], framework="pt") as file:
-            return file.get_tensor(name).to(dtype)
+        return tensor_file.tensor(where[name], name).to(dtype)
 
     return Stored(stored.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files))
 
@@ -65,11 +71,12 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        files = sorted({folder / name for name in json_file.read(folder / INDEX).get("weight_map", {}).values()})
-        if missing := [f for f in files if not f.is_file()]:
-            raise Refusal(f"{missing[0]} is missing, {INDEX} names it")
-        if files:
-            return files
+        named = json_file.read_as(folder / INDEX, Index).weight_map.values()
+        for name in sorted(set(named)):  # the file may be a link: the hub's cache keeps the bytes elsewhere
+            if (reason := plain_file.name_fault(name) or plain_file.fault(folder / name)) is not None:
+                raise Refusal(f"{folder / INDEX} names {name!r}, which {reason}")
+        if named:
+            return [folder / name for name in sorted(set(named))]
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickles:
         raise Refusal(f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert to safetensors")

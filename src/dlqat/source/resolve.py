@@ -6,7 +6,7 @@ and of the right shape) and refuses before a weight is read; from the hub, an un
 refused before a weight is downloaded. After it the bytes are on this machine and all three kinds are
 used alike: one parameter at a time with `weights` (fold; models larger than memory), the whole model
 with `load` (training). `load` is built from `weights`, so that the two cannot differ. Nothing in a
-model can run code: safetensors and GGUF only, no pickle, no remote code.
+model can run code: safetensors and GGUF only, no pickle, and one door to transformers (pretrained.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import architecture, atomic, checkpoint
+from dlqat import architecture, atomic, checkpoint, plain_file
 from dlqat.architecture import Config, Decoder
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import beside, gguf_model, hf_folder, stored
+from dlqat.source import beside, gguf_model, hf_folder, pretrained, stored
 from dlqat.source.stored import Stored
 
 
@@ -83,6 +83,8 @@ def resolve(text: str) -> Source:
         text = f"{match[1]}@{path.name}"
     else:
         raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
+    if not path.is_dir() and (reason := plain_file.fault(path)) is not None:
+        raise Refusal(f"{path} {reason}")
     if path.is_file() and path.suffix != ".gguf":
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
     found = hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path)
@@ -110,13 +112,7 @@ def load(source: Source) -> Loaded:
     tokenizer = beside.tokenizer(source.path) if folder else beside.gguf_tokenizer(source.path)
     generation = beside.generation(source.path) if folder else None
     with quiet():
-        model = stored.model_class(source.config).from_pretrained(
-            None,
-            config=stored.config_of(source.config),
-            state_dict=dict(weights(source)),
-            dtype=source.stored.dtype,
-            attn_implementation="sdpa",
-        )
+        model = pretrained.model_of(source.config, weights(source), source.stored.dtype)
     if generation is not None:
         model.generation_config = generation
     model.config.name_or_path = ""
@@ -140,6 +136,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
         stored.complete(hf_folder.config(folder), torch.float32)
+        pretrained.look(folder)
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", *shards, *tokenizer]))
     except Refusal:
         raise

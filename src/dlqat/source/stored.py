@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from dlqat import architecture
+from dlqat import architecture, config_schema
 from dlqat.refusal import Refusal
+from dlqat.source import pretrained
 
 Shape = tuple[int, ...]
 
@@ -37,11 +36,12 @@ def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     Refusal for an unknown architecture."""
     if raw.get("model_type") not in architecture.FAMILIES:
         architecture.read(raw)  # refuses
+    config_schema.check_given(raw)
     try:
-        config = AutoConfig.for_model(**{**raw, "dtype": str(dtype).removeprefix("torch.")})
-    except (TypeError, ValueError, StrictDataclassError) as error:
+        config = pretrained.config({**raw, "dtype": str(dtype).removeprefix("torch.")})
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:
         raise Refusal(f"config.json is not a {raw['model_type']} config: {' '.join(str(error).split())}") from error
-    config.architectures = [model_class(raw).__name__]
+    config.architectures = [pretrained.model_class(raw).__name__]
     plain = config.to_diff_dict()
     plain.pop("_name_or_path", None)
     architecture.read(plain)
@@ -53,8 +53,10 @@ def check(stored: Stored, where: str) -> None:
 
     transformers itself fills a missing tensor with random numbers and drops one it does not expect; a
     dropped bias is a forward that is nearly right."""
+    if (layers := int(stored.config["num_hidden_layers"])) > len(stored.shapes):
+        raise Refusal(f"{where}: the config says {layers} layers, and there are {len(stored.shapes)} tensors")
     with torch.device("meta"):
-        model = model_class(stored.config)(config_of(stored.config))
+        model = pretrained.model_class(stored.config)(pretrained.config(stored.config))
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     optional = {"lm_head.weight"} if stored.config.get("tie_word_embeddings") else set[str]()
     for name, shape in needed.items():
@@ -68,13 +70,3 @@ def check(stored: Stored, where: str) -> None:
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise Refusal(f"{where}: tensor {extra[0]}{more} has no place in a {stored.config['model_type']} model")
-
-
-def config_of(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The config object of a complete config.json."""
-    return AutoConfig.for_model(**config)
-
-
-def model_class(config: Mapping[str, Any]) -> Any:
-    """transformers' class with a language-model head for this config."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config_of(config))]

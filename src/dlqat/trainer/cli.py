@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dlqat import recipe, refusal
 from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal
 from dlqat.trainer.methods.known import METHODS, parse
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import INITS, Options
@@ -176,12 +176,11 @@ def train(
         from dlqat.trainer.run import run
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     folder = run(Request(model, output, sources, checked, options, parallel, compression), console)
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",
-        markup=False,
         soft_wrap=True,
     )
 

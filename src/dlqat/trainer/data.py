@@ -21,7 +21,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from dlqat import atomic
+from dlqat import atomic, plain_file
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.trainer import examples, rows, self_data
@@ -114,10 +114,7 @@ def _file(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Exampl
 
 def blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examples:
     """A text file, tokenized whole and cut into blocks of exactly `length`; the rest at its end is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Refusal(f"{path} is no UTF-8 text: {error}") from error
+    text = plain_file.text(path)
     ids: list[int] = [*examples.opening(tokenizer), *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
     count = len(ids) // length
     if count == 0:
@@ -141,6 +138,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _suffix(path: Path) -> str:
+    if (reason := plain_file.fault(path)) is not None:
+        raise Refusal(f"{path} {reason}")
     if path.suffix not in (".txt", ".jsonl"):
         raise Refusal(f"{path}: training data are .txt or .jsonl files, a folder of them, a hub dataset, or 'self'")
     return path.suffix

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal
 
 FILE = "training_log.jsonl"
 
@@ -35,6 +37,8 @@ class Log:
     def __init__(self, path: Path, progress: Progress, steps: int, done: int) -> None:
         self._progress = progress
         self._task = progress.add_task("training", total=steps, completed=done, note="")
+        if path.is_symlink():
+            raise Refusal(f"{path} is a symbolic link; remove it")
         rows = path.read_text(encoding="utf-8").splitlines()[:done] if path.exists() else []
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._file.writelines(f"{row}\n" for row in rows)
@@ -49,13 +53,13 @@ class Log:
 
 
 @contextmanager
-def bar(console: Console, quiet: bool = False) -> Generator[Progress]:
+def bar(console: Terminal, quiet: bool = False) -> Generator[Progress]:
     """A progress display; `quiet` on all processes but the first."""
     columns = (
         TextColumn("{task.description:>18}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

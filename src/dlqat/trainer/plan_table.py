@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dlqat import plan
 from dlqat.architecture import Decoder
@@ -18,7 +18,7 @@ from dlqat.trainer.methods.method import Method
 
 def table(method: Method, nodes: Plan, decoder: Decoder) -> Table:
     """What each kind of linear becomes, and its bits."""
-    title = escape(f"plan: {known.record(method)}")  # a regex of the user's may look like markup
+    title = Text(f"plan: {known.record(method)}")  # a regex of the user's may look like markup
     view = Table("becomes", "linears", "count", "bits, paper's count", "bits stored", title=title, title_justify="left")
     for line in summary(method, nodes, decoder.linears()):
         view.add_row(line.becomes, line.layers, str(line.count), f"{line.paper_bits:.2f}", f"{line.bits:.2f}")

@@ -7,14 +7,15 @@ could say how they were made. What stopped before there was a start may be asked
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-from dlqat import recipe, source
+import msgspec
+
+from dlqat import json_file, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
@@ -95,17 +96,26 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
     return (output / ADAPTERS).exists()
 
 
+class Record(msgspec.Struct, frozen=True):
+    """The kinds of what is compared; older records have no method, and data as a dictionary."""
+
+    fingerprint: str
+    recipe: list[dict[str, Any]]
+    data: list[tuple[str, str]] | dict[str, str]
+    options: dict[str, Any]
+    method: dict[str, Any] = {}
+    source: str = ""
+
+
 def _recorded(path: Path) -> dict[str, Any]:
     """The record of a model_dir. Refusal if something else is recorded there: dlqat-train would write over it."""
     try:
-        old: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        old = None
-    if not isinstance(old, dict) or not {"fingerprint", "recipe", "data", "options"} <= set(
-        cast("dict[str, Any]", old)
-    ):
-        raise Refusal(f"{path.parent} holds a {RECORD} that is none of dlqat-train; choose another --output")
-    found = cast("dict[str, Any]", old)
+        found = json_file.read(path)
+        json_file.convert(found, Record, str(path))
+    except Refusal as reason:
+        raise Refusal(
+            f"{path.parent} holds a {RECORD} that is none of dlqat-train ({reason}); choose another --output"
+        ) from reason
     found.setdefault("method", {"name": "dlqat"})
     if isinstance(found["data"], dict):  # as recorded before the order was
         found["data"] = [[name, digest] for name, digest in cast("dict[str, str]", found["data"]).items()]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dlqat import json_file, plain_file
 from dlqat.refusal import Refusal
 from dlqat.trainer import chat
 from dlqat.trainer.examples import Marked
@@ -24,14 +24,12 @@ DATASET = r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^:\[\]/\\]*))?(?::(?P<split
 
 def jsonl(path: Path) -> Iterator[Row]:
     """The rows of a JSONL file; empty lines are passed over."""
+    if (reason := plain_file.fault(path)) is not None:
+        raise Refusal(f"{path} {reason}")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except ValueError as error:
-                raise Refusal(f"{path}:{number}: no JSON: {error}") from error
+            if line.strip():
+                yield f"{path}:{number}", json_file.parse(line, f"{path}:{number}")
 
 
 def dataset(text: str, seed: int) -> Iterator[Row]:

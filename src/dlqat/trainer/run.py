@@ -17,21 +17,23 @@ that can be refused then.
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, checkpoint, plan, source
+from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, source, tensor_file
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
+from dlqat.terminal import Terminal
 from dlqat.trainer import compress, data, fits, log, plan_table, plot, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
@@ -44,8 +46,16 @@ TRAINING = "training"
 EXAMPLES = "training/examples.sha256"
 
 
-def run(request: Request, console: Console) -> Path:
-    """Train and return model_dir. A finished model_dir of the same request is returned as it is."""
+def run(request: Request, console: Terminal) -> Path:
+    """Train and return model_dir. A finished model_dir of the same request is returned as it is.
+
+    Refusal if another command is writing there; of several processes of one run the first holds the lock."""
+    first = os.environ.get("RANK", "0") == "0"
+    with folder_lock.writing(request.output) if first else nullcontext():
+        return _run(request, console)
+
+
+def _run(request: Request, console: Terminal) -> Path:
     origin = source.resolve(request.model)
     fits.check(request.recipe, origin.decoder)
     if request.method is not None:
@@ -61,16 +71,7 @@ def run(request: Request, console: Console) -> Path:
     first = runtime.is_main_process
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
     if first:
-        if not begun(request.output):
-            for name in (
-                EXAMPLES,
-                plan.FILE,
-                *checkpoint.tokenizer_files(request.output),
-            ):  # of another model or method, perhaps
-                (request.output / name).unlink(missing_ok=True)
-        (request.output / TRAINING).mkdir(parents=True, exist_ok=True)
-        atomic.text(request.output / RECORD, json.dumps(wanted, indent=1) + "\n")
-        loaded.files(request.output)
+        _begin(request.output, loaded, wanted)
     with log.bar(console, quiet=not first) as progress:
         if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
             loaded.model.float()
@@ -89,6 +90,20 @@ def run(request: Request, console: Console) -> Path:
         _finish(request, trained)
     runtime.wait_for_everyone()
     return request.output
+
+
+def _begin(output: Path, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
+    """Write the record, and what an app needs besides the weights. Refusal of a file there that dlqat did not write."""
+    if (output / TRAINING).is_symlink():
+        raise Refusal(f"{output / TRAINING} is a symbolic link; remove it")
+    fresh = not begun(output)
+    if fresh:  # these may be of another model or method
+        own_folder.delete(output, EXAMPLES, plan.FILE, *checkpoint.tokenizer_files(output))
+    (output / TRAINING).mkdir(parents=True, exist_ok=True)
+    atomic.text(output / RECORD, json.dumps(wanted, indent=1) + "\n")
+    if fresh:
+        loaded.files(output)
+        own_folder.note(output, *(output / name for name in checkpoint.tokenizer_files(output)))
 
 
 def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
@@ -124,6 +139,7 @@ def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
         raise Refusal(f"{output} was begun on other training examples; choose another --output, or delete it")
     if write:
         atomic.text(path, found)
+        own_folder.note(output, path)
 
 
 def _start(
@@ -132,7 +148,7 @@ def _start(
     batches: Batches | None,
     runtime: Accelerator,
     progress: Progress,
-    console: Console,
+    console: Terminal,
 ) -> None:
     """Scales and prepared start: found in training/start.safetensors, or made and left there."""
     path, model, seed = request.output / START, loaded.model, request.options.seed
@@ -149,7 +165,7 @@ def _start(
         with atomic.file(path) as draft:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
     runtime.wait_for_everyone()
-    tensors = load_file(path)
+    tensors = tensor_file.every(path, f"; delete {path.parent} to begin again")
     if request.method and not made:
         compress.restore(model, plan.read(request.output), tensors, seed)
     load(model, tensors)
@@ -161,7 +177,7 @@ def _start(
 
 
 def _make_start(
-    request: Request, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Console
+    request: Request, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Terminal
 ) -> dict[str, Tensor]:
     """Bring the prepared model to its start; every tensor of it but the base weights."""
 
@@ -183,6 +199,7 @@ def _make_start(
     if request.method.influenced:
         console.print(plan_table.table(request.method, nodes, decoder))
     plan.write(nodes, request.output)
+    own_folder.note(request.output, request.output / plan.FILE)
     return {**made, **_fixed(loaded.model)}
 
 
@@ -196,7 +213,7 @@ def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _tell(console: Console, model: PreTrainedModel, batches: Batches, options: Options) -> None:
+def _tell(console: Terminal, model: PreTrainedModel, batches: Batches, options: Options) -> None:
     """Trained parameters as count and percentage, and the size of the work."""
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
@@ -223,7 +240,11 @@ def _finish(request: Request, trained: Mapping[str, Tensor]) -> None:
     output = request.output
     if request.options.steps:
         plot.write(output / log.FILE, output / "loss.png")
-    start_file = load_file(output / START)
+    start_file = tensor_file.every(output / START)
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)
-    shutil.rmtree(output / TRAINING)
+    for path in (output / START, output / EXAMPLES, output / TRAINING / state.FILE):
+        for name in (path.name, f".{path.name}{atomic.DRAFT}"):
+            path.with_name(name).unlink(missing_ok=True)
+    if not any((output / TRAINING).iterdir()):
+        (output / TRAINING).rmdir()

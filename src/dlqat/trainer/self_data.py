@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import atomic, source
-from dlqat.refusal import Refusal
+from dlqat import atomic, json_file, plain_file, source
 from dlqat.source import Loaded
 from dlqat.trainer import examples
 from dlqat.trainer.examples import Examples
@@ -138,7 +137,6 @@ def _ends(model: PreTrainedModel) -> list[int]:
 
 
 def _read(path: Path) -> list[list[int]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise Refusal(f"{path} is damaged ({error}); delete it, and it is written again") from error
+    again = "; delete it, and it is written again"
+    lines = plain_file.text(path, again).splitlines()
+    return [json_file.convert(json_file.parse(line, str(path), again), list[int], str(path), again) for line in lines]

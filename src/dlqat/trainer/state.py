@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dlqat import atomic
+from dlqat import atomic, tensor_file
 from dlqat.refusal import Refusal
 
 FILE = "state.safetensors"
@@ -61,9 +60,9 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
 def done(folder: Path) -> int:
     """Steps done by the state in `folder`; 0 if there is none, or if it is damaged (`load` says so)."""
     try:
-        with safe_open(folder / FILE, framework="pt") as file:
+        with tensor_file.opened(folder / FILE) as file:
             return int(file.metadata()["step"])
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (Refusal, TypeError, KeyError, ValueError):
         return 0
 
 
@@ -73,10 +72,10 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     if not path.exists():
         return 0
     try:
-        with safe_open(path, framework="pt") as file:
+        with tensor_file.opened(path, f"; delete {folder} to train from the start") as file:
             step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise Refusal(f"{path} is damaged ({error}); delete {folder} to train from the start") from error
     options = StateDictOptions(full_state_dict=True, strict=False)
     own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}

@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from dlqat.devices.artifact import PROGRAMS
 from dlqat.quiet import quiet
-from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable
+from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable, Weight
+
+T = TypeVar("T")
 
 
 def _module(name: str) -> Reader:
@@ -34,4 +40,32 @@ def read(program: Path) -> Contents:
     form = PROGRAMS[program.suffix]
     if form not in READERS:
         raise Unreadable(f"{program.name}: there is no reader for {form}")
-    return READERS[form](program)
+    with stumbling(program.name):
+        found = READERS[form](program)
+    return replace(found, weights=tuple(_guarded(weight) for weight in found.weights))
+
+
+@contextmanager
+def stumbling(what: str) -> Generator[None]:
+    """Bytes that make a reader stumble (an index beyond a table, a length that is none) are Unreadable."""
+    try:
+        yield
+    except (Unreadable, OSError):
+        raise
+    except Exception as error:
+        raise Unreadable(
+            f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}; it is damaged"
+        ) from error
+
+
+def _guarded(weight: Weight) -> Weight:
+    """Its bytes are read later; the same holds then."""
+
+    def guard(function: Callable[[], T]) -> Callable[[], T]:
+        def run() -> T:
+            with stumbling(weight.name):
+                return function()
+
+        return run
+
+    return replace(weight, load=guard(weight.load), program=guard(weight.program))

@@ -44,7 +44,7 @@ def read(program: Path) -> Contents:
         faults = (*walk.faults, *_unused(package, walk.function))
     except Damaged as error:
         raise Unreadable(str(error)) from error
-    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), faults)
+    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), (), faults)
 
 
 def _form(package: Package) -> str:

@@ -22,9 +22,11 @@ from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
 from numpy.typing import NDArray
 
+from dlqat.runtime_tests.expression import Node
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD
 from dlqat.runtime_tests.readers import executorch_cut as cut
 from dlqat.runtime_tests.readers.executorch_cut import tensor
+from dlqat.runtime_tests.readers.executorch_expression import Expression
 from dlqat.runtime_tests.readers.executorch_file import NUMPY, Graph, PteFile
 from dlqat.runtime_tests.readers.reader import ROPE, Contents, Fact, Integers, Span, Unreadable, Weight
 
@@ -47,6 +49,7 @@ class _Walk:
         self.facts: list[Fact] = []
         self.faults: dict[str, None] = {}
         self.used: set[str] = set()
+        self.forwards: list[Node] = []
 
     def contents(self) -> Contents:
         for plan in self.file.methods:
@@ -57,9 +60,21 @@ class _Walk:
                 except Unreadable as error:
                     self.faults[str(error)] = None
             self._join(plan.name, seen)
+            try:
+                self.forwards.append(self._forward(plan))
+            except Unreadable as error:
+                self.faults[str(error)] = None
         unused = (f"{key}: stored, but nothing uses it" for key in self.file.named if key not in self.used)
         faults = (*self.faults, *unused)
-        return Contents("xnnpack", tuple(self.weights.values()), self.labels, self.tensors, tuple(self.facts), faults)
+        return Contents(
+            "xnnpack",
+            tuple(self.weights.values()),
+            self.labels,
+            self.tensors,
+            tuple(self.facts),
+            tuple(self.forwards),
+            faults,
+        )
 
     def _join(self, method: str, seen: list[Weight]) -> None:
         """One method's weights must be the other's; within a method, each is there once."""
@@ -84,6 +99,23 @@ class _Walk:
             yield from self._kernel(plan, call)
         else:
             raise Unreadable(f"method {plan.name} has a {type(call).__name__}, which the reader does not follow")
+
+    def _forward(self, plan: schema.ExecutionPlan) -> Node:
+        """What the method computes, as an expression."""
+        found = Expression(plan)
+        for instruction in plan.chains[0].instructions:
+            call: Any = instruction.instr_args
+            if isinstance(call, schema.DelegateCall):
+                graph = self.file.graph(plan.delegates[call.delegate_index])
+                values = {tensor(v).get("id_out", 0): v for v in graph["xvalues"]}
+                owned = {i: self._name(v) for i, v in self._owned(plan, call, graph).items()}
+                inside = {i: self._key(graph, v) for i, v in values.items() if tensor(v).get("constant_buffer_idx")}
+                found.delegate(graph, call, self._inputs(graph), owned | inside)
+            else:
+                stored = enumerate(self._arguments(plan, call))
+                names = {i: self._name(v) for i, v in stored if v is not None and v.data_buffer_idx}
+                found.kernel(plan.operators[call.op_index].name, call, names)
+        return found.logits()
 
     # Kernels
 
@@ -191,12 +223,16 @@ class _Walk:
 
         The runtime hands over the arguments of the call in the order of the external numbers: inputs, then outputs.
         """
-        external = {tensor(v).get("id_out", 0): tensor(v).get("external_id", 0) for v in graph["xvalues"]}
-        inputs = sorted(graph.get("input_ids", []), key=lambda i: external.get(i, -1))
+        inputs = self._inputs(graph)
         if len(call.args) != len(inputs) + len(graph.get("output_ids", [])):
             raise Unreadable(f"method {plan.name} calls a delegate with {len(call.args)} tensors, and it has others")
         found = {i: plan.values[a].val for i, a in zip(inputs, call.args, strict=False)}
         return {i: v for i, v in found.items() if isinstance(v, schema.Tensor) and v.data_buffer_idx}
+
+    def _inputs(self, graph: Graph) -> list[int]:
+        """Numbers of the values that the caller gives, in its order."""
+        external = {tensor(v).get("id_out", 0): tensor(v).get("external_id", 0) for v in graph["xvalues"]}
+        return sorted(graph.get("input_ids", []), key=lambda i: external.get(i, -1))
 
     def _linear(
         self, graph: Graph, node: Any, before: Any, stored: dict[str, Any], names: dict[str, str]

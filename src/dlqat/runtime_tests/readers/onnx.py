@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from onnx import AttributeProto
 
+from dlqat.runtime_tests.readers import onnx_expression, onnx_forward, onnx_sums
 from dlqat.runtime_tests.readers import onnx_floats as floats
-from dlqat.runtime_tests.readers import onnx_forward, onnx_sums
 from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
 from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes, repeated, stem
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
@@ -47,6 +47,11 @@ def read(program: Path) -> Contents:
         except Unreadable as error:
             faults.append(str(error))
     faults += [f"{n}: more than one operation claims to be this layer" for n in repeated(_claims(weights))]
+    try:
+        forwards = (onnx_expression.forward(file, weights, plain),)
+    except Unreadable as error:
+        forwards = ()
+        faults.append(str(error))
     stored = {name for weight in weights for name in weight.stored}
     rotary = {fact.where for fact in facts if fact.kind.startswith("rope.")}
     faults += floats.unexplained(file, stored)
@@ -57,6 +62,7 @@ def read(program: Path) -> Contents:
         floats.labels(file),
         floats.tensors(file, plain, stored | rotary),
         tuple(facts),
+        forwards,
         tuple(faults),
     )
 
@@ -114,6 +120,8 @@ def _integer_product(file: OnnxFile, node: Any) -> Weight:
         program=partial(cut_batched, file, found.output, found.entry),
         input=f"{found.entry}.rows",
         biased=False,
+        entry=found.entry,
+        output=found.output,
     )
 
 
@@ -150,6 +158,8 @@ def _between(
         program=partial(cut, file, output, entry, kind),
         input=entry,
         biased=biased,
+        entry=entry,
+        output=output,
     )
 
 

@@ -8,11 +8,31 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto
 
-from dlqat.runtime_tests.readers.onnx_file import OnnxFile
+from dlqat.runtime_tests.readers.onnx_file import OnnxFile, inlined
+from dlqat.runtime_tests.readers.reader import Unreadable
 
 
 def cut(file: OnnxFile, output: str, entry: str, kind: Literal["matmul", "gather"]) -> bytes:
     """The nodes between `entry` (activations [rows, in], or token ids [1, n]) and `output`, serialized."""
+    nodes, initializers = between(file, output, entry)
+    shape = [None, None]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "one_linear",
+        [
+            onnx.helper.make_tensor_value_info(
+                entry, TensorProto.FLOAT if kind == "matmul" else TensorProto.INT64, shape
+            )
+        ],
+        [onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [inlined(file, name) for name in initializers],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=file.model.ir_version)
+    return model.SerializeToString()
+
+
+def between(file: OnnxFile, output: str, entry: str) -> tuple[list[Any], list[str]]:
+    """The nodes from `entry` to `output`, in their order, and the initializers that they use."""
     nodes: list[Any] = []
     wanted, seen = [output], {entry, ""}
     initializers: list[str] = []
@@ -24,26 +44,14 @@ def cut(file: OnnxFile, output: str, entry: str, kind: Literal["matmul", "gather
         if name in file.initializers:
             initializers.append(name)
             continue
+        if name not in file.producer:
+            raise Unreadable(f"{output}: made of {name}, and not of {entry} alone")
         node = file.producer[name]
         seen.update(node.output)
         nodes.append(node)
         wanted.extend(node.input)
     order = {id(n): i for i, n in enumerate(file.nodes)}
-    nodes.sort(key=lambda n: order[id(n)])
-    shape = [None, None]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "one_linear",
-        [
-            onnx.helper.make_tensor_value_info(
-                entry, TensorProto.FLOAT if kind == "matmul" else TensorProto.INT64, shape
-            )
-        ],
-        [onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
-        [_inline(file, name) for name in initializers],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=file.model.opset_import, ir_version=file.model.ir_version)
-    return model.SerializeToString()
+    return sorted(nodes, key=lambda n: order[id(n)]), initializers
 
 
 def cut_batched(file: OnnxFile, output: str, entry: str) -> bytes:
@@ -55,10 +63,3 @@ def cut_batched(file: OnnxFile, output: str, entry: str) -> bytes:
     graph.initializer.append(onnx.helper.make_tensor(axis, TensorProto.INT64, [1], [0]))
     graph.input[0].name, graph.output[0].name = rows, f"{output}.rows"
     return model.SerializeToString()
-
-
-def _inline(file: OnnxFile, name: str) -> Any:
-    source = file.initializers[name]
-    copy = TensorProto(name=name, data_type=source.data_type, dims=source.dims)
-    copy.raw_data = file.raw(name).tobytes()
-    return copy

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from dlqat import plain_file
 from dlqat.runtime_tests.readers.reader import Span, Unreadable
 
 BITS = {
@@ -135,18 +136,27 @@ class OnnxFile:
 
     def _external(self, tensor: Any) -> Span:
         entry = {e.key: e.value for e in tensor.external_data}
-        file = self.path.parent / entry.get("location", "")
-        if not file.resolve().is_relative_to(self.path.parent.resolve()):
-            raise Unreadable(f"{tensor.name}: its data lies outside the folder, at {entry.get('location')!r}")
-        if not file.is_file():
-            raise Unreadable(f"{tensor.name}: {file.name} is missing beside {self.path.name}")
-        return Span(file, int(entry.get("offset", 0)), int(entry.get("length", byte_size(tensor))))
+        name = entry.get("location", "")
+        if (reason := plain_file.inside_fault(self.path.parent, name)) is not None:
+            raise Unreadable(f"{tensor.name}: its data is {name!r} beside {self.path.name}, which {reason}")
+        offset, length = (entry.get(key, default) for key, default in (("offset", "0"), ("length", byte_size(tensor))))
+        if not (str(offset).isdecimal() and str(length).isdecimal()):
+            raise Unreadable(f"{tensor.name}: its data has the offset {offset!r} and the length {length!r}")
+        return Span(self.path.parent / name, int(offset), int(length))
 
     def _map(self, file: Path) -> NDArray[np.uint8]:
         if file not in self._maps:
             empty = file.stat().st_size == 0
             self._maps[file] = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
         return self._maps[file]
+
+
+def inlined(file: OnnxFile, name: str) -> Any:
+    """An initializer with its bytes inside, wherever they lie."""
+    source = file.initializers[name]
+    copy = TensorProto(name=name, data_type=source.data_type, dims=source.dims)
+    copy.raw_data = file.raw(name).tobytes()
+    return copy
 
 
 def unpack(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -16,6 +16,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dlqat.runtime_tests.expression import Node
+
 
 class Unreadable(Exception):
     """Bytes that are missing, truncated or in a form that the reader does not know. One line."""
@@ -64,6 +66,9 @@ class Weight:
     """Name of the program's input."""
     biased: bool
     """Whether the program's output has the bias added."""
+    entry: str = ""
+    output: str = ""
+    """The values of the artifact's graph that it takes and gives, where the reader builds an expression of them."""
 
 
 ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
@@ -92,6 +97,8 @@ class Contents:
     tensors: Mapping[str, NDArray[np.float32]]
     """Float parameters in use, by full name (norms, biases, linears that stay float), as PyTorch shapes them."""
     facts: tuple[Fact, ...] = ()
+    forwards: tuple[Node, ...] = ()
+    """The logits of each entry point as an expression (expression.py); none where the reader builds none."""
     faults: tuple[str, ...] = field(default=())
     """What the reader could not explain: unused bytes, weights that pass through unknown operations."""
 

@@ -40,7 +40,7 @@ def integers_equal(proof: Proof) -> Iterator[Check]:
     """L0: codes, scales, zero-points, labels and float parameters of each program are those of folded/."""
     for program in proof.artifact.programs:
         contents = proof.contents if program == proof.artifact.program else readers.read(program)
-        result = integers.compare(contents, proof.wanted, proof.progress)
+        result = integers.compare(contents, proof.wanted, proof.progress, proof.positions)
         figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {"form": contents.form}
         good = (
             f"{result.codes:,} codes, {result.scales:,} scales, {result.zero_points:,} zero-points and "

@@ -135,7 +135,7 @@ def _measure(
     by_plan: dict[str, list[Rows]] = {}
     with closing(proof.open(setting)) as session:
         for ids, wanted in zip(proof.texts, expected, strict=True):
-            for plan in proof.plans:
+            for plan in proof.plans_of(ids):
                 proof.progress(f"{setting}: {plan.name}")
                 rows = parity.compare(wanted[: plan.length], parity.feed(session, ids, plan), tie)
                 by_plan.setdefault(plan.name, []).append(rows)
@@ -150,7 +150,8 @@ def _measure(
 def _pool_plans(proof: Proof, a: Sequence[NDArray[np.float32]], b: Sequence[NDArray[np.float32]]) -> Rows:
     """Two sets of logits, every position as often as the plans visit it."""
     whole = [parity.compare(x, y) for x, y in zip(a, b, strict=True)]
-    return parity.pool([parity.first(rows, plan.length) for rows in whole for plan in proof.plans])
+    pairs = ((rows, plan) for rows, ids in zip(whole, proof.texts, strict=True) for plan in proof.plans_of(ids))
+    return parity.pool([parity.first(rows, plan.length) for rows, plan in pairs])
 
 
 def figures_line(d: Divergence) -> str:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dlqat.devices import artifact as artifacts
-from dlqat.runtime_tests import greedy, parity, prompts, tolerances
-from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN, Arithmetic
-from dlqat.runtime_tests.parity import Rows
+from dlqat.runtime_tests import greedy, prompts, tolerances
 from dlqat.runtime_tests.proof import Proof, judged
-from dlqat.runtime_tests.reference import Nudge, Reference
+from dlqat.runtime_tests.reading import Reading, judge
+from dlqat.runtime_tests.reference import Reference
 from dlqat.runtime_tests.report import Check
 
 
@@ -54,47 +52,24 @@ def text(proof: Proof) -> Iterator[Check]:
 
 
 def _text_int8(proof: Proof, asked: Sequence[Sequence[int]], tokens: int) -> Iterator[Check]:
-    reference, setting = proof.reference, proof.settings[0]
-    found = proof.arithmetics(setting)
-    unknown = sorted(n for n, arithmetic in found.items() if arithmetic is None)
-    got, others, stops = list[Rows](), list[list[Rows]](), 0
+    setting, readings, stops = proof.settings[0], list[Reading](), 0
     with closing(proof.device.open(proof.artifact.generator, replace(setting, generate=True))) as session:
         own = session.facts().get("eos")
         for number, prompt in enumerate(asked, 1):
             proof.progress(f"prompt {number} of {len(asked)}")
             text, rows = zip(*greedy.steps(session, prompt, tokens), strict=True)
-            stops += any(token in reference.eos for token in text)
-            expected, *more = (x[-tokens:] for x in _runs(reference, [*prompt, *text[:-1]], found, bool(unknown)))
-            got.append(parity.compare(expected, np.stack(rows)))
-            others.append([parity.compare(expected, other) for other in more])
-    total = parity.summarize(parity.pool(got))
-    floor = [parity.summarize(parity.pool(rows)) for rows in zip(*others, strict=True)]
-    figures = {"prompts": len(asked), "tokens": tokens} | asdict(total)
-    if unknown:
-        fault = parity.unstated_fault(total, floor[0])
-        doubts = [f"the arithmetic of {unknown[0]} is not stated"]
-        figures["int8_per_token"] = asdict(floor[0])
-    else:
-        fault, doubts = parity.int8_fault(total, floor), []
-        figures["noise_floor"] = [asdict(f) for f in floor]
+            stops += any(token in proof.reference.eos for token in text)
+            read = [*prompt, *text[:-1]]
+            readings.append(Reading(read, range(len(read) - tokens, len(read)), np.stack(rows)))
+    found = judge(proof, setting, readings)
+    total, floor = found.total, found.floor or [found.total]
     good = (
         f"{tokens} tokens on each of {len(asked)} prompts, {total.top1:.1%} of them the emulation's own choice (noise "
         f"floor {min(f.top1 for f in floor):.1%}); KL mean {total.kl_mean:.1e} (floor {max(f.kl_mean for f in floor):.1e})"
     )
-    yield judged("L3", "greedy text", [fault] if fault else [], good, figures, doubts)
+    figures = {"prompts": len(asked), "tokens": tokens} | found.figures
+    yield judged("L3", "greedy text", [found.fault] if found.fault else [], good, figures, found.doubts)
     yield from _stops(proof, stops, len(asked), {proof.artifact.generator.name: own} if own else {})
-
-
-def _runs(
-    reference: Reference, read: Sequence[int], found: Mapping[str, Arithmetic | None], unstated: bool
-) -> Iterator[NDArray[np.float32]]:
-    """Logits of a text as they should be, then of runs that are as right: the nudged ones; or float, then int8 per token."""
-    if unstated:
-        yield reference.logits(read)
-        yield reference.emulated(read, lambda n: found.get(n) or PER_TOKEN)
-        return
-    for nudge in (None, *(Nudge(tolerances.NUDGE, seed) for seed in range(tolerances.NUDGES))):
-        yield reference.emulated(read, lambda n: found.get(n) or FLOAT, nudge)
 
 
 def _judged(reference: Reference, prompt: Sequence[int], written: Sequence[int], *, half: bool) -> greedy.Text:

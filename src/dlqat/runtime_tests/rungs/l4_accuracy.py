@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from dlqat.devices import artifact as artifacts
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import tolerances, versions
+from dlqat.runtime_tests import eval_schema, tolerances, versions
 from dlqat.runtime_tests.eval_table import is_share
 from dlqat.runtime_tests.fingerprint import fingerprint, of_reference, of_session, result_path
 from dlqat.runtime_tests.journal import digest
@@ -42,7 +42,7 @@ def _of_these_bytes(proof: Proof) -> Mapping[str, Any] | None:
     found = list[Mapping[str, Any]]()
     for path in _places(proof):
         with contextlib.suppress(Refusal):  # damaged: as if it were not there
-            found.append(artifacts.read_json(path))
+            found.append(eval_schema.checked(artifacts.read_json(path), path))
     stated = [(content, its) for content in found if (its := _digest(content))]
     own = fingerprint(proof.artifact) if stated else None  # of hundreds of megabytes: once
     return next((content for content, its in stated if its == own), None)
@@ -81,7 +81,7 @@ def accuracy(proof: Proof) -> Iterator[Check]:
         why = f"eval-{proof.device.name}.json: {others[0]}; dlqat-eval measures again"
         yield Check("L4", "accuracy", "not verified", why, {"reasons": others})
         return
-    if text := found["text"]:
+    if text := found.get("text"):
         gap = text.get("difference_nats")
         size = f"{text['tokens']} tokens"
         check = _judged("perplexity", _worse(gap, higher_is_better=False), PERPLEXITY, size, text)
@@ -118,9 +118,9 @@ def _with_cause(check: Check, setting: str) -> Check:
 
 def _worse(difference: Mapping[str, Any] | None, *, higher_is_better: bool) -> tuple[float, float] | None:
     """The interval as low and high of "the artifact is worse by"."""
-    if not difference or difference["low"] is None or difference["high"] is None:
+    low, high = ((difference or {}).get(key) for key in ("low", "high"))
+    if low is None or high is None:
         return None
-    low, high = difference["low"], difference["high"]
     return (-high, -low) if higher_is_better else (low, high)
 
 
