@@ -520,6 +520,16 @@ def test_paired_intervals_cover() -> None:
     assert 0 < alike.high < tolerances.ACCURACY_POINTS
 
 
+def test_how_many_questions_tell_a_point(exported: Path, data: Path, tmp_path: Path) -> None:
+    """It is said before they are asked: one fewer, and even equal answers pass no rung."""
+    needed = intervals.enough(tolerances.ACCURACY_POINTS)
+    lows = [intervals.paired([1.0] * n, [1.0] * n).low for n in (needed - 1, needed)]
+    assert lows[0] <= -tolerances.ACCURACY_POINTS < lows[1]
+    words = ("--tasks", "arc_easy", "--data", data, "--limit", "2", "--output", tmp_path)
+    assert f"2 questions cannot pass rung L4 of dlqat-check: to tell 1 point takes {needed}" in run(exported, *words)
+    assert "cannot pass" not in run(exported, *words, "--no-reference")
+
+
 def test_mean() -> None:
     found = intervals.mean([1.0, 2.0, 3.0], [1, 1, 2])
     assert found.value == 2.25

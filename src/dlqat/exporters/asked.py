@@ -123,7 +123,7 @@ def main() -> None:
 
     artifact, folded, client = sys.argv[1:]
     said = answer(Path(artifact), beside.tokenizer(Path(folded)), CLIENTS[client])
-    print(json.dumps({"answer": said}))
+    sys.stdout.write(json.dumps({"answer": said}) + "\n")
 
 
 if __name__ == "__main__":

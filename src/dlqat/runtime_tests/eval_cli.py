@@ -27,7 +27,7 @@ from dlqat.devices.device import DeviceFailure
 from dlqat.devices.isolated import isolated
 from dlqat.quiet import hush
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import eval_progress
+from dlqat.runtime_tests import eval_progress, intervals, tolerances
 from dlqat.runtime_tests.eval_request import Request
 from dlqat.runtime_tests.eval_table import table
 from dlqat.runtime_tests.fingerprint import result_path
@@ -98,6 +98,14 @@ def command(
         found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
         activations, threads or os.cpu_count() or 1, chat, output,
     )  # fmt: skip
+    needed = intervals.enough(tolerances.ACCURACY_POINTS)
+    if names and beside and limit is not None and limit < needed:
+        points = 100 * tolerances.ACCURACY_POINTS
+        Terminal(stderr=True).print(
+            f"{limit} questions cannot pass rung L4 of dlqat-check: to tell {points:g} point takes {needed} even if every answer is the "
+            "reference's",
+            soft_wrap=True,
+        )
     _quiet(offline=data is not None)
     from dlqat.runtime_tests import eval_run
 

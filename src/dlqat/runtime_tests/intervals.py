@@ -52,6 +52,14 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     return Interval((better - worse) / n, max(-1.0, p - q - half), min(1.0, p - q + half))
 
 
+def enough(limit: float) -> int:
+    """Questions from which on equal answers show a difference within `limit`."""
+    n = 1
+    while paired([1.0] * n, [1.0] * n).low <= -limit:
+        n += 1
+    return n
+
+
 def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
     """Weighted mean with an interval of Student's t from the spread; without a second value it is infinite."""
     x = np.asarray(values, np.float64)

@@ -31,8 +31,8 @@ def tokenizer(folder: Path) -> Any:
         if (folder / name).is_file():
             json_file.read(folder / name)
     if not (folder / "tokenizer.json").is_file():
-        return _converted(_read(folder, pretrained.tokenizer), folder)
-    found = _read(folder, pretrained.shipped_tokenizer)
+        return _converted(_read(folder, pretrained.family_tokenizer), folder)
+    found = _read(folder, pretrained.tokenizer)
     if found.eos_token is None:
         _fill(found, folder)
     return found
@@ -41,7 +41,7 @@ def tokenizer(folder: Path) -> Any:
 def _fill(found: Any, folder: Path) -> None:
     """Special tokens that tokenizer_config.json leaves to the class of the model's family."""
     try:
-        usual = _read(folder, pretrained.tokenizer)
+        usual = _read(folder, pretrained.family_tokenizer)
     except Refusal:  # a class that transformers does not have
         return
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -59,7 +59,7 @@ def _converted(usual: Any, where: Path) -> Any:
         )
     with TemporaryDirectory() as draft:
         usual.save_pretrained(draft)
-        found = _read(Path(draft), pretrained.shipped_tokenizer)
+        found = _read(Path(draft), pretrained.tokenizer)
     found.name_or_path = str(where)
     special = [str(token) for token in usual.all_special_tokens]
     for kind, text in {"nothing": "", **corpus.texts(special)}.items():

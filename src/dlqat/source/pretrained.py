@@ -77,15 +77,15 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def tokenizer(folder: Path) -> Any:
-    """AutoTokenizer of a folder; raises what transformers and tokenizers raise."""
-    look(folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def shipped_tokenizer(folder: Path) -> Any:
-    """What tokenizer.json says, which is what apps read; AutoTokenizer puts the model family's own rules in its place."""
+    """tokenizer.json of a folder as it stands; raises what transformers and tokenizers raise."""
     look(folder)
     return TokenizersBackend.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def family_tokenizer(folder: Path) -> Any:
+    """What AutoTokenizer makes of a folder: by the class of the model's family (beside.py says when that is another)."""
+    look(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def gguf_tokenizer(path: Path) -> Any:
