@@ -95,7 +95,7 @@ def _sums(g: Graph, name: str, q: ir.Value, leaf: Quantized, size: int | None) -
         wide = [g.op("Cast", f"{name}/Cast.{n}", [v], {"to": INT32}) for n, v in (("c", weight), ("z", zero_points))]
         weight = g.op("Sub", f"{name}/Sub", wide)
     middle = g.shared("const.middle.uint8", np.array(MIDDLE, np.uint8))
-    if leaf.grid.bits == 8:  # symmetric: see `supports`
+    if leaf.grid.bits == 8 and leaf.zero_points is None:
         weight = g.op("Cast", f"{name}/Cast", [weight], {"to": UINT8})  # the same bits
         inputs = [q, g.op("BitwiseXor", f"{name}/BitwiseXor", [weight, middle]), middle, middle]
     else:
