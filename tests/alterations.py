@@ -488,6 +488,59 @@ PTE: dict[str, Callable[[Patch, FoldedModel], FoldedModel]] = {
 }
 
 
+# Small files that clients read
+
+
+def in_json(name: str, *path: str, value: Any) -> Callable[[Path], None]:
+    """Another value in a JSON file of the artifact, made if it is not there."""
+
+    def edit(folder: Path) -> None:
+        file = folder / name
+        content: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        file.write_text(json.dumps(content), encoding="utf-8")
+
+    return edit
+
+
+def other_tokens(folder: Path) -> None:
+    """Two tokens of the vocabulary exchanged."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    words["e"], words["t"] = words["t"], words["e"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def other_template(folder: Path) -> None:
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text.replace("assistant", "helper"), encoding="utf-8")
+
+
+FILES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
+    "two tokens of the tokenizer exchanged": (("qdq", "ort", "xnnpack", "coreml"), other_tokens),
+    "another chat template": (("qdq", "xnnpack"), other_template),
+    "another temperature": (("qdq", "xnnpack"), in_json("generation_config.json", "temperature", value=0.1)),
+    "another rope theta in config.json": (
+        ("qdq",), in_json("config.json", "rope_parameters", value={"rope_theta": 5e5, "rope_type": "default"})
+    ),
+    "genai: a repetition penalty": (("qdq", "ort"), in_json("genai_config.json", "search", "repetition_penalty", value=1.3)),
+    "genai: past and present share a buffer": (
+        ("qdq",), in_json("genai_config.json", "search", "past_present_share_buffer", value=True)
+    ),
+    "genai: more context": (("qdq",), in_json("genai_config.json", "model", "context_length", value=4096)),
+    "genai: other heads": (("ort",), in_json("genai_config.json", "model", "decoder", "num_key_value_heads", value=4)),
+    "genai: another end token": (("ort",), in_json("genai_config.json", "model", "eos_token_id", value=[7])),
+    "genai: a sliding window": (
+        ("ort",), in_json("genai_config.json", "model", "decoder", "sliding_window", value={"window_size": 16})
+    ),
+}  # fmt: skip
+
+
 def edited(artifact: Path, edit: Callable[[Any], None]) -> None:
     """Both programs of an ONNX artifact changed, and a manifest that fits."""
     for program in sorted((artifact / "onnx").glob("*.onnx")):

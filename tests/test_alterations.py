@@ -35,12 +35,13 @@ XNNPACK_HAS_NONE = {"a window of 5 tokens"}
 
 @dataclass(frozen=True)
 class Case:
-    """One alteration of one form: `build` while it is written, or `edit` of the finished ONNX file."""
+    """One alteration of one form: `build` while it is written, `edit` of the finished ONNX file, or `file` of a small one."""
 
     form: str
     name: str
     build: Callable[[Any, Any], Any] | None = None
     edit: Callable[[Any], None] | None = None
+    file: Callable[[Path], None] | None = None
 
 
 def cases() -> Iterator[Case]:
@@ -53,6 +54,8 @@ def cases() -> Iterator[Case]:
             yield Case(form, name, edit=edit)
     for name, build in alterations.PTE.items():
         yield Case("xnnpack", name, build=build)
+    for name, (forms, file) in alterations.FILES.items():
+        yield from (Case(form, name, file=file) for form in forms)
 
 
 def altered(case: Case, folder: Path) -> Path:
@@ -66,6 +69,9 @@ def altered(case: Case, folder: Path) -> Path:
             artifact = artifacts.export_model(folder / "made", case.form, changed)
     if case.edit:
         alterations.edited(artifact, case.edit)
+    if case.file:
+        case.file(artifact)
+        alterations.fit(artifact)
     checkpoint.write(model, folder / "wanted", files=folder / "made")
     return artifact
 

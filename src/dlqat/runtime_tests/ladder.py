@@ -21,7 +21,7 @@ from dlqat.devices.device import DeviceFailure
 from dlqat.runtime_tests.proof import Proof
 from dlqat.runtime_tests.readers.reader import Unreadable
 from dlqat.runtime_tests.report import Check
-from dlqat.runtime_tests.rungs.l0_integers import files, integers_equal, reference_equal
+from dlqat.runtime_tests.rungs.l0_integers import client_files, files, integers_equal, reference_equal
 from dlqat.runtime_tests.rungs.l1_linears import each_linear
 from dlqat.runtime_tests.rungs.l2_batch import batches
 from dlqat.runtime_tests.rungs.l2_conditions import as_apps_load_it
@@ -32,7 +32,7 @@ from dlqat.runtime_tests.rungs.l4_accuracy import accuracy
 from dlqat.runtime_tests.rungs.l5_controls import negative_controls
 
 RUNGS: dict[str, Sequence[Callable[[Proof], Iterator[Check]]]] = {
-    "L0": (files, integers_equal, reference_equal),
+    "L0": (files, client_files, integers_equal, reference_equal),
     "L1": (each_linear,),
     "L2": (logits, batches, as_apps_load_it),
     "L3": (text, as_apps_run_it),

@@ -222,7 +222,7 @@ class _Walk:
             elif stored:
                 raise Unreadable(
                     f"{', '.join(names.values())}: {kind} uses it as a constant of its delegate, which ExecuTorch's builds "
-                    "for Android and Apple free before it is used; dlqat before 0.2 wrote that: export again"
+                    "for Android and Apple free before it is used; an earlier dlqat wrote it so: export again"
                 )
 
     def _owned(self, plan: schema.ExecutionPlan, call: schema.DelegateCall, graph: Graph) -> dict[int, schema.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from dlqat import atomic, folded
 from dlqat.devices import artifact as artifacts
 from dlqat.folded import Quantized
+from dlqat.runtime_tests import client_files as read_by_clients
 from dlqat.runtime_tests import integers, readers
 from dlqat.runtime_tests.proof import Proof, judged
 from dlqat.runtime_tests.report import Check
@@ -34,6 +35,13 @@ def files(proof: Proof) -> Iterator[Check]:
         {"files": len(listed)},
         doubts,
     )
+
+
+def client_files(proof: Proof) -> Iterator[Check]:
+    """L0: tokenizer, template and settings that clients read are those of folded/."""
+    places, shared = (proof.artifact.folder, proof.reference.folder), proof.contents.form == "ort"
+    wrong = list(read_by_clients.differences(*places, proof.artifact.context, shared=shared))
+    yield judged("L0", "client files", wrong, "tokenizer, templates and settings mean what folded/ means", {})
 
 
 def integers_equal(proof: Proof) -> Iterator[Check]:
