@@ -25,13 +25,11 @@ from numpy.typing import NDArray
 from dlqat.runtime_tests.expression import Node
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD
 from dlqat.runtime_tests.readers import executorch_cut as cut
-from dlqat.runtime_tests.readers.executorch_cut import tensor
-from dlqat.runtime_tests.readers.executorch_expression import Expression
-from dlqat.runtime_tests.readers.executorch_file import NUMPY, Graph, PteFile
+from dlqat.runtime_tests.readers.executorch_expression import forward
+from dlqat.runtime_tests.readers.executorch_file import NUMPY, Graph, PteFile, stem, tensor
+from dlqat.runtime_tests.readers.executorch_layouts import QUANTIZED, integers
 from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.readers.reader import ROPE, Contents, Fact, Integers, Span, Unreadable, Weight
-
-QUANTIZED = ("xnn_datatype_qbint4", "xnn_datatype_qcint4", "xnn_datatype_qcint8")
 
 
 def read(program: Path) -> Contents:
@@ -62,7 +60,7 @@ class _Walk:
                     self.faults[str(error)] = None
             self._join(plan.name, seen)
             try:
-                self.forwards.append(self._forward(plan))
+                self.forwards.append(forward(self.file, plan))
             except Unreadable as error:
                 self.faults[str(error)] = None
         unused = (f"{key}: stored, but nothing uses it" for key in self.file.named if key not in self.used)
@@ -102,34 +100,12 @@ class _Walk:
         else:
             raise Unreadable(f"method {plan.name} has a {type(call).__name__}, which the reader does not follow")
 
-    def _forward(self, plan: schema.ExecutionPlan) -> Node:
-        """What the method computes, as an expression."""
-        found = Expression(plan)
-        for instruction in plan.chains[0].instructions:
-            call: Any = instruction.instr_args
-            if isinstance(call, schema.DelegateCall):
-                graph = self.file.graph(plan.delegates[call.delegate_index])
-                values = {tensor(v).get("id_out", 0): v for v in graph["xvalues"]}
-                owned = {i: self._name(v) for i, v in self._owned(plan, call, graph).items()}
-                inside = {i: self._key(graph, v) for i, v in values.items() if tensor(v).get("constant_buffer_idx")}
-                found.delegate(graph, call, self._inputs(graph), owned | inside)
-            else:
-                stored = enumerate(self._arguments(plan, call))
-                names = {i: self._name(v) for i, v in stored if v is not None and v.data_buffer_idx}
-                found.kernel(plan.operators[call.op_index].name, call, names)
-        for name in ("get_max_context_len", "get_max_seq_len"):
-            if (told := self.file.numbers(name)) and set(told) != found.room:
-                raise Unreadable(
-                    f"{name} says {told[0]}, and the caches of {plan.name} hold {sorted(found.room)} positions"
-                )
-        return found.logits()
-
     # Kernels
 
     def _kernel(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> Iterator[Weight]:
         operator = plan.operators[call.op_index].name
         stored = {i: v for i, v in enumerate(self._arguments(plan, call)) if v is not None and v.data_buffer_idx}
-        names = {i: self._name(v) for i, v in stored.items()}
+        names = {i: self.file.name(v) for i, v in stored.items()}
         self.used.update(names.values())
         match operator, tuple(stored):
             case "llama::custom_sdpa", ():
@@ -166,8 +142,8 @@ class _Walk:
 
         spans = {"codes": self.file.constant(codes), "scales": self.file.constant(scales)}
         program = partial(cut.lookup, self.file, plan, call, 5)
-        name = _stem(names[0], "codes")
-        if _stem(names[1], "scales") != name:
+        name = stem(names[0], "codes")
+        if stem(names[1], "scales") != name:
             raise Unreadable(f"{names[0]} is looked up with {names[1]}: two different layers")
         return Weight(name, "gather", load, tuple(names.values()), spans, program, "ids", biased=False)
 
@@ -190,19 +166,13 @@ class _Walk:
     def _numbers(self, value: schema.Tensor) -> NDArray[Any]:
         return self.file.array(self.file.constant(value), NUMPY[value.scalar_type])
 
-    def _name(self, value: schema.Tensor) -> str:
-        span = self.file.constant(value)
-        if (span.offset, span.length) not in self.file.names:
-            raise Unreadable(f"a constant of shape {tuple(value.sizes)} has no name, so no layer claims it")
-        return self.file.names[span.offset, span.length]
-
     # XNNPACK delegates
 
     def _delegate(self, plan: schema.ExecutionPlan, call: schema.DelegateCall) -> Iterator[Weight]:
         graph = self.file.graph(plan.delegates[call.delegate_index])
         values = {tensor(v).get("id_out", 0): v for v in graph["xvalues"]}
         makers = {n["xnode_union"].get("output_id", 0): n for n in graph["xnodes"]}
-        owned = self._owned(plan, call, graph)
+        owned = self.file.owned(plan, call, graph)
         for node in graph["xnodes"]:
             union, kind = node["xnode_union"], node["xnode_union_type"]
             fields = [k for k in union if k.endswith("_id") and k != "output_id"]
@@ -210,7 +180,7 @@ class _Walk:
             given = {k: union.get(k, 0) for k in (*fields, *(zero if 0 in values else ()))}
             there = {k: values[i] for k, i in given.items() if i in values}
             stored = {k: v for k, v in there.items() if tensor(v).get("constant_buffer_idx")}
-            names = {k: self._key(graph, v) for k, v in stored.items()}
+            names = {k: self.file.key(graph, v) for k, v in stored.items()}
             for key, name in names.items():
                 self.used.add(name)
                 self.used.update(self._scales(graph, stored[key]))
@@ -225,22 +195,6 @@ class _Walk:
                     "for Android and Apple free before it is used; an earlier dlqat wrote it so: export again"
                 )
 
-    def _owned(self, plan: schema.ExecutionPlan, call: schema.DelegateCall, graph: Graph) -> dict[int, schema.Tensor]:
-        """Constants of the program that a delegate takes as inputs, by their number in its graph.
-
-        The runtime hands over the arguments of the call in the order of the external numbers: inputs, then outputs.
-        """
-        inputs = self._inputs(graph)
-        if len(call.args) != len(inputs) + len(graph.get("output_ids", [])):
-            raise Unreadable(f"method {plan.name} calls a delegate with {len(call.args)} tensors, and it has others")
-        found = {i: plan.values[a].val for i, a in zip(inputs, call.args, strict=False)}
-        return {i: v for i, v in found.items() if isinstance(v, schema.Tensor) and v.data_buffer_idx}
-
-    def _inputs(self, graph: Graph) -> list[int]:
-        """Numbers of the values that the caller gives, in its order."""
-        external = {tensor(v).get("id_out", 0): tensor(v).get("external_id", 0) for v in graph["xvalues"]}
-        return sorted(graph.get("input_ids", []), key=lambda i: external.get(i, -1))
-
     def _linear(
         self, graph: Graph, node: Any, before: Any, stored: dict[str, Any], names: dict[str, str]
     ) -> Iterator[Weight]:
@@ -251,15 +205,15 @@ class _Walk:
         if kind not in QUANTIZED:
             self._dense(filters, key, stored, names)
             return
-        name = _stem(key, "codes")
+        name = stem(key, "codes")
         if "bias_id" in stored:
             self._tensor(names["bias_id"], stored["bias_id"], f"{name}.bias")
         scales = next(iter(self._scales(graph, filters)))
-        if _stem(scales, "scales") != name:
+        if stem(scales, "scales") != name:
             raise Unreadable(f"{key} is multiplied with {scales}: two different layers")
         nodes = [before, node] if before is not None and before["xnode_union_type"] == "XNNConvert" else [node]
         spans = {"codes": self.file.named[key], "scales": self._scale_span(scales, kind)}
-        load = partial(_integers, self.file, kind, tensor(filters)["dims"], spans)
+        load = partial(integers, self.file, kind, tensor(filters)["dims"], spans)
         claim = HEAD if name == EMBEDDING else name
         stored_names = (key, scales, *(names[k] for k in ("bias_id",) if k in names))
         program = partial(cut.linear, self.file, graph, nodes)
@@ -276,7 +230,7 @@ class _Walk:
             name = names["bias_id"]
             self.facts.append(Fact("epsilon", name, self.file.array(self.file.named[name], np.float32)))
             return
-        name = _stem(key, "weight")
+        name = stem(key, "weight")
         claim = HEAD if name == EMBEDDING else name
         self._tensor(key, filters, f"{claim}.weight")
         if "bias_id" in stored:
@@ -285,7 +239,7 @@ class _Walk:
     def _constant(self, kind: str, constants: Mapping[str, schema.Tensor]) -> None:
         """A gain that multiplies, or a bias that is added."""
         for value in constants.values():
-            name = self._name(value)
+            name = self.file.name(value)
             suffix = {"XNNMultiply": ".weight", "XNNAdd": ".bias"}.get(kind)
             if suffix is None or value.scalar_type != ScalarType.FLOAT or not name.endswith(suffix):
                 raise Unreadable(f"{name}: used by {kind}, in a way that the reader does not know")
@@ -295,43 +249,10 @@ class _Walk:
     def _tensor(self, key: str, value: Any, name: str) -> None:
         self.tensors[name] = self.file.array(self.file.named[key], np.float32).reshape(tensor(value)["dims"])
 
-    def _key(self, graph: Graph, value: Any) -> str:
-        return self._named(graph, tensor(value)["constant_buffer_idx"])
-
     def _scales(self, graph: Graph, value: Any) -> list[str]:
         quant = value["xvalue_union"].get("quant_params")
-        return [self._named(graph, quant["scale_buffer_idx"])] if quant else []
-
-    def _named(self, graph: Graph, index: int) -> str:
-        key = graph["constant_data"][index].get("named_key", "")
-        if key not in self.file.named:
-            raise Unreadable(f"an XNNPACK graph uses the constant {key!r}, which the file does not hold")
-        return key
+        return [self.file.key_at(graph, quant["scale_buffer_idx"])] if quant else []
 
     def _scale_span(self, key: str, kind: str) -> Span:
         span = self.file.named[key]
         return Span(span.file, span.offset, span.length, "bfloat16" if kind == QUANTIZED[0] else "float32")
-
-
-def _integers(file: PteFile, kind: str, dims: list[int], spans: dict[str, Span]) -> Integers:
-    rows, inputs = dims
-    raw = file.array(spans["codes"], np.uint8)
-    if kind == "xnn_datatype_qcint8":
-        codes = raw.view(np.int8).reshape(rows, inputs)
-    else:
-        codes = np.empty((rows, inputs), np.int8)
-        pairs = raw.reshape(rows, inputs // 2)
-        codes[:, ::2], codes[:, 1::2] = (pairs & 15).astype(np.int8) - 8, (pairs >> 4).astype(np.int8) - 8
-    if spans["scales"].dtype == "bfloat16":
-        scales = (file.array(spans["scales"], np.uint16).astype(np.uint32) << 16).view(np.float32)
-    else:
-        scales = file.array(spans["scales"], np.float32)
-    scales = scales.reshape(rows, -1)
-    return Integers(codes, scales, None, inputs // scales.shape[1])
-
-
-def _stem(key: str, suffix: str) -> str:
-    stem, _, last = key.rpartition(".")
-    if last != suffix:
-        raise Unreadable(f"{key}: stored under a name that is no PATH.{suffix}, so no layer claims it")
-    return stem

@@ -17,7 +17,7 @@ from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir.scalar_type import ScalarType
 
-from dlqat.runtime_tests.readers.executorch_file import Graph, PteFile, compile_graph
+from dlqat.runtime_tests.readers.executorch_file import Graph, PteFile, compile_graph, tensor
 
 ROWS = 512
 """Bound of the rows of an input, for the memory that is planned."""
@@ -65,12 +65,6 @@ def lookup(file: PteFile, plan: schema.ExecutionPlan, call: schema.KernelCall, i
     cut.operators = [plan.operators[call.op_index]]
     cut.inputs, cut.outputs = [known[call.args[ids]]], [known[call.args[-1]]]
     return _serialize(cut, buffers[1:], b"", NamedDataStore())
-
-
-def tensor(value: dict[str, Any]) -> dict[str, Any]:
-    """The tensor of an XValue, quantized or not."""
-    union = value["xvalue_union"]
-    return union.get("tensor_value", union)
 
 
 def _subgraph(graph: Graph, nodes: Sequence[dict[str, Any]]) -> Graph:

@@ -21,7 +21,7 @@ from executorch.exir import schema
 
 from dlqat.runtime_tests.expression import Node, biased, times
 from dlqat.runtime_tests.floats import EMBEDDING, HEAD
-from dlqat.runtime_tests.readers.executorch_cut import tensor
+from dlqat.runtime_tests.readers.executorch_file import PteFile, inputs, outputs, tensor
 from dlqat.runtime_tests.readers.reader import ROPE, Unreadable
 
 START, END, COUNT = Node("start"), Node("end"), Node("count")
@@ -30,8 +30,31 @@ LAST = (-1, 2**63 - 1, 1)
 TABLES = {name: Node("table", name) for name in ROPE}
 
 
+def forward(file: PteFile, plan: schema.ExecutionPlan) -> Node:
+    """What a method computes. Unreadable at the first instruction that has no meaning here."""
+    found = _Expression(plan)
+    for instruction in plan.chains[0].instructions:
+        call: Any = instruction.instr_args
+        if isinstance(call, schema.DelegateCall):
+            graph = file.graph(plan.delegates[call.delegate_index])
+            values = {tensor(v).get("id_out", 0): v for v in graph["xvalues"]}
+            owned = {i: file.name(v) for i, v in file.owned(plan, call, graph).items()}
+            inside = {i: file.key(graph, v) for i, v in values.items() if tensor(v).get("constant_buffer_idx")}
+            found.delegate(graph, call, owned | inside)
+        else:
+            stored = ((i, plan.values[a].val) for i, a in enumerate(call.args))
+            names = {i: file.name(v) for i, v in stored if isinstance(v, schema.Tensor) and v.data_buffer_idx}
+            found.kernel(plan.operators[call.op_index].name, call, names)
+    for name in ("get_max_context_len", "get_max_seq_len"):
+        if (told := file.numbers(name)) and set(told) != found.room:
+            raise Unreadable(
+                f"{name} says {told[0]}, and the caches of {plan.name} hold {sorted(found.room)} positions"
+            )
+    return found.logits()
+
+
 @dataclass(eq=False)
-class Expression:
+class _Expression:
     """What the values of one method mean, so far. `names`: a constant of the program -> its key."""
 
     plan: schema.ExecutionPlan
@@ -91,17 +114,15 @@ class Expression:
             case _:
                 raise Unreadable(f"method {self.plan.name} calls {operator}, which config.json does not explain")
 
-    def delegate(
-        self, graph: dict[str, Any], call: schema.DelegateCall, inputs: Sequence[int], keys: Mapping[int, str]
-    ) -> None:
-        """One XNNPACK graph. `inputs`: its numbers in the order of the call; `keys`: number -> constant behind it."""
-        known = {i: self.of(a) for i, a in zip(inputs, call.args, strict=False) if i not in keys}
+    def delegate(self, graph: dict[str, Any], call: schema.DelegateCall, keys: Mapping[int, str]) -> None:
+        """One XNNPACK graph. `keys`: number in it -> the constant behind it."""
+        given = inputs(graph)
+        known = {i: self.of(a) for i, a in zip(given, call.args, strict=False) if i not in keys}
         for node in graph["xnodes"]:
             union = node["xnode_union"]
             known[union.get("output_id", 0)] = _operation(node["xnode_union_type"], union, known, keys)
-        external = {tensor(v).get("id_out", 0): tensor(v).get("external_id", 0) for v in graph["xvalues"]}
-        outputs = sorted(graph["output_ids"], key=lambda i: external.get(i, -1))
-        self.values.update({a: known[i] for i, a in zip(outputs, call.args[len(inputs) :], strict=True)})
+        results = zip(outputs(graph), call.args[len(given) :], strict=True)
+        self.values.update({a: known[i] for i, a in results})
 
     def _slice(self, operator: str, arguments: Sequence[int], names: Mapping[int, str]) -> Node:
         if 0 in names:

@@ -102,6 +102,35 @@ class PteFile:
         """(offset, length) of the program and of every segment."""
         return [(0, self.program_size), *((self.base + s.offset, s.size) for s in self.program.segments)]
 
+    def name(self, tensor: schema.Tensor) -> str:
+        """The key of a constant tensor of the program."""
+        span = self.constant(tensor)
+        if (span.offset, span.length) not in self.names:
+            raise Unreadable(f"a constant of shape {tuple(tensor.sizes)} has no name, so no layer claims it")
+        return self.names[span.offset, span.length]
+
+    def key(self, graph: Graph, value: Any) -> str:
+        """The key of a constant of an XNNPACK graph."""
+        return self.key_at(graph, tensor(value)["constant_buffer_idx"])
+
+    def key_at(self, graph: Graph, index: int) -> str:
+        """The same by its number among the graph's constants."""
+        key = graph["constant_data"][index].get("named_key", "")
+        if key not in self.named:
+            raise Unreadable(f"an XNNPACK graph uses the constant {key!r}, which the file does not hold")
+        return key
+
+    def owned(self, plan: schema.ExecutionPlan, call: schema.DelegateCall, graph: Graph) -> dict[int, schema.Tensor]:
+        """Constants of the program that a delegate takes as inputs, by their number in its graph.
+
+        The runtime hands over the arguments of the call in the order of the external numbers: inputs, then outputs.
+        """
+        given = inputs(graph)
+        if len(call.args) != len(given) + len(graph.get("output_ids", [])):
+            raise Unreadable(f"method {plan.name} calls a delegate with {len(call.args)} tensors, and it has others")
+        found = {i: plan.values[a].val for i, a in zip(given, call.args, strict=False)}
+        return {i: v for i, v in found.items() if isinstance(v, schema.Tensor) and v.data_buffer_idx}
+
     def raw(self, span: Span) -> bytes:
         """The bytes of a span."""
         return self.bytes[span.offset : span.offset + span.length].tobytes()
@@ -124,6 +153,35 @@ class PteFile:
         if offset + length > len(self.bytes):
             raise Unreadable(f"{self.path.name}: bytes {offset}..{offset + length} lie behind its end; it is truncated")
         return Span(self.path, offset, length)
+
+
+def tensor(value: dict[str, Any]) -> dict[str, Any]:
+    """The tensor of an XValue, quantized or not."""
+    union = value["xvalue_union"]
+    return union.get("tensor_value", union)
+
+
+def inputs(graph: Graph) -> list[int]:
+    """Numbers of the values that a delegate's caller gives, in its order."""
+    return _externals(graph, "input_ids")
+
+
+def outputs(graph: Graph) -> list[int]:
+    """Numbers of the values that it gives back, in its order."""
+    return _externals(graph, "output_ids")
+
+
+def _externals(graph: Graph, which: str) -> list[int]:
+    external = {tensor(v).get("id_out", 0): tensor(v).get("external_id", 0) for v in graph["xvalues"]}
+    return sorted(graph.get(which, []), key=lambda i: external.get(i, -1))
+
+
+def stem(key: str, suffix: str) -> str:
+    """PATH of a key PATH.suffix; Unreadable if it ends otherwise."""
+    path, _, last = key.rpartition(".")
+    if last != suffix:
+        raise Unreadable(f"{key}: stored under a name that is no PATH.{suffix}, so no layer claims it")
+    return path
 
 
 def decompile(payload: bytes) -> Graph:
