@@ -89,6 +89,32 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         source.resolve(str(tmp_path))
 
 
+def test_a_head_that_differs_from_the_embedding_is_the_models_own(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert source.resolve(str(tmp_path)).decoder.tied
+    head = embedding.clone()
+    head[5, 7] += 1
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
+    found = source.resolve(str(tmp_path))
+    assert not found.decoder.tied
+    assert_equal(source.weights(found), source.load(found).model)
+    assert torch.equal(source.load(found).model.lm_head.weight, head)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_tied_file_may_hold_only_the_head(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    found = source.resolve(str(tmp_path))
+    assert found.decoder.tied
+    assert_equal(source.weights(found), tiny())
+    assert_equal(source.weights(found), source.load(found).model)
+
+
 def test_defaults_of_transformers_are_written_out(tmp_path: Path) -> None:
     write_folder(tmp_path)
     change(tmp_path, rms_norm_eps=None, rope_parameters=None, rope_theta=5e5)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,23 @@ def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return plain
 
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def as_stored(found: Stored) -> Stored:
+    """The model that the tensors make. A file with tied embeddings may hold the one matrix as the head alone. Where it holds
+    both and they differ (LoRA on the head, merged), the model is not tied, whatever its config says: transformers 5 goes by
+    the file as well; 4 drops the head."""
+    if not found.config.get("tie_word_embeddings") or HEAD not in found.shapes:
+        return found
+    if EMBEDDING not in found.shapes:
+        shapes = {EMBEDDING if name == HEAD else name: shape for name, shape in found.shapes.items()}
+        return replace(found, shapes=shapes, tensor=lambda name: found.tensor(HEAD if name == EMBEDDING else name))
+    if found.shapes[EMBEDDING] != found.shapes[HEAD] or torch.equal(found.tensor(EMBEDDING), found.tensor(HEAD)):
+        return found
+    return replace(found, config={**found.config, "tie_word_embeddings": False})
+
+
 def check(stored: Stored, where: str) -> None:
     """Refusal unless the tensors on disk are exactly those of transformers' class, in shape and name.
 
@@ -62,7 +79,7 @@ def check(stored: Stored, where: str) -> None:
     except Exception as error:  # whatever a number that does not fit raises (a pad_token_id beyond the vocabulary)
         raise Refusal(f"{where}: config.json makes no model ({' '.join(str(error).split())[:200]})") from error
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    optional = {"lm_head.weight"} if stored.config.get("tie_word_embeddings") else set[str]()
+    optional = {HEAD} if stored.config.get("tie_word_embeddings") else set[str]()
     for name, shape in needed.items():
         if name not in stored.shapes and name not in optional:
             raise Refusal(f"{where}: tensor {name} {list(shape)} is missing")
