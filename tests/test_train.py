@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlqat.folded import dense
 from dlqat.grid import dequantize, quantize
@@ -36,6 +37,7 @@ from dlqat.trainer.train import Loss, accelerator, train
 from models import tiny
 
 OPTIONS = Options(steps=8, batch_size=4, sequence_length=24, precision="fp32", save_every=0)
+RECIPE = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0})))
 
 
 def batches(size: int = 4) -> Batches:
@@ -53,9 +55,8 @@ def run(
     folder: Path, options: Options = OPTIONS, parallel: str = "ddp", **changes: object
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """One training of a tiny model at 3 bit; the rows of its log and the trained tensors."""
-    recipe = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0, **changes})))
     model = tiny("llama-tied")
-    prepare(model, recipe)
+    prepare(model, Recipe((*RECIPE.rules, Rule(BLOCKS, {**changes}))))
     rows: list[Row] = []
     folder.mkdir(parents=True, exist_ok=True)
     trained = train(model, batches(options.batch_size), options, folder, accelerator(options, parallel), rows.append)
@@ -124,6 +125,22 @@ def test_the_split_of_a_batch_does_not_matter(tmp_path: Path) -> None:
 
 class Killed(Exception):
     """Stands for the kill in the middle of a run."""
+
+
+def test_dropout_of_a_config_is_never_active(tmp_path: Path) -> None:
+    """Nor anything else that training mode changes: only the blocks are in it, and they do recompute."""
+    want, _ = run(tmp_path / "plain")
+    for checkpointing in (False, True):
+        model = tiny("llama-tied", attention_dropout=0.5)
+        prepare(model, RECIPE)
+        calls, rows = list[int](), list[Row]()
+        model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
+        (tmp_path / str(checkpointing)).mkdir()
+        options = replace(OPTIONS, gradient_checkpointing=checkpointing)
+        train(model, batches(), options, tmp_path / str(checkpointing), accelerator(options), rows.append)
+        assert losses(rows) == pytest.approx(losses(want), rel=1e-5)
+        assert len(calls) == options.steps * (3 if checkpointing else 2)  # teacher and student; the student once more
+        assert not any(m.training for m in model.modules() if not isinstance(m, GradientCheckpointingLayer))
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
