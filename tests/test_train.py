@@ -206,6 +206,36 @@ def test_a_start_sees_a_block_in_float() -> None:
     assert all(torch.equal(rounded[name], moment) for name, moment in left.items())
 
 
+def test_a_start_walks_every_block_with_its_own_window() -> None:
+    """The layers of a block read in calibration what they read in the model; Qwen2's windows begin at some layer."""
+    model = tiny("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1).eval()
+    tokens, walked, wanted = torch.randint(3, 160, (2, 32)), dict[str, Tensor](), dict[str, Tensor]()
+    assert model.config.layer_types == ["full_attention", "sliding_attention"]
+    name = "model.layers.1.mlp.down_proj"
+
+    def note(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        wanted[name] = args[0].flatten(0, 1).T @ args[0].flatten(0, 1)
+
+    with torch.no_grad():
+        handle = model.get_submodule(name).register_forward_pre_hook(note)
+        model(tokens)
+        handle.remove()
+    walk(model, tokens, lambda name, _, moments: walked.update({name: moments}))
+    error = (walked[name] - wanted[name]).norm() / wanted[name].norm()
+    assert error < 1e-5, error
+
+
+def test_a_subclass_whose_forward_would_be_lost_is_refused() -> None:
+    class Scaled(torch.nn.Embedding):
+        """As Gemma's."""
+
+    model = tiny("llama")
+    model.model.embed_tokens = Scaled(160, 64)
+    with pytest.raises(Refusal, match=r"model\.embed_tokens is a Scaled; only a plain"):
+        prepare(model, portable(3, 16, 0))
+    prepare(model, Recipe((Rule(BLOCKS, {"rank": 4}),)))  # where it stays as it is
+
+
 @pytest.mark.parametrize("init", ["weighted", "gptq", "blocks"])
 def test_a_start_meets_the_model_where_it_is(init: str) -> None:
     """The text comes on the CPU, LoRA is drawn there; the model may be on a GPU (here: on meta, which computes nothing)."""

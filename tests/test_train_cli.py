@@ -287,6 +287,7 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
         (["--data", "nowhere.txt"], "does not exist"),
         (["--steps", "0"], "--steps 0 is too small; 1 is the least"),
         (["--sequence-length", "1"], "too small"),
+        (["--sequence-length", "129"], "--sequence-length 129 is longer than the model's 128 positions"),
         (["--micro-batch", "-2"], "too small"),
         (["--warmup", "-5"], "too small"),
         (["--calibration-tokens", "0"], "--calibration-tokens 0 is too small; 1 is the least"),

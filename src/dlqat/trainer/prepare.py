@@ -44,6 +44,10 @@ def prepare(
     specs = recipe.layers(shapes(model))
     if not specs:
         raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
+    for name in specs:
+        if type(model.get_submodule(name)) not in (nn.Linear, nn.Embedding):  # a subclass's own forward would be lost
+            kind = type(model.get_submodule(name)).__name__
+            raise Refusal(f"{name} is a {kind}; only a plain Linear or Embedding can be quantized; change the recipe")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,6 +58,8 @@ def run(request: Request, console: Terminal) -> Path:
 def _run(request: Request, console: Terminal) -> Path:
     origin = source.resolve(request.model)
     fits.check(request.recipe, origin.decoder)
+    if request.data:
+        fits.check_length(request.options.sequence_length, origin.decoder)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
