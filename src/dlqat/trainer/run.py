@@ -34,7 +34,7 @@ from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import compress, data, fits, log, plan_table, plot, self_data, start, state
+from dlqat.trainer import compress, data, fits, log, plan_table, plot, reach, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.options import Options
@@ -72,6 +72,7 @@ def _run(request: Request, console: Terminal) -> Path:
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
+    reach.check(loaded.model, request.recipe)
     if first:
         _begin(request.output, loaded, wanted)
     with log.bar(console, quiet=not first) as progress:
