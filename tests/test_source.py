@@ -124,6 +124,14 @@ def test_defaults_of_transformers_are_written_out(tmp_path: Path) -> None:
     assert found.config["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_what_a_config_says_of_calls_is_left_out(tmp_path: Path) -> None:
+    """Training reads fields of an answer by name; a quantization_config that says nothing is none."""
+    write_folder(tmp_path)
+    change(tmp_path, return_dict=False, output_hidden_states=True, quantization_config={})
+    answer = source.load(source.resolve(str(tmp_path))).model.model(torch.tensor([[1, 2]]))
+    assert answer.last_hidden_state.shape == (1, 2, 64) and answer.hidden_states is None
+
+
 def test_files_are_the_folders_own(tmp_path: Path) -> None:
     write_folder(tmp_path / "model")
     (tmp_path / "model" / "special_tokens_map.json").write_text("{}")  # transformers 5 would not write it again
@@ -201,6 +209,13 @@ def only_gguf(folder: Path) -> None:
     (folder / "tiny.gguf").touch()
 
 
+def only(name: str):
+    def damage(folder: Path) -> None:
+        (folder / "config.json").rename(folder / name)
+
+    return damage
+
+
 K_PROJ = "model.layers.1.self_attn.k_proj"
 DAMAGES = {
     "unknown-architecture": (lambda f: change(f, model_type="mamba"), "'mamba' is not known; known: llama, mistral"),
@@ -216,6 +231,9 @@ DAMAGES = {
     "missing-tensor": (drop(f"{K_PROJ}.weight"), rf"tensor {K_PROJ}.weight \[32, 64\] is missing"),
     "wrong-shape": (add(f"{K_PROJ}.weight", torch.ones(64, 32)), r"shape \[64, 32\], the config says \[32, 64\]"),
     "dropped-bias": (add(f"{K_PROJ}.bias", torch.ones(32)), f"{K_PROJ}.bias has no place in a llama model"),
+    "partial-rope": (lambda f: change(f, partial_rotary_factor=0.5), "partial_rotary_factor 0.5 of this llama is not"),
+    "peft": (only("adapter_config.json"), "is a PEFT adapter: merge it into its base"),
+    "model-dir": (only("dlqat.json"), "is a model_dir that dlqat-train writes: give it to dlqat-export"),
     "no-object": (no_object("config.json"), "config.json is no JSON object"),
     "no-number": (lambda f: change(f, hidden_size="64"), r"config.json: Expected int, got str at \$.hidden_size"),
     "integers": (add(f"{K_PROJ}.weight", torch.ones(32, 64, dtype=torch.int8)), "is I8; a float model is needed"),

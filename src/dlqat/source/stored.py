@@ -31,12 +31,17 @@ class Stored:
     """Every file that decides what the model computes."""
 
 
+_ANSWERS = ("return_dict", "output_attentions", "output_hidden_states")
+"""Settings of what a call gives back: not of the model, and dlqat asks for its own."""
+
+
 def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """A config.json with what it leaves to transformers' defaults written out, as save_pretrained writes it.
     Refusal for an unknown architecture."""
     if str(raw.get("model_type")) not in architecture.FAMILIES:
         architecture.read(raw)  # refuses
     config_schema.check_given(raw)
+    raw = {key: value for key, value in raw.items() if key not in _ANSWERS}
     try:
         config = pretrained.config({**raw, "dtype": str(dtype).removeprefix("torch.")})
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:

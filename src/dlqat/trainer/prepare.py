@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dlqat.adapter import damage
 from dlqat.recipe import LayerSpec, Recipe
 from dlqat.refusal import Refusal
 from dlqat.trainer.layer import QATEmbedding, QATLayer, QATLinear
@@ -110,3 +111,5 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 if found is None or found.shape != own.shape:
                     raise Refusal(f"adapter tensor {name}.{field} is missing or has another shape; train again")
                 own.copy_(found)
+            if isinstance(layer, QATLinear) and (reason := damage(layer.adapter())) is not None:
+                raise Refusal(f"adapter tensor {name}.{reason}; train again")

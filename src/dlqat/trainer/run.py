@@ -121,8 +121,9 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
     with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
         examples = data.load(names, loaded, drawn, self_data.home(), tell)
     progress.update(task, total=1, completed=1, note=examples.summary())
+    known = loaded.source.decoder.vocab_size
     pad = loaded.tokenizer.pad_token_id
-    return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
+    return Batches(examples, options.batch_size, options.seed, pad if isinstance(pad, int) and 0 <= pad < known else 0)
 
 
 def _enough(request: Request, batches: Batches) -> None:
