@@ -30,8 +30,6 @@ def writing(folder: Path) -> Generator[None]:
     The folders above are made; those that the block leaves empty go again."""
     parent = Path(folder).absolute().parent
     new = [p for p in (parent, *parent.parents) if not p.exists()]
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise Refusal(f"{folder} is not a folder; choose another name")
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
