@@ -172,6 +172,17 @@ def test_begin_token_of_the_tokenizer_is_put_before_a_text() -> None:
     assert loss == [False, False, True, True]
 
 
+def test_a_text_that_holds_begin_and_end_gets_no_second_ones() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = toy_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    for text in ("ab", "<s>ab", "ab</s>", "<s>ab</s>"):
+        ((ids, loss),) = examples.tokenize([Marked(text, ((0, len(text)),))], tokenizer)
+        assert tokenizer.decode(ids) == "<s>ab</s>"
+        assert loss[1:] == [True, True, True]
+
+
 def test_long_examples_are_cut_and_empty_ones_skipped(tmp_path: Path, loaded: Loaded) -> None:
     content = [
         {"text": "a" * 30},
@@ -338,6 +349,24 @@ def test_answers_are_learned_with_their_end(template: str) -> None:
     found, texts = conversation(TALK, template)
     assert texts == [toy_tokenizer(template).apply_chat_template(TALK, tokenize=False)]
     assert learned(found, toy_tokenizer()) == ["It is 4.</s>", "Yes,\n  quite.</s>"]
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_GENERATION], ids=["prefix", "generation"])
+@pytest.mark.parametrize("switch", [{"weight": 0}, {"train": False}, {"loss": False}], ids=str)
+def test_an_answer_that_is_switched_off_is_read_and_not_learned(template: str, switch: dict[str, object]) -> None:
+    talk = [TALK[0], {**TALK[1], **switch}, TALK[2], {**TALK[3], "weight": 1}]
+    found, texts = conversation(talk, template)
+    assert texts == [toy_tokenizer(template).apply_chat_template(TALK, tokenize=False)]
+    assert learned(found, toy_tokenizer()) == ["Yes,\n  quite.</s>"]
+
+
+def test_a_template_that_marks_only_some_answers_cannot_leave_one_out() -> None:
+    last = WITH_GENERATION.replace("m.role == 'assistant'", "m.role == 'assistant' and loop.last")
+    assert len(conversation(TALK, last)[1]) == 1
+    with pytest.raises(
+        Refusal, match="here:1: answers are switched off, and the chat template marks 1 spans for 2 answers"
+    ):
+        conversation([TALK[0], {**TALK[1], "weight": 0}, *TALK[2:]], last)
 
 
 def test_generation_marks_are_those_of_transformers() -> None:

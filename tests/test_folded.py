@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlqat import checkpoint, folded
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, dense
@@ -71,6 +71,31 @@ def test_transformers_loads_dense_bit_for_bit(tmp_path: Path, family: str, symme
         by_hand.get_submodule(name).weight.data.copy_(dense(layer))
     ids = torch.randint(0, 160, (2, 17))
     assert torch.equal(loaded(ids).logits, by_hand(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama3", {}),
+        ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}),
+    ],
+    ids=["llama3", "default", "linear"],
+)
+def test_rotary_positions_stand_in_the_keys_of_transformers_4_too(
+    tmp_path: Path, family: str, changes: dict[str, object]
+) -> None:
+    """4.57 reads rope_theta and rope_scaling alone; 5 makes the same of them and of rope_parameters."""
+    write_folded(tmp_path / "folded", family, **changes)
+    path = tmp_path / "folded" / "config.json"
+    written, wanted = json.loads(path.read_text()), tiny(family, **changes).config.rope_parameters
+    assert written["rope_theta"] == wanted["rope_theta"]
+    assert written.get("rope_scaling", {"rope_type": "default"}) == {
+        k: v for k, v in wanted.items() if k != "rope_theta"
+    }
+    for left_out in ((), ("rope_theta", "rope_scaling"), ("rope_parameters",)):
+        path.write_text(json.dumps({k: v for k, v in written.items() if k not in left_out}))
+        assert AutoConfig.from_pretrained(path.parent).rope_parameters == wanted, left_out
 
 
 def union() -> dict[str, Folded]:

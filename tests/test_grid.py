@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from dlqat import adapter, folded
 from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, power_of_two, quantize, snap
+from dlqat.recipe import portable
+from dlqat.refusal import Refusal
+from dlqat.trainer import reach
 from dlqat.trainer.search import search
+from models import tiny
 
 GRIDS = [Grid(b, g, s) for b in BITS for g in (*GROUP_SIZES, None) for s in (True, False)]
 
@@ -127,3 +131,28 @@ def test_a_mirrored_layer_with_other_zero_points_is_refused() -> None:
     assert adapter.damage(adapter.Adapter(grid, scales, signs)) is None
     assert adapter.damage(adapter.Adapter(grid, scales, signs - 1)) == "zero_points of a mirrored grid are 0 or -1"
     assert "symmetry" in (adapter.damage(adapter.Adapter(grid, scales)) or "")
+
+
+# -- where scales end
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(3, 32, mirrored=True), Grid(8, None, power_of_two=True)], ids=str)
+def test_what_scales_do_not_reach_is_measured(grid: Grid) -> None:
+    weight = torch.randn(64, 64)
+    small = [reach.lost(weight * 2.0**-k, grid) for k in range(24)]
+    assert small[:6] == [0.0] * 6 and small[16] > 0.5 and small[23] == pytest.approx(1, abs=0.1)
+    assert [reach.lost(weight * 2.0**k, grid) for k in (0, 10)] == [0.0, 0.0] and reach.lost(
+        weight * 2.0**30, grid
+    ) > 0.5
+    assert reach.lost(torch.zeros(64, 64), grid) == 0
+    weight[:32] *= 2.0**-20  # rows of almost nothing beside others: nothing of the layer is lost
+    assert reach.lost(weight, grid) == 0
+
+
+def test_a_layer_that_scales_do_not_reach_is_refused_by_name() -> None:
+    model = tiny("llama")
+    reach.check(model, portable())
+    name = "model.layers.1.mlp.up_proj"
+    model.get_submodule(name).weight.data.mul_(2.0**-11)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    with pytest.raises(Refusal, match=rf"{name}: its weights are about 4\..e-05, which .* [0-9]+% of the layer"):
+        reach.check(model, portable())

@@ -89,6 +89,32 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         source.resolve(str(tmp_path))
 
 
+def test_a_head_that_differs_from_the_embedding_is_the_models_own(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert source.resolve(str(tmp_path)).decoder.tied
+    head = embedding.clone()
+    head[5, 7] += 1
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
+    found = source.resolve(str(tmp_path))
+    assert not found.decoder.tied
+    assert_equal(source.weights(found), source.load(found).model)
+    assert torch.equal(source.load(found).model.lm_head.weight, head)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_tied_file_may_hold_only_the_head(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    found = source.resolve(str(tmp_path))
+    assert found.decoder.tied
+    assert_equal(source.weights(found), tiny())
+    assert_equal(source.weights(found), source.load(found).model)
+
+
 def test_defaults_of_transformers_are_written_out(tmp_path: Path) -> None:
     write_folder(tmp_path)
     change(tmp_path, rms_norm_eps=None, rope_parameters=None, rope_theta=5e5)
@@ -96,6 +122,14 @@ def test_defaults_of_transformers_are_written_out(tmp_path: Path) -> None:
     assert found.config["rms_norm_eps"] == 1e-6
     assert found.decoder.rope["rope_theta"] == 5e5
     assert found.config["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_what_a_config_says_of_calls_is_left_out(tmp_path: Path) -> None:
+    """Training reads fields of an answer by name; a quantization_config that says nothing is none."""
+    write_folder(tmp_path)
+    change(tmp_path, return_dict=False, output_hidden_states=True, quantization_config={})
+    answer = source.load(source.resolve(str(tmp_path))).model.model(torch.tensor([[1, 2]]))
+    assert answer.last_hidden_state.shape == (1, 2, 64) and answer.hidden_states is None
 
 
 def test_files_are_the_folders_own(tmp_path: Path) -> None:
@@ -175,6 +209,13 @@ def only_gguf(folder: Path) -> None:
     (folder / "tiny.gguf").touch()
 
 
+def only(name: str):
+    def damage(folder: Path) -> None:
+        (folder / "config.json").rename(folder / name)
+
+    return damage
+
+
 K_PROJ = "model.layers.1.self_attn.k_proj"
 DAMAGES = {
     "unknown-architecture": (lambda f: change(f, model_type="mamba"), "'mamba' is not known; known: llama, mistral"),
@@ -190,6 +231,9 @@ DAMAGES = {
     "missing-tensor": (drop(f"{K_PROJ}.weight"), rf"tensor {K_PROJ}.weight \[32, 64\] is missing"),
     "wrong-shape": (add(f"{K_PROJ}.weight", torch.ones(64, 32)), r"shape \[64, 32\], the config says \[32, 64\]"),
     "dropped-bias": (add(f"{K_PROJ}.bias", torch.ones(32)), f"{K_PROJ}.bias has no place in a llama model"),
+    "partial-rope": (lambda f: change(f, partial_rotary_factor=0.5), "partial_rotary_factor 0.5 of this llama is not"),
+    "peft": (only("adapter_config.json"), "is a PEFT adapter: merge it into its base"),
+    "model-dir": (only("dlqat.json"), "is a model_dir that dlqat-train writes: give it to dlqat-export"),
     "no-object": (no_object("config.json"), "config.json is no JSON object"),
     "no-number": (lambda f: change(f, hidden_size="64"), r"config.json: Expected int, got str at \$.hidden_size"),
     "integers": (add(f"{K_PROJ}.weight", torch.ones(32, 64, dtype=torch.int8)), "is I8; a float model is needed"),

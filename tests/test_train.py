@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlqat.folded import dense
 from dlqat.grid import dequantize, quantize
@@ -36,6 +37,7 @@ from dlqat.trainer.train import Loss, accelerator, train
 from models import tiny
 
 OPTIONS = Options(steps=8, batch_size=4, sequence_length=24, precision="fp32", save_every=0)
+RECIPE = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0})))
 
 
 def batches(size: int = 4) -> Batches:
@@ -53,9 +55,8 @@ def run(
     folder: Path, options: Options = OPTIONS, parallel: str = "ddp", **changes: object
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """One training of a tiny model at 3 bit; the rows of its log and the trained tensors."""
-    recipe = Recipe((*portable(3, 16, 0).rules, Rule(BLOCKS, {"rank": 4, "alpha": 4.0, **changes})))
     model = tiny("llama-tied")
-    prepare(model, recipe)
+    prepare(model, Recipe((*RECIPE.rules, Rule(BLOCKS, {**changes}))))
     rows: list[Row] = []
     folder.mkdir(parents=True, exist_ok=True)
     trained = train(model, batches(options.batch_size), options, folder, accelerator(options, parallel), rows.append)
@@ -126,6 +127,22 @@ class Killed(Exception):
     """Stands for the kill in the middle of a run."""
 
 
+def test_dropout_of_a_config_is_never_active(tmp_path: Path) -> None:
+    """Nor anything else that training mode changes: only the blocks are in it, and they do recompute."""
+    want, _ = run(tmp_path / "plain")
+    for checkpointing in (False, True):
+        model = tiny("llama-tied", attention_dropout=0.5)
+        prepare(model, RECIPE)
+        calls, rows = list[int](), list[Row]()
+        model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
+        (tmp_path / str(checkpointing)).mkdir()
+        options = replace(OPTIONS, gradient_checkpointing=checkpointing)
+        train(model, batches(), options, tmp_path / str(checkpointing), accelerator(options), rows.append)
+        assert losses(rows) == pytest.approx(losses(want), rel=1e-5)
+        assert len(calls) == options.steps * (3 if checkpointing else 2)  # teacher and student; the student once more
+        assert not any(m.training for m in model.modules() if not isinstance(m, GradientCheckpointingLayer))
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     options = replace(OPTIONS, save_every=3)
     rows, whole = run(tmp_path / "whole", options)
@@ -187,6 +204,36 @@ def test_a_start_sees_a_block_in_float() -> None:
     rounded, left = found
     assert len(left) == 7
     assert all(torch.equal(rounded[name], moment) for name, moment in left.items())
+
+
+def test_a_start_walks_every_block_with_its_own_window() -> None:
+    """The layers of a block read in calibration what they read in the model; Qwen2's windows begin at some layer."""
+    model = tiny("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1).eval()
+    tokens, walked, wanted = torch.randint(3, 160, (2, 32)), dict[str, Tensor](), dict[str, Tensor]()
+    assert model.config.layer_types == ["full_attention", "sliding_attention"]
+    name = "model.layers.1.mlp.down_proj"
+
+    def note(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        wanted[name] = args[0].flatten(0, 1).T @ args[0].flatten(0, 1)
+
+    with torch.no_grad():
+        handle = model.get_submodule(name).register_forward_pre_hook(note)
+        model(tokens)
+        handle.remove()
+    walk(model, tokens, lambda name, _, moments: walked.update({name: moments}))
+    error = (walked[name] - wanted[name]).norm() / wanted[name].norm()
+    assert error < 1e-5, error
+
+
+def test_a_subclass_whose_forward_would_be_lost_is_refused() -> None:
+    class Scaled(torch.nn.Embedding):
+        """As Gemma's."""
+
+    model = tiny("llama")
+    model.model.embed_tokens = Scaled(160, 64)
+    with pytest.raises(Refusal, match=r"model\.embed_tokens is a Scaled; only a plain"):
+        prepare(model, portable(3, 16, 0))
+    prepare(model, Recipe((Rule(BLOCKS, {"rank": 4}),)))  # where it stays as it is
 
 
 @pytest.mark.parametrize("init", ["weighted", "gptq", "blocks"])

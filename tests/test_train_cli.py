@@ -19,8 +19,9 @@ from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
 from dlqat.folded import Quantized, dense
+from dlqat.recipe import portable
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run, self_data, state
+from dlqat.trainer import cli, prepare, run, self_data, state
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -287,6 +288,7 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
         (["--data", "nowhere.txt"], "does not exist"),
         (["--steps", "0"], "--steps 0 is too small; 1 is the least"),
         (["--sequence-length", "1"], "too small"),
+        (["--sequence-length", "129"], "--sequence-length 129 is longer than the model's 128 positions"),
         (["--micro-batch", "-2"], "too small"),
         (["--warmup", "-5"], "too small"),
         (["--calibration-tokens", "0"], "--calibration-tokens 0 is too small; 1 is the least"),
@@ -306,6 +308,38 @@ def test_bad_options_are_refused_before_anything_is_written(base: Path, extra: l
     with pytest.raises(Refusal, match=says):
         call(base, *extra)
     assert not (base.parent / "out").exists()
+
+
+def test_a_place_where_no_folder_can_be_is_refused(base: Path) -> None:
+    for output, says in {"text.txt": "text.txt is not a folder", "text.txt/out": "text.txt cannot be made"}.items():
+        with pytest.raises(Refusal, match=says):
+            call(base, output=output)
+
+
+def test_a_pad_token_beyond_the_vocabulary_does_no_harm(base: Path) -> None:
+    """Common in fine-tuned models; the rows of a batch have different lengths."""
+    known = json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    tokenizer = toy_tokenizer()
+    extra = [f"<extra{i}>" for i in range(known - len(tokenizer) + 1)]
+    tokenizer.add_tokens(extra)
+    tokenizer.pad_token = extra[-1]
+    assert tokenizer.pad_token_id == known
+    tokenizer.save_pretrained(base)
+    rows = [json.dumps({"text": "the quick brown fox " * n}) for n in (1, 2, 3, 1, 2, 3, 1, 2)]
+    (base.parent / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    call(base, data=str(base.parent / "rows.jsonl"))
+
+
+def test_a_start_of_impossible_numbers_is_refused() -> None:
+    model = tiny("llama")
+    prepare.prepare(model, portable(3, 16, 4))
+    tensors = {n: t.clone() for n, t in model.state_dict().items()}
+    prepare.load(model, tensors)
+    name = "model.layers.0.self_attn.q_proj"
+    for value, says in {float("nan"): "NaN", -1.0: "<= 0"}.items():
+        tensors[f"{name}.scales"][3] = value
+        with pytest.raises(Refusal, match=f"{name}.scales holds .*{says}"):
+            prepare.load(model, tensors)
 
 
 def test_a_damaged_tokenizer_leaves_no_model_dir(base: Path) -> None:

@@ -138,6 +138,9 @@ def _rope(config: Config) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    part = rope.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
+    if part != 1.0:
+        raise Refusal(f"partial_rotary_factor {part!r} of this {config['model_type']} is not known; known: 1.0")
     return rope
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """folded/: the integers of a model, as a Hugging Face folder that transformers loads by itself.
 
-    config.json            the model's, with compressed-tensors' quantization_config
+    config.json            the model's, with compressed-tensors' quantization_config; rotary positions in the keys
+                           of transformers 5 and of 4
     model.safetensors      quantized linears as `pack-quantized` (weight_packed, weight_scale, ...), asymmetric
                            ones as `int-quantized` (weight int8, weight_scale, weight_zero_point): transformers
                            5.23 cannot load packed zero-points; norms, biases and the rest as dense float32
@@ -26,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import atomic, folded, json_file, own_folder, packing, tensor_file
+from dlqat import architecture, atomic, folded, json_file, own_folder, packing, tensor_file
 from dlqat.architecture import Config
 from dlqat.folded import Folded, Quantized
 from dlqat.grid import Grid
@@ -106,7 +107,8 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
         copy_tokenizer(files, draft)
         save_file(main, draft / "model.safetensors", metadata={"format": "pt"})
         save_file(aside, draft / "integers.safetensors")
-        config = {**model.config, "dtype": "float32", "quantization_config": _quantization_config(model)}
+        rope = _rope(model.config)
+        config = {**model.config, **rope, "dtype": "float32", "quantization_config": _quantization_config(model)}
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (draft / "dlqat.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -199,6 +201,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def _in_transformers(name: str) -> bool:
     """transformers has a quantized Linear, but no quantized Embedding."""
     return not name.endswith("embed_tokens")
+
+
+def _rope(config: Config) -> dict[str, Any]:
+    """Rotary positions in transformers 5's key and in those of 4, which overlooks the former and takes a base of 10,000."""
+    rope = dict(architecture.read(config).rope)
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    earlier = {} if rope["rope_type"] == "default" else {"rope_scaling": scaling}
+    return {"rope_parameters": rope, "rope_theta": rope["rope_theta"], **earlier}
 
 
 def _layout(grid: Grid) -> str:

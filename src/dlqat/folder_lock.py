@@ -30,7 +30,10 @@ def writing(folder: Path) -> Generator[None]:
     The folders above are made; those that the block leaves empty go again."""
     parent = Path(folder).absolute().parent
     new = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{parent} cannot be made ({error.strerror}); choose another folder") from error
     try:
         with _held(Path(folder), fcntl.LOCK_EX, "writing"):
             yield

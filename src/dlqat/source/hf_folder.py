@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dlqat import json_file, plain_file, tensor_file
+from dlqat import adapter, json_file, plain_file, tensor_file
 from dlqat.refusal import Refusal
 from dlqat.source import pretrained, stored
 from dlqat.source.stored import Shape, Stored
@@ -30,14 +30,24 @@ def config(folder: Path) -> dict[str, Any]:
     """config.json as it stands. Refusal where there is none, or where the model is quantized already."""
     path = folder / "config.json"
     if not path.is_file():
-        others = sorted(p.name for p in folder.glob("*.gguf"))
-        hint = f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
-        raise Refusal(f"{folder} has no config.json; {hint}")
+        raise Refusal(f"{folder} has no config.json; {_hint(folder)}")
     raw = json_file.read(path)
-    if quantization := raw.get("quantization_config"):
+    if quantization := raw.pop("quantization_config", None):  # {} says nothing
         method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         raise Refusal(f"{folder} is quantized already ({method}); training starts from the float model")
     return raw
+
+
+def _hint(folder: Path) -> str:
+    """What a folder without a config.json is likely to be, and what to do."""
+    if (folder / adapter.RECORD).is_file():
+        return "it is a model_dir that dlqat-train writes: give it to dlqat-export, or train again from its base model"
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "it is a PEFT adapter: merge it into its base model (merge_and_unload), and give the folder of the result"
+        )
+    others = sorted(p.name for p in folder.glob("*.gguf"))
+    return f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
 
 
 def open_folder(folder: Path) -> Stored:

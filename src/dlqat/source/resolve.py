@@ -2,7 +2,7 @@
 """Where a float model comes from: a Hugging Face folder, a hub id, or a .gguf file.
 
 `resolve` answers every question that headers can answer (which architecture, is every tensor there
-and of the right shape) and refuses before a weight is read; from the hub, an unknown architecture is
+and of the right shape) and refuses before a weight is read (but for a head that may not be the tied one); from the hub, an unknown architecture is
 refused before a weight is downloaded. After it the bytes are on this machine and all three kinds are
 used alike: one parameter at a time with `weights` (fold; models larger than memory), the whole model
 with `load` (training). `load` is built from `weights`, so that the two cannot differ. Nothing in a
@@ -87,7 +87,7 @@ def resolve(text: str) -> Source:
         raise Refusal(f"{path} {reason}")
     if path.is_file() and path.suffix != ".gguf":
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
-    found = hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path)
+    found = stored.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
     stored.check(found, str(path))
     return Source(text, path, architecture.read(found.config), found)
 
@@ -102,7 +102,7 @@ def weights(source: Source) -> Mapping[str, Tensor]:
             raise Refusal(f"{source.path}: tensor {name} holds NaN or infinity")
         return value
 
-    unused = ("lm_head.weight",) if source.decoder.tied else ()
+    unused = (stored.HEAD,) if source.decoder.tied else ()
     return checkpoint.Lazy([n for n in source.stored.shapes if n not in unused and "rotary_emb" not in n], read)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,17 @@ class Stored:
     """Every file that decides what the model computes."""
 
 
+_ANSWERS = ("return_dict", "output_attentions", "output_hidden_states")
+"""Settings of what a call gives back: not of the model, and dlqat asks for its own."""
+
+
 def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """A config.json with what it leaves to transformers' defaults written out, as save_pretrained writes it.
     Refusal for an unknown architecture."""
     if str(raw.get("model_type")) not in architecture.FAMILIES:
         architecture.read(raw)  # refuses
     config_schema.check_given(raw)
+    raw = {key: value for key, value in raw.items() if key not in _ANSWERS}
     try:
         config = pretrained.config({**raw, "dtype": str(dtype).removeprefix("torch.")})
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:
@@ -46,6 +51,23 @@ def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     plain.pop("_name_or_path", None)
     architecture.read(plain)
     return plain
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def as_stored(found: Stored) -> Stored:
+    """The model that the tensors make. A file with tied embeddings may hold the one matrix as the head alone. Where it holds
+    both and they differ (LoRA on the head, merged), the model is not tied, whatever its config says: transformers 5 goes by
+    the file as well; 4 drops the head."""
+    if not found.config.get("tie_word_embeddings") or HEAD not in found.shapes:
+        return found
+    if EMBEDDING not in found.shapes:
+        shapes = {EMBEDDING if name == HEAD else name: shape for name, shape in found.shapes.items()}
+        return replace(found, shapes=shapes, tensor=lambda name: found.tensor(HEAD if name == EMBEDDING else name))
+    if found.shapes[EMBEDDING] != found.shapes[HEAD] or torch.equal(found.tensor(EMBEDDING), found.tensor(HEAD)):
+        return found
+    return replace(found, config={**found.config, "tie_word_embeddings": False})
 
 
 def check(stored: Stored, where: str) -> None:
@@ -62,7 +84,7 @@ def check(stored: Stored, where: str) -> None:
     except Exception as error:  # whatever a number that does not fit raises (a pad_token_id beyond the vocabulary)
         raise Refusal(f"{where}: config.json makes no model ({' '.join(str(error).split())[:200]})") from error
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    optional = {"lm_head.weight"} if stored.config.get("tie_word_embeddings") else set[str]()
+    optional = {HEAD} if stored.config.get("tie_word_embeddings") else set[str]()
     for name, shape in needed.items():
         if name not in stored.shapes and name not in optional:
             raise Refusal(f"{where}: tensor {name} {list(shape)} is missing")

@@ -47,9 +47,9 @@ def reconstruct(model: PreTrainedModel, tokens: Tensor, progress: Callable[[str]
     """
     names = {module: name for name, module in model.named_modules()}
     blocks: nn.ModuleList = model.get_submodule("model.layers")  # pyright: ignore[reportAssignmentType]
-    inputs, arguments = block_inputs(model, tokens)
+    inputs, called = block_inputs(model, tokens)
     exact, order = inputs, torch.Generator().manual_seed(0)
-    for block in blocks:
+    for block, arguments in zip(blocks, called, strict=True):
         progress(names[block])
         with teacher(block):
             exact = _through(block, exact, arguments)

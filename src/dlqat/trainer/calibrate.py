@@ -23,7 +23,7 @@ Visit = Callable[[str, Walked, Tensor], None]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the first block's inputs are caught."""
+    """Ends a forward pass of which only the first block's inputs are wanted."""
 
 
 @torch.no_grad()
@@ -39,9 +39,9 @@ def walk(
     """
     names = {module: name for name, module in model.named_modules()}
     blocks: nn.ModuleList = model.get_submodule("model.layers")  # pyright: ignore[reportAssignmentType]
-    hidden, arguments = block_inputs(model, tokens)
+    hidden, called = block_inputs(model, tokens)
     inputs = list(hidden.split(4))
-    for block in blocks:
+    for block, arguments in zip(blocks, called, strict=True):
         progress(names[block])
         for layer, moment in _second_moments(block, inputs, arguments).items():
             visit(names[layer], layer, moment)
@@ -76,25 +76,26 @@ def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str,
     return {layer: moments[name if name in own else SHARED[name]] for name, layer in layers.items()}
 
 
-def block_inputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """What the first block is called with: hidden states [sequences, length, hidden], and its other arguments
-    as they are for one sequence (they broadcast)."""
+def block_inputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+    """What the first block reads, hidden states [sequences, length, hidden], and the other arguments of every block as they
+    are for one sequence (they broadcast): blocks of another attention window get another mask."""
+    blocks: nn.ModuleList = model.get_submodule("model.layers")  # pyright: ignore[reportAssignmentType]
     inputs: list[Tensor] = []
-    arguments: dict[str, Any] = {}
+    arguments: list[dict[str, Any]] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-        arguments.update({k: v for k, v in kwargs.items() if k != "hidden_states"})
-        raise _Stop
+        if module is blocks[0]:
+            inputs.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        if len(arguments) == len(blocks):
+            raise _Stop
+        arguments.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
 
-    first = model.get_submodule("model.layers.0")
-    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(catch, with_kwargs=True).remove)
         for sequence in tokens.split(1):
             with suppress(_Stop):
-                model(sequence.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
+                model.model(sequence.to(model.device), use_cache=False)
     return torch.cat(inputs), arguments
 
 

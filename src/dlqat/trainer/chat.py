@@ -8,7 +8,8 @@ Where the template marks it ({% generation %}), its marks are taken. Otherwise, 
 
 and whole minus prompt is the answer, if prompt is a prefix of whole (a template for which it is not is
 refused: what a model is asked at inference would not be what it was trained on). The answer ends with
-the end-of-turn token; the newline that many templates write after it is never generated, so never learned.
+the end-of-turn token; the newline that many templates write after it is never generated, so never learned. An answer that
+the data switch off ("weight": 0, "train": false) is read and not learned.
 
 Some templates write a turn otherwise once others follow (Qwen3 drops the thinking of old turns). Then
 a conversation becomes one example per answer, each exactly as it stands when that answer is due.
@@ -27,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlqat.refusal import Refusal
 from dlqat.source import chat_template
-from dlqat.trainer.examples import Marked
+from dlqat.trainer.examples import Marked, Span
 
 Message = dict[str, Any]
 
@@ -51,7 +52,7 @@ def mark(
             found = chat_template.render(
                 tokenizer, messages, tools=tools, template=template, marked=True, variables=day
             )
-            return [Marked(found.text, found.spans, complete=True)]
+            return [Marked(found.text, _wanted(found.spans, messages), complete=True)]
         return _marked_by_prefix(messages, tokenizer, template, tools, day)
     except Refusal as reason:
         raise Refusal(f"{where}: {reason}") from reason
@@ -102,7 +103,7 @@ def _marked_by_prefix(
     closers = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
     turns: list[Marked] = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or _off(message):
             continue
         prompt, whole = render(i, True), render(i + 1, False)
         if not whole.startswith(prompt):
@@ -116,6 +117,27 @@ def _marked_by_prefix(
     if all(full.startswith(turn.text) for turn in turns):
         return [Marked(full, tuple(turn.spans[0] for turn in turns), complete=True)]
     return turns
+
+
+SWITCHES = "weight", "train", "loss"
+"""Keys with which data sets switch an answer off: 0 or false (OpenAI's, axolotl's and ms-swift's names)."""
+
+
+def _off(message: Message) -> bool:
+    return any(message.get(key) in (0, "0", "false", "False") for key in SWITCHES)
+
+
+def _wanted(spans: Sequence[Span], messages: Sequence[Message]) -> tuple[Span, ...]:
+    """The spans of a template's marks without those of answers that are switched off."""
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not any(map(_off, answers)):
+        return tuple(spans)
+    if len(spans) != len(answers):
+        raise Refusal(
+            f"answers are switched off, and the chat template marks {len(spans)} spans for {len(answers)} answers, so that "
+            "it is not known which; leave those answers out"
+        )
+    return tuple(span for span, answer in zip(spans, answers, strict=True) if not _off(answer))
 
 
 def _check(messages: Any, where: str) -> None:

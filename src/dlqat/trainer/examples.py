@@ -32,7 +32,7 @@ class Marked:
     spans: tuple[Span, ...]
     complete: bool = False
     """The text writes its own special tokens (a chat template's); otherwise the tokenizer's begin token
-    is put before it and the end token, with loss, after it."""
+    is put before it and the end token, with loss, after it, unless they stand there already."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,9 @@ def tokenize(
             if row.complete:
                 yield ids, loss
             elif ids:
-                yield [*begin, *ids, *end], [*(False for _ in begin), *loss, *(True for _ in end)]
+                before = [] if ids[: len(begin)] == begin else begin  # a text that holds the chat template has its own
+                after = [] if ids[-len(end) :] == end else end
+                yield [*before, *ids, *after], [*(False for _ in before), *loss, *(True for _ in after)]
             else:
                 yield [], []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a recipe fits a model, told from shapes alone: before any weight is read."""
+"""Whether a recipe and sequences fit a model, told from shapes alone: before any weight is read."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def check(rules: Recipe, decoder: Decoder) -> None:
                 f"as model.layers.0.self_attn.q_proj, {EMBEDDING} or {HEAD}"
             )
     _outer(specs, tied=decoder.tied)
+
+
+def check_length(length: int, decoder: Decoder) -> None:
+    """Refusal of sequences that the model has no positions for: beyond them it was never trained, and never runs."""
+    if length > decoder.max_positions:
+        raise Refusal(
+            f"--sequence-length {length} is longer than the model's {decoder.max_positions} positions; "
+            f"give --sequence-length {decoder.max_positions} or less"
+        )
 
 
 def _outer(specs: Mapping[str, LayerSpec], *, tied: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dlqat.adapter import damage
 from dlqat.recipe import LayerSpec, Recipe
 from dlqat.refusal import Refusal
 from dlqat.trainer.layer import QATEmbedding, QATLayer, QATLinear
@@ -44,6 +45,10 @@ def prepare(
     specs = recipe.layers(shapes(model))
     if not specs:
         raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
+    for name in specs:
+        if type(model.get_submodule(name)) not in (nn.Linear, nn.Embedding):  # a subclass's own forward would be lost
+            kind = type(model.get_submodule(name)).__name__
+            raise Refusal(f"{name} is a {kind}; only a plain Linear or Embedding can be quantized; change the recipe")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -106,3 +111,5 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 if found is None or found.shape != own.shape:
                     raise Refusal(f"adapter tensor {name}.{field} is missing or has another shape; train again")
                 own.copy_(found)
+            if isinstance(layer, QATLinear) and (reason := damage(layer.adapter())) is not None:
+                raise Refusal(f"adapter tensor {name}.{reason}; train again")

@@ -79,6 +79,8 @@ def begun(output: Path) -> bool:
 def finished(output: Path, wanted: dict[str, Any]) -> bool:
     """Whether `output` holds the result of this very request. Refusal if it holds that of another, or its start."""
     path = output / RECORD
+    if output.exists() and not output.is_dir():
+        raise Refusal(f"{output} is not a folder; choose another --output")
     if not path.exists():
         if output.exists() and any(output.iterdir()):
             raise Refusal(f"{output} exists and is no model_dir; choose another --output")

@@ -34,7 +34,7 @@ from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import compress, data, fits, log, plan_table, plot, self_data, start, state
+from dlqat.trainer import compress, data, fits, log, plan_table, plot, reach, self_data, start, state
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.options import Options
@@ -58,6 +58,8 @@ def run(request: Request, console: Terminal) -> Path:
 def _run(request: Request, console: Terminal) -> Path:
     origin = source.resolve(request.model)
     fits.check(request.recipe, origin.decoder)
+    if request.data:
+        fits.check_length(request.options.sequence_length, origin.decoder)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
@@ -70,6 +72,7 @@ def _run(request: Request, console: Terminal) -> Path:
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
+    reach.check(loaded.model, request.recipe)
     if first:
         _begin(request.output, loaded, wanted)
     with log.bar(console, quiet=not first) as progress:
@@ -118,8 +121,9 @@ def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accele
     with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
         examples = data.load(names, loaded, drawn, self_data.home(), tell)
     progress.update(task, total=1, completed=1, note=examples.summary())
+    known = loaded.source.decoder.vocab_size
     pad = loaded.tokenizer.pad_token_id
-    return Batches(examples, options.batch_size, options.seed, int(pad) if isinstance(pad, int) else 0)
+    return Batches(examples, options.batch_size, options.seed, pad if isinstance(pad, int) and 0 <= pad < known else 0)
 
 
 def _enough(request: Request, batches: Batches) -> None:

@@ -106,7 +106,6 @@ def write(
     ends = torch.tensor(_ends(model), device=model.device)
     alive = torch.ones(rows, dtype=torch.bool, device=model.device)
     lengths = torch.full((rows,), length, device=model.device)
-    training = model.training
     model.eval()
     step, past = ids, None
     for made in range(length - ids.shape[1]):
@@ -121,7 +120,6 @@ def write(
         alive &= ~ended
         if not bool(alive.any()):
             break
-    model.train(training)
     return [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
 
 

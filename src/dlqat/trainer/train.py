@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlqat.adapter import base
 from dlqat.refusal import Refusal
@@ -124,9 +125,9 @@ def train(
 
     `folder` holds the resumable state; a state found there is continued.
     """
+    model.eval()  # dropout, whatever the config says, would spoil student and teacher
     if options.gradient_checkpointing:
-        model.train()  # transformers checkpoints in training mode only; these families have no dropout
-        model.activation_checkpointing_enable()
+        _checkpoint(model)
     if runtime.device.type == "cpu":
         memory.keep_freed()
     loss = module or Loss(model, Mix(options.kd, options.ce))
@@ -147,6 +148,15 @@ def train(
             if runtime.is_main_process:
                 state.save(folder, step + 1, tensors)
     return {n.removeprefix("model."): t for n, t in state.trained(wrapped).items()}
+
+
+def _checkpoint(model: PreTrainedModel) -> None:
+    """Let the blocks recompute instead of remember. transformers does that only in training mode, so the blocks are in it,
+    and nothing in them is."""
+    model.activation_checkpointing_enable()
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.training = True
 
 
 def _step(
