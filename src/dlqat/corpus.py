@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlqat.refusal import Refusal
-from dlqat.source import chat_template
 
 Messages = list[dict[str, str]]
 
@@ -39,6 +38,8 @@ CONVERSATIONS: Sequence[Messages] = (
 
 def prompt(tokenizer: Any, messages: Messages) -> str | None:
     """The chat prompt of a conversation; None if the model's template refuses it (no system role, no such turn)."""
+    from dlqat.source import chat_template  # with transformers, and every command imports this file
+
     try:
         return chat_template.render(tokenizer, messages, prompt=True).text
     except (Refusal, ValueError):  # several templates without a default

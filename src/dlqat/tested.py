@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ def ranges(*clients: str) -> dict[str, str]:
     return {client: " to ".join(_all()[client]["tested"]) for client in clients}
 
 
-def known(client: str, version: str, form: str) -> str | None:
-    """What is known against a version of a client with artifacts of `form`; None if it lies in the tested range."""
+def known(client: str, version: str, form: str, bits: Collection[int] | None = None) -> str | None:
+    """What is known against a version of a client with artifacts of `form`; None if it lies in the tested range.
+
+    `bits`: those of the artifact's layers; None: it may have any."""
     if (found := _all().get(client)) is None or not _key(version):
         return None
-    if faults := list(_faults(found.get("bad", ()), version, form)):
+    if faults := list(_faults(found.get("bad", ()), version, form, bits)):
         return f"{'; '.join(faults)} (tested: {' to '.join(found['tested'])})"
     oldest, newest = found["tested"]
     if not _key(oldest) <= _key(version) <= _key(newest):
@@ -28,10 +30,11 @@ def known(client: str, version: str, form: str) -> str | None:
     return None
 
 
-def _faults(bad: Any, version: str, form: str) -> Iterator[str]:
+def _faults(bad: Any, version: str, form: str, bits: Collection[int] | None) -> Iterator[str]:
     for entry in bad:
         hit = version in entry.get("versions", ()) or _key(version) < _key(entry.get("before", "0"))
-        if hit and form in entry.get("forms", (form,)):
+        has = bits is None or entry.get("bits") is None or entry["bits"] in bits
+        if hit and has and form in entry.get("forms", (form,)):
             yield entry["what"]
 
 

@@ -115,7 +115,7 @@ def _foreign(call: Callable[..., T], *given: Any, **named: Any) -> T:
     except NotHere:
         raise
     except Exception as error:
-        raise _Failed(" ".join(str(error).split())[:160] or type(error).__name__) from error
+        raise _Failed(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dlqat.corpus import Messages
-from dlqat.source import chat_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,8 @@ def react_native(folder: Path) -> Loaded:
         raise NotHere("the model has no chat template")
 
     def prompt(messages: Messages) -> str:
+        from dlqat.source import chat_template  # with transformers, and every command imports this file
+
         return chat_template.write(template, messages, {}, prompt=True).text
 
     return Loaded(runner(folder).encode, prompt)

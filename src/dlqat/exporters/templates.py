@@ -18,7 +18,6 @@ from dlqat import corpus
 from dlqat.checkpoint import MORE_TEMPLATES
 from dlqat.exporters.tokens import load, text
 from dlqat.refusal import Refusal
-from dlqat.source import chat_template
 
 DEFAULT = "default"
 
@@ -81,6 +80,8 @@ def spell_out(folder: Path) -> None:
 
 def _render(template: str, messages: corpus.Messages, values: dict[str, Any]) -> str:
     """The chat prompt, or what the template says against the conversation."""
+    from dlqat.source import chat_template  # with transformers, and every command imports this file
+
     try:
         return chat_template.write(template, messages, values, prompt=True).text
     except Refusal as reason:

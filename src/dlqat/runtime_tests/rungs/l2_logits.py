@@ -53,10 +53,14 @@ def _left_open(proof: Proof) -> Iterator[Check]:
 
 def _known(proof: Proof) -> Iterator[Check]:
     """What is known against the version of the runtime that ran."""
+    form, bits = (
+        str(proof.artifact.manifest.get("form", "")),
+        {spec.bits for spec in proof.reference.model.specs.values()},
+    )
     ran = {str(proof.facts.get(str(setting), {}).get("runtime", "")) for setting in proof.settings}
     for runtime in sorted(ran):
         name, _, version = runtime.partition(" ")
-        if (why := tested.known(name, version, str(proof.artifact.manifest.get("form", "")))) is not None:
+        if (why := tested.known(name, version, form, bits)) is not None:
             yield Check("L2", runtime, "not verified", why)
 
 
