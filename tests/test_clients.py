@@ -108,7 +108,8 @@ def test_another_template_is_noticed(exported: Path, tmp_path: Path) -> None:
 
 def test_who_is_not_here_is_not_verified(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
-    assert answer(exported, exported, "onnxruntime-genai") == "not verified: onnxruntime-genai is not installed"
+    said = asked.answer(exported, AutoTokenizer.from_pretrained(exported), CLIENTS["onnxruntime-genai"])
+    assert said == "not verified: onnxruntime-genai is not installed"
 
 
 def test_a_process_for_each_client(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,7 +293,6 @@ def test_everything_is_printed_through_the_terminal() -> None:
         "refusal.py",
         "exporters/check_on_mac.py",
         "devices/browser_worker.py",
-        "exporters/asked.py",
     }
     found = {
         str(p.relative_to(SRC))

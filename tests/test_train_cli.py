@@ -208,7 +208,7 @@ def test_short_conversations_calibrate_a_start(base: Path) -> None:
         (["--method", "gptq"], "^--method gptq calibrates"),
     ):
         with pytest.raises(Refusal, match=says):
-            call(base, *what, "--sequence-length", "2048", data=str(chats), output=what[1])
+            call(base, *what, "--sequence-length", "128", data=str(chats), output=what[1])
         call(base, *what, "--sequence-length", "64", data=str(chats), output=what[1])
 
 
