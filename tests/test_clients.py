@@ -20,6 +20,7 @@ import models
 from conftest import CACHE
 from dlqat import checkpoint
 from dlqat.exporters import asked, clients, generation, loaders, templates
+from dlqat.exporters.loaders import CLIENTS
 from dlqat.refusal import Refusal
 from toy_tokenizer import CHATML, byte_tokenizer, sentencepiece_tokenizer
 

@@ -202,7 +202,7 @@ def test_short_conversations_calibrate_a_start(base: Path) -> None:
     """None of them is a full sequence; all of them together are refused only where they are less than one."""
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     chats = base.parent / "chats.jsonl"
-    chats.write_text(f"{json.dumps({'messages': talk})}\n" * 50, encoding="utf-8")
+    chats.write_text(f"{json.dumps({'messages': talk})}\n" * 3, encoding="utf-8")
     for what, says in (
         (["--bits", "2"], "^--init blocks .*2 bits"),
         (["--method", "gptq"], "^--method gptq calibrates"),
