@@ -26,12 +26,14 @@ from dlqat.runtime_tests.readers.leftover import leftover
 from dlqat.runtime_tests.readers.onnx_cut import cut, cut_batched
 from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes, repeated, stem
 from dlqat.runtime_tests.readers.onnx_layouts import columns, packed, picked_columns, rows
+from dlqat.runtime_tests.readers.onnx_plumbing import Plumbing
 from dlqat.runtime_tests.readers.reader import Contents, Fact, Integers, Unreadable, Weight
 
 
 def read(program: Path) -> Contents:
     """Walk the graph. Unreadable if the file is damaged; what is merely odd becomes a fault in Contents."""
     file = OnnxFile(program)
+    plumbing = Plumbing(file)
     faults = list(_not_followed(file))
     weights: list[Weight] = []
     plain: dict[str, tuple[str, bool]] = {}
@@ -40,7 +42,7 @@ def read(program: Path) -> Contents:
         if not any(o in file.used for o in node.output):
             continue
         try:
-            facts += onnx_forward.facts(file, node)
+            facts += onnx_forward.facts(file, node, plumbing)
             if (weight := _weight(file, node)) is not None:
                 weights.append(weight)
             elif (dense := floats.dense(file, node)) is not None:
@@ -50,7 +52,7 @@ def read(program: Path) -> Contents:
     faults += [f"{n}: more than one operation claims to be this layer" for n in repeated(_claims(weights))]
     try:
         whole = any(given.name == "input_ids" for given in file.graph.input)  # else a piece, which no session runs
-        forwards = (onnx_expression.forward(file, weights, plain),) if whole else ()
+        forwards = (onnx_expression.forward(file, plumbing, weights, plain),) if whole else ()
     except Unreadable as error:
         forwards = ()
         faults.append(str(error))

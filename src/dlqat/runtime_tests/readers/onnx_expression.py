@@ -28,14 +28,16 @@ INPUTS = ("input_ids", "attention_mask", "position_ids", "num_logits_to_keep")
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 
-def forward(file: OnnxFile, weights: Sequence[Weight], plain: dict[str, tuple[str, bool]]) -> Node:
+def forward(file: OnnxFile, plumbing: Plumbing, weights: Sequence[Weight], plain: dict[str, tuple[str, bool]]) -> Node:
     """The logits. Unreadable at the first node that has no meaning here."""
-    return _Forward(file, weights, plain).logits()
+    return _Forward(file, plumbing, weights, plain).logits()
 
 
 class _Forward:
-    def __init__(self, file: OnnxFile, weights: Sequence[Weight], plain: dict[str, tuple[str, bool]]) -> None:
-        self.file, self.plumbing = file, Plumbing(file)
+    def __init__(
+        self, file: OnnxFile, plumbing: Plumbing, weights: Sequence[Weight], plain: dict[str, tuple[str, bool]]
+    ) -> None:
+        self.file, self.plumbing = file, plumbing
         self.products = {w.output: w for w in weights}
         self.dense = {source: name.removesuffix(".weight") for name, (source, _) in plain.items()}
         self.values: dict[str, Node] = {}
@@ -190,7 +192,6 @@ def _rope(f: _Forward, node: Any) -> None:
 
 def _attention(f: _Forward, node: Any) -> None:
     found = attributes(node)
-    f.plumbing.window(node.input[3])  # which window: a fact of its own (onnx_forward.py)
     label = f"{_layer(node, 4)} {found.get('q_num_heads')}/{found.get('kv_num_heads')}"
     f.values[node.output[0]] = Node("attention", label, tuple(f.inputs(node, 3)))
 

@@ -3,7 +3,7 @@
 
 RMSNormalization, (Skip)SimplifiedLayerNormalization     attribute epsilon
 GroupQueryAttention                                      attributes scale, local_window_size; tables as inputs 7, 8
-Attention                                                attribute scale; its mask has key > query - window inside
+Attention                                                attribute scale; the window that its mask has when it is run
 RotaryEmbedding <- Cos, Sin <- positions * frequencies
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dlqat.runtime_tests.readers.onnx_file import OnnxFile, attributes
+from dlqat.runtime_tests.readers.onnx_plumbing import Plumbing
 from dlqat.runtime_tests.readers.reader import ROPE, Fact, Unreadable
 
 NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -27,7 +28,7 @@ KNOWN = {
 """Attributes that the reader can explain; any other could change the numbers."""
 
 
-def facts(file: OnnxFile, node: Any) -> Iterator[Fact]:
+def facts(file: OnnxFile, node: Any, plumbing: Plumbing) -> Iterator[Fact]:
     """The facts of one node. Unreadable if it has settings that are not known."""
     if node.op_type not in KNOWN:
         return
@@ -42,7 +43,7 @@ def facts(file: OnnxFile, node: Any) -> Iterator[Fact]:
             yield from _tables(file, node)
         case "Attention":
             yield _fact("scale", node, found.get("scale"))
-            yield _fact("window", node, _window(file, node.input[3]))
+            yield _fact("window", node, plumbing.window(node.input[3]))
         case "RotaryEmbedding":
             yield from _frequencies(file, node)
         case _:
@@ -69,19 +70,3 @@ def _frequencies(file: OnnxFile, node: Any) -> Iterator[Fact]:
         if angles is None or angles.op_type != "Mul" or len(stored) != 1:
             raise Unreadable(f"{node.name}: {name} is no {operator} of positions times stored frequencies")
         yield Fact("rope.frequencies", stored[0], file.floats(stored[0]))
-
-
-def _window(file: OnnxFile, mask: str) -> float:
-    """w of the comparison key > query - w among what makes the mask; infinity if there is none."""
-    stack, seen = [mask], set[str]()
-    while stack:
-        name = stack.pop()
-        node = file.producer.get(name)
-        if node is None or name in seen:
-            continue
-        seen.add(name)
-        stack += node.input
-        bound = file.producer.get(node.input[1]) if node.op_type == "Greater" else None
-        if bound is not None and bound.op_type == "Sub" and bound.input[1] in file.initializers:
-            return float(file.array(bound.input[1]).item())
-    return np.inf
