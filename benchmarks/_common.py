@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
+import dlqat
 from dlqat import atomic
 
 HERE = Path(__file__).parent
@@ -73,7 +74,8 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "dlqat")},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        "versions": {**{name: version(name) for name in ("torch", "transformers")}, "dlqat": dlqat.__version__},
     }
 
 
@@ -91,8 +93,8 @@ def peak_gb() -> float:
 class Results:
     """One JSON file of rows by key; a row is written the moment it is known, and not measured again."""
 
-    def __init__(self, name: str) -> None:
-        self.path = HERE / "results" / f"{name}.json"
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.path = (folder or HERE / "results") / f"{name}.json"
         self.rows = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:

@@ -121,9 +121,9 @@ def fq_lora(model: nn.Module, example: object) -> nn.Module:
 
 
 def layers() -> dict[str, Callable[[int, int, str], Layer]]:
-    """Name -> maker. `fused` and `split` differ in a switch that the benchmark sets."""
+    """Name -> maker. The reference differs from dlqat in a switch that the benchmark sets."""
     found: dict[str, Callable[[int, int, str], Layer]] = {
-        "dlqat split": dlqat, "dlqat fused": dlqat, "dlqat reference": dlqat, "textbook, torch.compile": textbook
+        "dlqat": dlqat, "dlqat reference": dlqat, "textbook, torch.compile": textbook
     }  # fmt: skip
     if find_spec("peft"):
         found["peft LoRA bf16"] = peft_lora

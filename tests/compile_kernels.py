@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 from dlqat.trainer.kernels import triton as launch
 from dlqat.trainer.kernels.triton_activation import fake_quant_kernel
-from dlqat.trainer.kernels.triton_backward import product_backward_kernel, weight_backward_kernel
+from dlqat.trainer.kernels.triton_backward import weight_backward_kernel
 from dlqat.trainer.kernels.triton_forward import weight_forward_kernel
 
 TARGETS = {
@@ -32,28 +32,27 @@ TARGETS = {
 }
 GRID = {"QMIN": -8, "QMAX": 7, "POWER_OF_TWO": False, "BASE_UNIT": 0.125, "GROUP": 32, "RANK": 16}
 WEIGHTS = {"scales": "*fp32", "zero_points": "*i8", "magnitude": "*fp32", "lora_a": "*fp32", "lora_b": "*fp32"}
-INTEGERS = ("out_features", "in_features", "groups", "parts", "rank", "tokens", "features")
+INTEGERS = ("out_features", "in_features", "groups", "parts", "rank", "features")
 
 
-def cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
+def cases(nvidia: bool) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
     """name -> kernel, types of its tensors, constants, warps: what dlqat.trainer.kernels.triton launches.
     bf16, int4 in groups of 32 with zero-points and rank 16; `prepared` adds offsets."""
     bf16 = {"weight": "*bf16", "made": "*bf16", **WEIGHTS}
     sums = {f"grad_{n}": "*fp32" for n in ("magnitude", "a", "b")}
-    columns, product = launch.COLUMNS, launch.PRODUCT_COLUMNS
-    forward = {**GRID, "GROUPS": columns // 32, "ROWS": launch.FORWARD_ROWS, "STEPS": launch.STEPS}
-    backward = {**forward, "ROWS": launch.BACKWARD_ROWS}
-    fused = {**GRID, "GROUPS": product // 32, "ROWS": launch.PRODUCT // product, "TOKENS": launch.PRODUCT_TOKENS}
+    tiles = launch.NVIDIA if nvidia else launch.OTHERS
+    ahead, back = tiles
+    exact = {"NVIDIA": nvidia, "DOT": "tf32x3" if nvidia else "ieee"}
+    forward, backward = ({**GRID, **exact, "GROUPS": t.columns // 32, "ROWS": t.rows, "STEPS": t.steps} for t in tiles)
     return {
-        "forward": (weight_forward_kernel, bf16, forward, 4),
+        "forward": (weight_forward_kernel, bf16, forward, ahead.warps),
         "forward, prepared, base 8": (
-            weight_forward_kernel, {**bf16, "weight": "*i8", "offset": "*i8"}, forward, 4
+            weight_forward_kernel, {**bf16, "weight": "*i8", "offset": "*i8"}, forward, ahead.warps
         ),
-        "backward": (weight_backward_kernel, {"g": "*bf16", **bf16, **sums}, backward, 4),
+        "backward": (weight_backward_kernel, {"g": "*bf16", **bf16, **sums}, backward, back.warps),
         "backward, scales": (
-            weight_backward_kernel, {"g": "*bf16", **bf16, **sums, "grad_scales": "*fp32"}, backward, 4
+            weight_backward_kernel, {"g": "*bf16", **bf16, **sums, "grad_scales": "*fp32"}, backward, back.warps
         ),
-        "fused product": (product_backward_kernel, {"dy": "*bf16", "x": "*bf16", **bf16, **sums}, fused, 4),
         "activation": (fake_quant_kernel, {"x": "*bf16", "made": "*bf16"}, {"BLOCK": 4096}, 8),
     }  # fmt: skip
 
@@ -66,7 +65,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warp
     for place, name in enumerate(kernel.arg_names):
         if name in types or name in INTEGERS:
             signature[name] = types.get(name, "i32")
-            if name not in ("groups", "parts", "tokens"):
+            if name not in ("groups", "parts"):
                 aligned[(place,)] = [["tt.divisibility", 16]]
         elif name in ("scaling", "lsq"):
             signature[name] = "fp32"
@@ -105,8 +104,8 @@ def contractions(binary: Any) -> int:
 
 
 def main(targets: list[str]) -> None:
-    for name, (kernel, types, constants, warps) in cases().items():
-        for target in targets or TARGETS:
+    for target in targets or TARGETS:
+        for name, (kernel, types, constants, warps) in cases(TARGETS[target].backend == "cuda").items():
             binary = compiled(kernel, types, constants, warps, TARGETS[target])
             fused = contractions(binary) if kernel is fake_quant_kernel else 0
             row = {"kernel": name, "target": target, **resources(binary), "fused multiply-adds": fused}

@@ -165,15 +165,11 @@ class _Product(Function):
         """A tensor or None for each argument of forward."""
         layer: QATLinear = ctx.layer
         (x,) = ctx.saved_tensors
-        dy, adapter, train_scales = grads[0], layer.adapter(), layer.spec.train_scales
-        kernels, rows = choose(dy.device), (dy.flatten(0, -2), x.flatten(0, -2))
+        dy, adapter = grads[0], layer.adapter()
         with torch.autocast(dy.device.type, enabled=False):
-            if layer.mask is None:
-                made, g = kernels.product_backward(layer.weight, adapter, *rows, train_scales)
-            else:
-                dw = _masked(rows[0].T @ rows[1], layer.mask)
-                made, g = kernels.weight_backward(layer.weight, adapter, dw, dy.dtype, train_scales)
-                made = _masked(made, layer.mask)
+            dw = _masked(dy.flatten(0, -2).T @ x.flatten(0, -2), layer.mask)
+            made, g = choose(dy.device).weight_backward(layer.weight, adapter, dw, dy.dtype, layer.spec.train_scales)
+            made = _masked(made, layer.mask)
             dx = dy @ made if ctx.needs_input_grad[0] else None
         return dx, None, None, g.lora_a, g.lora_b, g.magnitude, g.scales
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
-from dlqat import json_file, recipe, source
+from dlqat import __version__, json_file, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
@@ -67,7 +67,7 @@ def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]
         "data": data.digests(names),
         "options": asdict(request.options),
         "method": known.record(request.method) if request.method else {"name": "dlqat"},
-        "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
+        "versions": {"dlqat": __version__, **{name: version(name) for name in ("torch", "transformers")}},
     }
 
 

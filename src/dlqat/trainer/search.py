@@ -16,8 +16,9 @@ from torch import Tensor
 from dlqat.grid import Grid
 
 SHRINK = torch.linspace(1.0, 0.3, 57)
-ROWS = 512
-"""Rows searched at a time: bounds the memory of the search to a few copies of so many rows."""
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Elements of the weight searched at a time: what stays in a CPU's cache, what fills a GPU (1B: see docs/kernels.md).
+The memory of the search is a few float32 copies of so many."""
 
 
 def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -25,7 +26,8 @@ def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tupl
 
     `importance` [in] weighs the squared error of each input (its mean square activation).
     """
-    parts = [_search_rows(rows, grid, importance) for rows in weight.split(ROWS)]
+    size = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // weight.shape[1])
+    parts = [_search_rows(rows, grid, importance) for rows in weight.split(size)]
     scales = torch.cat([s for s, _ in parts])
     if not grid.zero_points:
         return scales, None

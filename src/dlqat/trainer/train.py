@@ -127,7 +127,7 @@ def train(
     """
     model.eval()  # dropout, whatever the config says, would spoil student and teacher
     if options.gradient_checkpointing:
-        _checkpoint(model)
+        checkpoint_blocks(model)
     if runtime.device.type == "cpu":
         memory.keep_freed()
     loss = module or Loss(model, Mix(options.kd, options.ce))
@@ -150,10 +150,12 @@ def train(
     return {n.removeprefix("model."): t for n, t in state.trained(wrapped).items()}
 
 
-def _checkpoint(model: PreTrainedModel) -> None:
+def checkpoint_blocks(model: PreTrainedModel) -> None:
     """Let the blocks recompute instead of remember. transformers does that only in training mode, so the blocks are in it,
     and nothing in them is."""
-    model.activation_checkpointing_enable()
+    # transformers renamed it between 5.17 and 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
             block.training = True

@@ -31,10 +31,6 @@ class Kernels(Protocol):
         self, weight: Tensor, adapter: Adapter, grad: Tensor, dtype: torch.dtype, train_scales: bool = False
     ) -> tuple[Tensor, Gradients]: ...
 
-    def product_backward(
-        self, weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
-    ) -> tuple[Tensor, Gradients]: ...
-
     def fake_quant(self, x: Tensor) -> Tensor: ...
 
 

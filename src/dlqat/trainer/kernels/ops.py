@@ -82,7 +82,8 @@ def linear_backward(dy: Tensor, x: Tensor, *args: Any) -> list[Tensor]:
     base, adapter = _adapter(args[:-2])
     train_scales, need_dx = args[-2:]
     with torch.autocast(x.device.type, enabled=False):
-        made, g = choose(x.device).product_backward(base, adapter, dy.flatten(0, -2), x.flatten(0, -2), train_scales)
+        dw = dy.flatten(0, -2).T @ x.flatten(0, -2)
+        made, g = choose(x.device).weight_backward(base, adapter, dw, dy.dtype, train_scales)
         dx = dy @ made if need_dx else None
     return [x.new_empty(0) if t is None else t for t in (dx, g.magnitude, g.lora_a, g.lora_b, g.scales)]
 

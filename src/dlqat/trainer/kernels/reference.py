@@ -89,13 +89,6 @@ def weight_backward(
     return made, Gradients(grad_a, grad_b, grad_magnitude, grad_scales)
 
 
-def product_backward(
-    weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
-) -> tuple[Tensor, Gradients]:
-    """weight_backward of G = dy^T x in their dtype, dy [tokens, out], x [tokens, in]."""
-    return weight_backward(weight, adapter, dy.T @ x, dy.dtype, train_scales)
-
-
 def fake_quant(x: Tensor) -> Tensor:
     """x on its per-token int8 grid, same shape and dtype; computed in float32 (dlqat.trainer.activation)."""
     f = x.to(torch.float32)

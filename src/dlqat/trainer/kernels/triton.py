@@ -2,15 +2,16 @@
 """The Triton kernels behind the signatures of `reference`: shapes in, launches out.
 
 Runs on NVIDIA and AMD GPUs, and on a CPU under Triton's interpreter (TRITON_INTERPRET=1), where the tests
-compare it with the reference. Tile sizes are chosen by the registers that the compiler reports
-(docs/kernels.md); they have not been tuned on a GPU.
+compare it with the reference. Tile sizes are those that were fastest of a list (benchmarks/kernel_tiles.py). They are
+not chosen while training, as triton.autotune would: the order of the sums in dA and dB follows from them, and so a
+run that is continued could end in other numbers.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,21 +21,32 @@ from torch import Tensor
 from dlqat.adapter import Adapter, base_unit
 from dlqat.trainer.kernels.reference import Gradients
 from dlqat.trainer.kernels.triton_activation import fake_quant_kernel
-from dlqat.trainer.kernels.triton_backward import product_backward_kernel, weight_backward_kernel
+from dlqat.trainer.kernels.triton_backward import weight_backward_kernel
 from dlqat.trainer.kernels.triton_forward import weight_forward_kernel
 
-FORWARD_ROWS, BACKWARD_ROWS, COLUMNS, STEPS = 32, 16, 128, 8
-"""Tile of the kernels that stream the weight, and tiles to a program."""
-PRODUCT, PRODUCT_COLUMNS, PRODUCT_TOKENS = 4096, 64, 32
-"""Tile of the fused product: elements, least columns (a group of 128 takes 128), tokens at a time. A tile twice as
-large spills registers on every target."""
-FUSED_TOKENS = 1024
-"""Up to so many tokens dL/dW' stays out of memory. By the byte count, not measured: there the product is short
-beside writing and reading its result (4 bytes a weight), and the vendor's faster product cannot win it back."""
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a program of the kernels that stream the weight takes: `steps` tiles of [rows, columns], one after the other."""
+
+    rows: int
+    columns: int
+    steps: int
+    warps: int
+
+    def wide(self, group: int) -> Tile:
+        """This tile, or one of the same size that holds a whole group of inputs."""
+        if group <= self.columns:
+            return self
+        return replace(self, columns=group, rows=max(16, self.rows * self.columns // group))
+
+
+NVIDIA, OTHERS = (Tile(32, 128, 1, 4), Tile(64, 64, 4, 4)), (Tile(32, 128, 8, 4), Tile(16, 128, 8, 4))
+"""Forward and backward. NVIDIA: the fastest on an H200. Others (and the interpreter): by the registers that the compiler
+reports for AMD, not measured."""
 # A launch has arguments (grid, num_warps) that are not those of the function: no type describes it.
 _forward: Any = weight_forward_kernel
 _backward: Any = weight_backward_kernel
-_product: Any = product_backward_kernel
 _activation: Any = fake_quant_kernel
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 
@@ -62,13 +74,15 @@ def weight_forward(weight: Tensor, adapter: Adapter, dtype: torch.dtype) -> Tens
     """As reference.weight_forward."""
     out, inputs = weight.shape
     made = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    tiles = Tiles.of(inputs, adapter.scales.shape[1], COLUMNS)
-    steps = min(STEPS, _cdiv(out, FORWARD_ROWS))
-    grid = (tiles.tiles, _cdiv(out, FORWARD_ROWS * steps))
+    groups = adapter.scales.shape[1]
+    tile = _tiles(weight)[0].wide(inputs // groups if groups > 1 else 1)
+    tiles = Tiles.of(inputs, groups, tile.columns)
+    steps = min(tile.steps, _cdiv(out, tile.rows))
+    grid = (tiles.tiles, _cdiv(out, tile.rows * steps))
     with _on(weight):
         _forward[grid](
-            *_tensors(weight, adapter), made, out, inputs, adapter.scales.shape[1], _rank(adapter), adapter.scaling,
-            **_constants(adapter, tiles), ROWS=FORWARD_ROWS, STEPS=steps, num_warps=4, **EXACT,
+            *_tensors(weight, adapter), made, out, inputs, groups, _rank(adapter), adapter.scaling,
+            **_constants(weight, adapter, tiles), ROWS=tile.rows, STEPS=steps, num_warps=tile.warps, **EXACT,
         )  # fmt: skip
     return made
 
@@ -78,41 +92,16 @@ def weight_backward(
 ) -> tuple[Tensor, Gradients]:
     """As reference.weight_backward."""
     out, inputs = weight.shape
-    tiles = Tiles.of(inputs, adapter.scales.shape[1], COLUMNS)
-    steps = min(STEPS, _cdiv(out, BACKWARD_ROWS))
-    grid = (tiles.tiles, _cdiv(out, BACKWARD_ROWS * steps))
+    groups = adapter.scales.shape[1]
+    tile = _tiles(weight)[1].wide(inputs // groups if groups > 1 else 1)
+    tiles = Tiles.of(inputs, groups, tile.columns)
+    steps = min(tile.steps, _cdiv(out, tile.rows))
+    grid = (tiles.tiles, _cdiv(out, tile.rows * steps))
     made, partial = _outputs(weight, adapter, dtype, train_scales, tiles, strips=grid[1])
     with _on(weight):
         _backward[grid](
             grad.contiguous(), *_tensors(weight, adapter), made, *_sums(partial), *_sizes(weight, adapter, tiles),
-            **_constants(adapter, tiles), ROWS=BACKWARD_ROWS, STEPS=steps, num_warps=4, **EXACT,
-        )  # fmt: skip
-    return made, _add_up(partial, adapter)
-
-
-def product_backward(
-    weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
-) -> tuple[Tensor, Gradients]:
-    """As reference.product_backward: G = dy^T x, dy [tokens, out], x [tokens, in], then weight_backward."""
-    if len(x) > FUSED_TOKENS:
-        return weight_backward(weight, adapter, dy.T @ x, dy.dtype, train_scales)
-    return fused_backward(weight, adapter, dy, x, train_scales)
-
-
-def fused_backward(
-    weight: Tensor, adapter: Adapter, dy: Tensor, x: Tensor, train_scales: bool = False
-) -> tuple[Tensor, Gradients]:
-    """product_backward with G never in memory, and never rounded to dy's dtype."""
-    out, inputs = weight.shape
-    groups = adapter.scales.shape[1]
-    tiles = Tiles.of(inputs, groups, PRODUCT_COLUMNS if groups == 1 else max(PRODUCT_COLUMNS, inputs // groups))
-    grid = (tiles.tiles, _cdiv(out, PRODUCT // tiles.columns))
-    made, partial = _outputs(weight, adapter, dy.dtype, train_scales, tiles, strips=grid[1])
-    with _on(weight):
-        _product[grid](
-            dy.contiguous(), x.contiguous(), *_tensors(weight, adapter), made, *_sums(partial),
-            len(x), *_sizes(weight, adapter, tiles), **_constants(adapter, tiles),
-            ROWS=PRODUCT // tiles.columns, TOKENS=PRODUCT_TOKENS, num_warps=4, **EXACT,
+            **_constants(weight, adapter, tiles), ROWS=tile.rows, STEPS=steps, num_warps=tile.warps, **EXACT,
         )  # fmt: skip
     return made, _add_up(partial, adapter)
 
@@ -156,9 +145,20 @@ def _sizes(weight: Tensor, adapter: Adapter, tiles: Tiles) -> tuple[float, ...]:
     return (*weight.shape, adapter.scales.shape[1], tiles.parts, _rank(adapter), adapter.scaling, lsq)
 
 
-def _constants(adapter: Adapter, tiles: Tiles) -> dict[str, Any]:
-    grid = adapter.grid
+def _nvidia(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.version.hip is None
+
+
+def _tiles(tensor: Tensor) -> tuple[Tile, Tile]:
+    return NVIDIA if _nvidia(tensor) else OTHERS
+
+
+def _constants(weight: Tensor, adapter: Adapter, tiles: Tiles) -> dict[str, Any]:
+    grid, nvidia = adapter.grid, _nvidia(weight)
     return {
+        "NVIDIA": nvidia,
+        # Low-rank products: float32 out of three tf32 products on NVIDIA's tensor cores, which AMD does not have.
+        "DOT": "tf32x3" if nvidia else "ieee",
         "QMIN": grid.qmin,
         "QMAX": grid.qmax,
         "POWER_OF_TWO": grid.power_of_two,

@@ -2,13 +2,7 @@
 # pyright: basic, reportGeneralTypeIssues=false
 """dm, dA, dB, ds and W' again from G = dL/dW', in one pass over W0 and G: the codes are made anew.
 
-Two kernels with one epilogue:
-
-    weight_backward_kernel    G comes from memory, out of the vendor's matrix product
-    product_backward_kernel   G = dy^T x is made here tile by tile and never reaches memory
-
-Bytes a weight, bf16, beside the product's own operands: 2 (W0) + 2 (W') for both; the first one reads G (2) after
-the product has written it (2). Sums over rows (dA) and over columns (dB) leave a program as partial sums,
+Bytes a weight, bf16: 2 (W0) + 2 (G, which the vendor's matrix product has written) + 2 (W'). Sums over rows (dA) and over columns (dB) leave a program as partial sums,
 [strips, r, in] and [tiles, out, r] float32, added by the caller in a fixed order: the result does not
 depend on the order in which programs run, as it would with atomics.
 """
@@ -27,6 +21,7 @@ def epilogue(
     first_row, tile, out_features, in_features, groups, parts, rank, scaling, lsq,
     QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr,
+    DOT: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
     """Everything of one tile but dA, whose contribution [RANK, COLUMNS] it returns (None without LoRA).
 
@@ -42,11 +37,11 @@ def epilogue(
     product = None
     if lora_a is not None:
         a, b = low_rank(lora_a, lora_b, first_row, first_column, out_features, in_features, rank, ROWS, COLUMNS, RANK)
-        product = tl.dot(b, a, input_precision="ieee").reshape([ROWS, GROUPS, GROUP])
-    v = latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT)
+        product = tl.dot(b, a, input_precision=DOT).reshape([ROWS, GROUPS, GROUP])
+    v = latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT, NVIDIA)
     clipped = tl.minimum(tl.maximum(v, low[:, :, None]), high[:, :, None])
     levels = round_even(clipped)
-    tl.store(made + at, narrow(levels * folded[:, :, None], made.dtype.element_ty), inside)
+    tl.store(made + at, narrow(levels * folded[:, :, None], made.dtype.element_ty, NVIDIA), inside)
 
     row = first_row + tl.arange(0, ROWS)
     part = tile * GROUPS + tl.arange(0, GROUPS)
@@ -68,9 +63,9 @@ def epilogue(
         gv = gv.reshape([ROWS, COLUMNS])
         r = tl.arange(0, RANK)
         at_b = (tile.to(tl.int64) * out_features + row)[:, None] * rank + r[None, :]
-        grad = tl.dot(gv, tl.trans(a), input_precision="ieee") * scaling
+        grad = tl.dot(gv, tl.trans(a), input_precision=DOT) * scaling
         tl.store(grad_b + at_b, grad, (row < out_features)[:, None] & (r < rank)[None, :])
-        grad_a = tl.dot(tl.trans(b), gv, input_precision="ieee")
+        grad_a = tl.dot(tl.trans(b), gv, input_precision=DOT)
     return grad_a
 
 
@@ -90,6 +85,7 @@ def weight_backward_kernel(
     out_features, in_features, groups, parts, rank, scaling, lsq,
     QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr, STEPS: tl.constexpr,
+    DOT: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
     """G [out, in] from memory; grid (column tiles, strips of STEPS * ROWS rows)."""
     COLUMNS: tl.constexpr = GROUPS * GROUP
@@ -102,44 +98,9 @@ def weight_backward_kernel(
             tl.load(g + at, inside, other=0.0).to(tl.float32),
             weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made, grad_magnitude, grad_scales, grad_b,
             first_row, tile, out_features, in_features, groups, parts, rank, scaling, lsq,
-            QMIN, QMAX, POWER_OF_TWO, BASE_UNIT, ROWS, GROUPS, GROUP, RANK,
+            QMIN, QMAX, POWER_OF_TWO, BASE_UNIT, ROWS, GROUPS, GROUP, RANK, DOT, NVIDIA,
         )  # fmt: skip
         if part is not None:
             total += part
     if lora_a is not None:
         store_grad_a(grad_a, total * scaling, strip, tile, in_features, rank, COLUMNS, RANK)
-
-
-@triton.jit
-def product_backward_kernel(
-    dy, x, weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made,
-    grad_magnitude, grad_scales, grad_a, grad_b,
-    tokens, out_features, in_features, groups, parts, rank, scaling, lsq,
-    QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """G = dy^T x of one tile in float32, dy [tokens, out], x [tokens, in]; grid (column tiles, row tiles)."""
-    COLUMNS: tl.constexpr = GROUPS * GROUP
-    tile, strip = tl.program_id(0), tl.program_id(1)
-    row = strip * ROWS + tl.arange(0, ROWS)
-    column = tile * COLUMNS + tl.arange(0, COLUMNS)
-    g = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(0, tokens, TOKENS):
-        token = first + tl.arange(0, TOKENS)
-        at = token.to(tl.int64)[:, None]
-        left = tl.load(
-            dy + at * out_features + row[None, :], (token < tokens)[:, None] & (row < out_features)[None, :], other=0.0
-        )
-        right = tl.load(
-            x + at * in_features + column[None, :], (token < tokens)[:, None] & (column < in_features)[None, :],
-            other=0.0,
-        )  # fmt: skip
-        g = tl.dot(tl.trans(left), right, g, input_precision="ieee")
-    part = epilogue(
-        g.reshape([ROWS, GROUPS, GROUP]),
-        weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made, grad_magnitude, grad_scales, grad_b,
-        strip * ROWS, tile, out_features, in_features, groups, parts, rank, scaling, lsq,
-        QMIN, QMAX, POWER_OF_TWO, BASE_UNIT, ROWS, GROUPS, GROUP, RANK,
-    )  # fmt: skip
-    if part is not None:
-        store_grad_a(grad_a, part * scaling, strip, tile, in_features, rank, COLUMNS, RANK)

@@ -21,6 +21,7 @@ def weight_forward_kernel(
     out_features, in_features, groups, rank, scaling,
     QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr, STEPS: tl.constexpr,
+    DOT: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
     """made [out, in]; grid (column tiles, strips of STEPS * ROWS rows)."""
     first_column = tl.program_id(0) * (GROUPS * GROUP)
@@ -37,7 +38,7 @@ def weight_forward_kernel(
             a, b = low_rank(
                 lora_a, lora_b, first_row, first_column, out_features, in_features, rank, ROWS, GROUPS * GROUP, RANK
             )
-            product = tl.dot(b, a, input_precision="ieee").reshape([ROWS, GROUPS, GROUP])
-        v = latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT)
+            product = tl.dot(b, a, input_precision=DOT).reshape([ROWS, GROUPS, GROUP])
+        v = latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT, NVIDIA)
         levels = tl.minimum(tl.maximum(round_even(v), low[:, :, None]), high[:, :, None])
-        tl.store(made + at, narrow(levels * folded[:, :, None], made.dtype.element_ty), inside)
+        tl.store(made + at, narrow(levels * folded[:, :, None], made.dtype.element_ty, NVIDIA), inside)

@@ -2,10 +2,10 @@
 # pyright: basic, reportGeneralTypeIssues=false
 """What the Triton kernels share: exact rounding, and one tile of W0 taken to its place on the grid.
 
-Bit-equality with the reference rests on four choices, which hold for the interpreter, NVIDIA and AMD:
-rounding to integers by the magic number (no libdevice: the interpreter has none), rounding to bf16 on the
-bits (gfx90a has no instruction for it, and the interpreter's cast cuts off), IEEE division, and no fused
-multiply-add (`enable_fp_fusion=False` at every launch: x * y + magic in one rounding moves ties).
+Bit-equality with the reference rests on four choices: rounding to integers by the magic number (no libdevice: the
+interpreter has none), rounding to bf16 on the bits (gfx90a has no instruction for it, and the interpreter's cast cuts
+off), IEEE division, and no fused multiply-add (`enable_fp_fusion=False` at every launch: x * y + magic in one rounding
+moves ties). NVIDIA (a constant of the launch) rounds and divides with fewer instructions and the same result.
 
 A tile is [rows, groups, inputs of a group], so that a group's scale is a broadcast and its sum a reduction.
 A group that is a whole row (per channel) is cut into tiles of one group each.
@@ -32,9 +32,9 @@ def round_bf16(x):
 
 
 @triton.jit
-def narrow(x, dtype: tl.constexpr):
+def narrow(x, dtype: tl.constexpr, NVIDIA: tl.constexpr = False):
     """x in `dtype`, rounded to nearest, ties to even."""
-    if dtype == tl.bfloat16:
+    if dtype == tl.bfloat16 and not NVIDIA:
         x = round_bf16(x)
     return x.to(dtype)
 
@@ -92,7 +92,7 @@ def scales_of(scales, zero_points, magnitude, at, inside, QMIN: tl.constexpr, QM
 
 
 @triton.jit
-def latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT: tl.constexpr):
+def latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT: tl.constexpr, NVIDIA: tl.constexpr):
     """V / s [ROWS, GROUPS, GROUP]; `product` = B A of the tile, or None."""
     w = tl.load(weight + at, inside, other=0)
     v = w.to(tl.float32)
@@ -102,4 +102,11 @@ def latent_levels(weight, offset, product, at, inside, s, scaling, BASE_UNIT: tl
         v = v + scaling * product
     if offset is not None:
         v = v + tl.load(offset + at, inside, other=0).to(tl.float32) * (s * 0.015625)[:, :, None]
-    return tl.div_rn(v, tl.broadcast_to(s[:, :, None], v.shape))
+    divisor = tl.broadcast_to(s[:, :, None], v.shape)
+    if NVIDIA:
+        # Markstein's theorem: with r = 1 / s and q = v r, each rounded, q + r (v - q s) in two fused steps is v / s
+        # rounded once. One division a group, then three instructions a weight.
+        r = tl.broadcast_to(tl.div_rn(1.0, s)[:, :, None], v.shape)
+        q = v * r
+        return tl.fma(tl.fma(-q, divisor, v), r, q)
+    return tl.div_rn(v, divisor)
