@@ -28,4 +28,4 @@ def fake_quant_kernel(x, made, features, BLOCK: tl.constexpr):
     zero = round_even(tl.minimum(tl.maximum(zero, -128.0), 127.0))
     q = tl.minimum(tl.maximum(round_even(f * inverse), -128.0 - zero), 127.0 - zero)
     back = tl.div_rn(q, tl.broadcast_to(inverse, q.shape))
-    tl.store(made + at, narrow(back, made.dtype.element_ty), column < features)
+    tl.store(made + at, narrow(back, made.dtype.element_ty, False), column < features)

@@ -32,7 +32,7 @@ def round_bf16(x):
 
 
 @triton.jit
-def narrow(x, dtype: tl.constexpr, NVIDIA: tl.constexpr = False):
+def narrow(x, dtype: tl.constexpr, NVIDIA: tl.constexpr):
     """x in `dtype`, rounded to nearest, ties to even."""
     if dtype == tl.bfloat16 and not NVIDIA:
         x = round_bf16(x)
