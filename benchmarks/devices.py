@@ -33,13 +33,13 @@ from rich.console import Console
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import ALL, DEVICES
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
-from dlqat.devices.isolated import isolated
+from dlqat.devices.process.isolated import isolated
 from dlqat.exporters.cli import TARGETS
 from dlqat.runtime_tests import cli
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.reference import Reference
-from dlqat.runtime_tests.report import Check
-from dlqat.runtime_tests.rungs.l2_conditions import as_apps_load_it
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.check.rungs.l2_conditions import as_apps_load_it
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.runtime_tests.report.record import Check
 
 LIMIT = 1200
 """Seconds for one cell."""
@@ -79,7 +79,7 @@ def export(model: Path, kind: Kind) -> Path:
 def check(folder: Path, model: Path, device: str, *, whole: bool) -> None:
     """The proof of one artifact on one device; prints the cell as JSON, the last line of stdout."""
     rungs = cli.RUNGS if whole else ("L0", "L1", "L2")
-    request = cli.Request(artifacts.find(folder), model / "folded", device, rungs, quick=not whole)
+    request = cli.CheckRequest(artifacts.find(folder), model / "folded", device, rungs, quick=not whole)
     report = cli.prove(request, Console(stderr=True))
     statuses: dict[str, str] = {}
     for one in report.checks:

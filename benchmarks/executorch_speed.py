@@ -21,9 +21,11 @@ from _common import Results, base_model
 from _race import measure
 from _stock_executorch import CONTEXT, first_layers, lower
 
-from dlqat import checkpoint
-from dlqat.exporters import cli, executorch_target, onnx_target
+from dlqat.exporters import cli
+from dlqat.exporters.executorch import target as executorch_target
+from dlqat.exporters.onnx import target as onnx_target
 from dlqat.exporters.target import Options, Target
+from dlqat.folded import disk
 
 STOCK = "stock recipe"
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     folded = options.folded or base_model() / "folded"
-    model = first_layers(checkpoint.read(folded), options.layers)
+    model = first_layers(disk.read(folded), options.layers)
     results = Results("executorch_speed")
     depth = f"{options.layers} layers" if options.layers else "all layers"
     with tempfile.TemporaryDirectory() as name:

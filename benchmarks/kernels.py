@@ -178,7 +178,7 @@ def model(device: str, *, tiny: bool) -> dict[str, Any]:
 
     from dlqat.recipe import BLOCKS, Recipe, Rule, portable
     from dlqat.trainer.distill import Mix
-    from dlqat.trainer.prepare import prepare
+    from dlqat.trainer.layers.prepare import prepare
     from dlqat.trainer.train import Loss
 
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -18,15 +18,20 @@ import coreml_runs
 import models
 import unions
 from dlqat import architecture, own_folder
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices.mil_program import Package
-from dlqat.exporters import cli, coreml_builder, coreml_package, coreml_target, decoder, onnx_target
+from dlqat.exporters import cli, decoder
+from dlqat.exporters.coreml import builder
+from dlqat.exporters.coreml import package as coreml_package
+from dlqat.exporters.coreml import target as coreml_target
+from dlqat.exporters.onnx import target as onnx_target
 from dlqat.exporters.target import Options
 from dlqat.folded import Quantized
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
+from dlqat.mil.program import Package
 from dlqat.recipe import LayerSpec, Recipe, Rule
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import integers, readers
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import integers
 from torch_builder import TorchBuilder
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 160, 24)]
@@ -152,7 +157,7 @@ def test_deployment_targets_are_this_target_s() -> None:
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])
 def test_eps_survives_float16(eps: float) -> None:
-    root, rest = coreml_builder._square_times(eps)
+    root, rest = builder._square_times(eps)
     assert float(root) ** 2 * float(rest) == pytest.approx(eps, rel=2e-6)
 
 

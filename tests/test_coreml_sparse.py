@@ -16,14 +16,17 @@ import torch
 import coreml_runs
 import models
 from dlqat import folded
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices.mil_program import Constant, Function, Package
-from dlqat.exporters import coreml_sparse, coreml_target, coreml_weights
+from dlqat.exporters.coreml import sparse as coreml_sparse
+from dlqat.exporters.coreml import target as coreml_target
+from dlqat.exporters.coreml import weights as coreml_weights
 from dlqat.exporters.target import Options
 from dlqat.folded import Quantized
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
+from dlqat.mil.program import Constant, Function, Package
 from dlqat.recipe import Recipe, Rule
-from dlqat.runtime_tests import integers, readers
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import integers
 from test_coreml_export import reference, run
 from test_reader_coreml import WEIGHTS, change_bytes, change_operation, differences
 
@@ -199,9 +202,9 @@ def zeros() -> Callable[[Path], str]:
     """What the proof of an artifact says of zeros."""
     from dlqat.devices.all import device
     from dlqat.devices.artifact import find
-    from dlqat.runtime_tests import ladder
-    from dlqat.runtime_tests.proof import Proof
-    from dlqat.runtime_tests.reference import Reference
+    from dlqat.runtime_tests.check import ladder
+    from dlqat.runtime_tests.check.proof import Proof
+    from dlqat.runtime_tests.reference.model import Reference
 
     def fact(folder: Path) -> str:
         artifact = find(folder)

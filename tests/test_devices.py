@@ -51,7 +51,7 @@ def test_a_missing_runtime_is_told(monkeypatch: pytest.MonkeyPatch, exported: Pa
         patch.setattr(importlib.util, "find_spec", lambda _: None)
         assert HOST.available() == "onnxruntime and onnx not installed; pip install 'dlqat[onnx]'"
         with pytest.raises(Refusal, match="host-ort cannot run here: onnxruntime and onnx not installed"):
-            cli.prove(cli.Request(folders.find(exported), exported.parent / "folded"), Console())
+            cli.prove(cli.CheckRequest(folders.find(exported), exported.parent / "folded"), Console())
     assert HOST.available() is None
 
 

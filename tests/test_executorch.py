@@ -17,27 +17,29 @@ from rich.console import Console
 
 import artifacts
 import models
-from dlqat import architecture, checkpoint
-from dlqat.checkpoint import FoldedModel
+from dlqat import architecture
 from dlqat.devices import artifact as folders
 from dlqat.devices import executorch_options
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
-from dlqat.devices.isolated import isolated
-from dlqat.exporters import cli, executorch_target
-from dlqat.exporters.executorch_builder import packed
-from dlqat.exporters.executorch_graph import Value, Xnn
-from dlqat.exporters.executorch_support import unsupported
+from dlqat.devices.process.isolated import isolated
+from dlqat.exporters import cli
+from dlqat.exporters.executorch import target as executorch_target
+from dlqat.exporters.executorch.builder import packed
+from dlqat.exporters.executorch.graph import Value, Xnn
+from dlqat.exporters.executorch.support import unsupported
 from dlqat.exporters.target import Options
-from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec, Recipe, Rule, portable
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import ladder, readers
-from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN
-from dlqat.runtime_tests.readers.executorch_file import PteFile
-from dlqat.runtime_tests.report import Check
-from dlqat.runtime_tests.rungs import l2_conditions
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.rungs import l2_conditions
+from dlqat.runtime_tests.readers.executorch.file import PteFile
+from dlqat.runtime_tests.reference.arithmetic import FLOAT, PER_TOKEN
+from dlqat.runtime_tests.report.record import Check
 
 FORM = "xnnpack"
 HOST = DEVICES["host-executorch"]
@@ -211,7 +213,7 @@ def test_what_xnnpack_would_get_wrong_is_refused(tmp_path: Path, changes: dict, 
     def reasons(*rules: Rule) -> list[str]:
         recipe = Recipe((*portable().rules, *rules))
         models.write_folded(tmp_path / "folded", "llama", recipe)
-        rows = executorch_target.plan(checkpoint.read(tmp_path / "folded"), tmp_path / "folded", Options(FORM, 64))
+        rows = executorch_target.plan(disk.read(tmp_path / "folded"), tmp_path / "folded", Options(FORM, 64))
         return [row.refused for row in rows if row.refused is not None]
 
     (found,) = reasons(Rule(name, changes))
@@ -232,7 +234,7 @@ def test_scales_that_are_no_bfloat16_are_refused() -> None:
 
 def test_a_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
     models.write_folded(tmp_path / "folded", "mistral")
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     with pytest.raises(Refusal, match="--max-context 8"):
         executorch_target.plan(model, tmp_path / "folded", Options(FORM, 64))
     assert executorch_target.plan(model, tmp_path / "folded", Options(FORM, 8))
@@ -266,7 +268,7 @@ def test_logits_of_all_positions(tmp_path: Path, exported: Path) -> None:
     folder = tmp_path / "all"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))
-        cli.write(executorch_target, checkpoint.read(source), source, folder, Options(FORM, artifacts.CONTEXT, "all"))
+        cli.write(executorch_target, disk.read(source), source, folder, Options(FORM, artifacts.CONTEXT, "all"))
     assert [plan.name for plan in PteFile(folder / "model.pte").methods] == ["forward"]
     assert np.array_equal(session(folder, generate=True).logits(IDS)[-1:], session(exported).logits(IDS)[-1:])
     passed({c.name: c for c in artifacts.checks(folder, source, "L0")})
@@ -298,7 +300,7 @@ def test_the_folder_describes_itself(exported: Path) -> None:
 def test_the_tied_head_is_the_embedding_s_bytes(exported: Path) -> None:
     """Its 160 rows of 64 codes stand in the file once, and L0 has proved that both use them."""
     content = (exported / "model.pte").read_bytes()
-    layer = checkpoint.read(exported.parent / "folded").layers["model.embed_tokens"]
+    layer = disk.read(exported.parent / "folded").layers["model.embed_tokens"]
     assert isinstance(layer, Quantized)
     assert content.count(layer.codes.numpy().tobytes()) == 1
 

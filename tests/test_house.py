@@ -142,7 +142,7 @@ def test_imports_point_down() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("grid.py", "import dlqat.checkpoint", None),
+        ("grid.py", "import dlqat.mil", None),
         ("grid.py", "import dlqat.trainer", "Imports point down"),
         ("grid.py", "import onnx", "The core needs no extra"),
         ("trainer/__init__.py", "import dlqat.exporters", "Imports point down"),
@@ -151,6 +151,22 @@ def test_imports_point_down() -> None:
         ("runtime_tests/__init__.py", "import dlqat.trainer", "The proof shares no code with writers"),
         ("runtime_tests/readers/__init__.py", "import dlqat.exporters", "The proof shares no code with writers"),
         ("stray.py", "", "Imports point down"),
+        ("trainer/rounding/__init__.py", "import dlqat.trainer.layers", "Rooms of the trainer"),
+        ("trainer/starts/__init__.py", "import dlqat.trainer.methods", "Rooms of the trainer"),
+        ("trainer/stray.py", "", "Rooms of the trainer"),
+        ("exporters/onnx/__init__.py", "import dlqat.exporters.coreml", "Wings of the exporters"),
+        ("exporters/builder.py", "import dlqat.exporters.onnx", "Wings of the exporters"),
+        ("exporters/onnx/__init__.py", "import dlqat.exporters.builder", None),
+        (
+            "exporters/coreml/__init__.py",
+            "import dlqat.mil",
+            "Core ML programs are written without the code that reads",
+        ),
+        ("devices/host/__init__.py", "import dlqat.devices.web", "Rooms of the devices"),
+        ("devices/phone/__init__.py", "import dlqat.devices.runner", "Rooms of the devices"),
+        ("runtime_tests/readers/contents.py", "import dlqat.runtime_tests.check", "Rooms of the proof"),
+        ("runtime_tests/eval/__init__.py", "import dlqat.runtime_tests.check", "Rooms of the proof"),
+        ("runtime_tests/readers/onnx/__init__.py", "import dlqat.runtime_tests.readers.coreml", "One reader a format"),
     ],
 )
 def test_import_contracts_break(tmp_path: Path, file: str, line: str, contract: str | None) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dlqat import checkpoint
-from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import cli, fold
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
 from test_methods_road import base, call
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -55,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Made:
         out = folder / str(len(list(folder.iterdir())))
         call(model, out, *shlex.split(options))
         folded = fold.fold(out)
-        return checkpoint.read(folded), folded
+        return disk.read(folded), folded
 
     return made
 

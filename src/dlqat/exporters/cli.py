@@ -20,20 +20,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from dlqat import architecture, checkpoint, folder_lock, own_folder, refusal
+from dlqat import architecture, folder_lock, own_folder, refusal
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
-from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import asked, decoder, manifest
-from dlqat.exporters.target import Options, Row, Target
+from dlqat.exporters.target import LayerRow, Options, Target
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
 
 TARGETS = {
-    "onnx": "dlqat.exporters.onnx_target",
-    "executorch": "dlqat.exporters.executorch_target",
-    "coreml": "dlqat.exporters.coreml_target",
+    "onnx": "dlqat.exporters.onnx.target",
+    "executorch": "dlqat.exporters.executorch.target",
+    "coreml": "dlqat.exporters.coreml.target",
 }
 """Target -> module (target.Target), imported when asked for: every target needs another extra."""
 DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
@@ -145,7 +146,7 @@ def config_of(model_dir: Path, base: str | None) -> Config:
 
         if fold.stale(model_dir):
             return fold.config(model_dir, base)
-    return checkpoint.read(fold_if_needed(model_dir)).config
+    return disk.read(fold_if_needed(model_dir)).config
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def opened(model_dir: Path, base: str | None, *, write: bool) -> Generator[tuple
             return
     folded = fold_if_needed(model_dir, base)
     with folder_lock.reading(folded):
-        yield checkpoint.read(folded), folded
+        yield disk.read(folded), folded
 
 
 def choose(
@@ -223,7 +224,7 @@ def check(folder: Path, folded: Path) -> None:
     console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", soft_wrap=True)
 
 
-def table(plan: list[Row], title: str) -> Table:
+def table(plan: list[LayerRow], title: str) -> Table:
     """The plan for people."""
     view = Table("layers", "count", "grid", "becomes", "refused", title=Text(title), title_justify="left")
     for row in plan:

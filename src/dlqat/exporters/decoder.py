@@ -22,14 +22,13 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from dlqat import architecture, folded
-from dlqat.architecture import Decoder
-from dlqat.checkpoint import FoldedModel
+from dlqat.architecture import EMBEDDING, HEAD, Decoder
 from dlqat.exporters.builder import Attention, Builder, Leaf, Linear, V
 from dlqat.folded import Clustered, Folded, LowRank, Sum
+from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
 
 Weight = Folded | Tensor
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 def forward(b: Builder[V], model: FoldedModel, done: Callable[[str], None] = lambda _: None) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from dlqat import adapter, atomic, checkpoint, folder_lock, json_file, plan, recipe, source
+from dlqat import adapter, atomic, folder_lock, json_file, plan, recipe, source
 from dlqat.adapter import ADAPTERS, RECORD, need
 from dlqat.architecture import Config
-from dlqat.checkpoint import FoldedModel, Lazy
-from dlqat.folded import Folded, Quantized
+from dlqat.folded import Folded, Quantized, disk
+from dlqat.folded.disk import FoldedModel, Lazy
 from dlqat.plan import Leaf, Node
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
@@ -48,7 +48,7 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
     """
     with folder_lock.reading(model_dir):
         model = opened(model_dir, base, progress)
-        checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
+        disk.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
     return model_dir / FOLDED
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import dlqat
 from dlqat import atomic, json_file
-from dlqat.checkpoint import WEIGHT_FILES, FoldedModel, tokenizer_files
+from dlqat.folded.disk import WEIGHT_FILES, FoldedModel, tokenizer_files
 from dlqat.refusal import Refusal
 
 FORMAT = 1

@@ -15,12 +15,12 @@ from typing import Protocol
 from torch import Tensor
 
 from dlqat.architecture import Decoder
-from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder
 from dlqat.exporters.builder import Builder, Leaf, V
 from dlqat.exporters.decoder import Weight
 from dlqat.exporters.manifest import Manifest
 from dlqat.folded import Quantized
+from dlqat.folded.disk import FoldedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LayerRow:
     """What a kind of layer becomes: one line of --dry-run."""
 
     layers: str
@@ -59,7 +59,7 @@ class Target(Protocol):
     DEPLOYMENT_TARGETS: tuple[str, ...]
     """Choices of --deployment-target, the default first; empty where there is no such thing."""
 
-    def plan(self, model: FoldedModel, source: Path, options: Options) -> list[Row]:
+    def plan(self, model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
         """What each layer would become. Writes nothing. Refusal if `source` lacks what the artifact needs."""
         ...
 
@@ -70,7 +70,7 @@ class Target(Protocol):
         ...
 
 
-def rows(b: Builder[V], model: FoldedModel) -> list[Row]:
+def rows(b: Builder[V], model: FoldedModel) -> list[LayerRow]:
     """The plan of a builder, layers of one kind together."""
     counted: dict[tuple[str, str, str, str | None], int] = {}
     for name, weight in decoder.weights(model):
@@ -80,7 +80,7 @@ def rows(b: Builder[V], model: FoldedModel) -> list[Row]:
         kind = re.sub(r"\.\d+\.", ".*.", name, count=1)
         key = kind, _grid(weight, (leaf for _, leaf in leaves)), becomes, refused
         counted[key] = counted.get(key, 0) + 1
-    return [Row(kind, count, grid, becomes, refused) for (kind, grid, becomes, refused), count in counted.items()]
+    return [LayerRow(kind, count, grid, becomes, refused) for (kind, grid, becomes, refused), count in counted.items()]
 
 
 def _grid(weight: Weight, leaves: Iterable[Leaf]) -> str:

@@ -27,10 +27,10 @@ from dlqat import atomic, folder_lock, refusal
 from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.artifact import Artifact
-from dlqat.devices.isolated import isolated
+from dlqat.devices.process.isolated import isolated
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import report, versions
-from dlqat.runtime_tests.report import Check, Report
+from dlqat.runtime_tests.report import record, versions
+from dlqat.runtime_tests.report.record import Check, Report
 from dlqat.terminal import Terminal, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -40,7 +40,7 @@ QUICK = ("L0", "L2", "L3")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CheckRequest:
     """One run of dlqat-check."""
 
     artifact: Artifact
@@ -62,7 +62,7 @@ class Request:
         return shlex.join([*words, "--threads", str(self.threads)])
 
 
-def prove(request: Request, console: Terminal) -> Report:
+def prove(request: CheckRequest, console: Terminal) -> Report:
     """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder."""
     chosen = device(request.device, request.artifact.format)
     if (reason := chosen.available()) is not None:
@@ -70,9 +70,9 @@ def prove(request: Request, console: Terminal) -> Report:
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
     import torch
 
-    from dlqat.runtime_tests import ladder, sizes
-    from dlqat.runtime_tests.reference import Reference
-    from dlqat.runtime_tests.rungs import l4_accuracy
+    from dlqat.runtime_tests.check import ladder, sizes
+    from dlqat.runtime_tests.check.rungs import l4_accuracy
+    from dlqat.runtime_tests.reference.model import Reference
 
     torch.set_num_threads(request.threads)
     start = time.monotonic()
@@ -143,7 +143,7 @@ def check(
     """
     refusal.unwind_when_terminated()
     found = artifacts.find(artifact)
-    request = Request(
+    request = CheckRequest(
         artifact=found,
         reference=reference or artifacts.folded_beside(artifact),
         device=device_name,
@@ -158,10 +158,10 @@ def check(
     with folder_lock.writing(target), folder_lock.reading(request.reference), _read(artifact, target):
         result = prove(request, console)
         if as_json:
-            say_json(report.as_dict(result))
+            say_json(record.as_dict(result))
         else:
             console.print(_table(result))
-        paths = report.write(result, target)
+        paths = record.write(result, target)
     if not as_json:
         console.print(f"report: {paths[1]}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)

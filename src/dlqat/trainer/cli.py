@@ -14,7 +14,7 @@ from dlqat import recipe, refusal
 from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
-from dlqat.trainer.methods.known import METHODS, parse
+from dlqat.trainer.methods.by_name import METHODS, parse
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import INITS, Options
 
@@ -172,12 +172,12 @@ def train(
         options = replace(_DEFAULT, steps=0, seed=seed, precision=precision, **read)
     sources = _sources(data or [], compression, then)
     try:
-        from dlqat.trainer.request import Request
+        from dlqat.trainer.request import TrainRequest
         from dlqat.trainer.run import run
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Terminal(stderr=True)
-    folder = run(Request(model, output, sources, checked, options, parallel, compression), console)
+    folder = run(TrainRequest(model, output, sources, checked, options, parallel, compression), console)
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dlqat.devices.artifact import PROGRAMS
 from dlqat.quiet import quiet
-from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable, Weight
+from dlqat.runtime_tests.readers.contents import Contents, Reader, Unreadable, Weight
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def _module(name: str) -> Reader:
 
     def read(program: Path) -> Contents:
         with quiet():
-            module = importlib.import_module(f"{__name__}.{name}")
+            module = importlib.import_module(f"{__name__}.{name}.reader")
         return module.read(program)
 
     return read

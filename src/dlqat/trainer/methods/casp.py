@@ -25,9 +25,9 @@ from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.allocation import allocate
-from dlqat.trainer.methods.rounding import factors, to_grid
 from dlqat.trainer.methods.swsc import QUERIES_AND_KEYS
 from dlqat.trainer.methods.whitened import whitened
+from dlqat.trainer.rounding.to_grid import factors, to_grid
 
 
 @dataclass(frozen=True, slots=True)

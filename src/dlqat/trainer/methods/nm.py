@@ -23,12 +23,12 @@ from torch import Tensor
 from dlqat.plan import Factors, Node, Parts, Plan, Pruned, Shape
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
-from dlqat.trainer.gptq import BLOCK, Pattern, Swept, sweep
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.allocation import counts
-from dlqat.trainer.methods.rounding import Rounded, factors, from_sweep, split, svd
 from dlqat.trainer.methods.ternary import ternary
-from dlqat.trainer.search import search
+from dlqat.trainer.rounding.gptq import BLOCK, Pattern, Swept, sweep
+from dlqat.trainer.rounding.search import search
+from dlqat.trainer.rounding.to_grid import Rounded, factors, from_sweep, split, svd
 
 SCORES = ("obs", "wanda", "ternary")
 

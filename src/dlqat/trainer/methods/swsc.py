@@ -24,7 +24,7 @@ from dlqat.plan import Factors, Node, Parts, Plan, Shape, Shared
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.kmeans import kmeans
-from dlqat.trainer.methods.rounding import ROUNDINGS, factors, split, svd, to_grid
+from dlqat.trainer.rounding.to_grid import ROUNDINGS, factors, split, svd, to_grid
 
 QUERIES_AND_KEYS = r".*\.(q|k)_proj"
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target "onnx": one folder that onnxruntime, onnxruntime-genai and transformers.js load as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from dlqat import architecture, tested
+from dlqat.architecture import Decoder
+from dlqat.exporters import decoder, tokens
+from dlqat.exporters.manifest import Manifest
+from dlqat.exporters.onnx import clients, web
+from dlqat.exporters.onnx.graph import OnnxGraph
+from dlqat.exporters.onnx.io import GENERATE
+from dlqat.exporters.onnx.ort import HEAD_SIZES, Ort
+from dlqat.exporters.onnx.qdq import Qdq
+from dlqat.exporters.target import LayerRow, Options, parameters, rows
+from dlqat.folded.disk import FoldedModel
+from dlqat.refusal import Refusal
+
+FORMS = ("qdq", "ort", "web")
+LOGITS = ()
+DEPLOYMENT_TARGETS = ()
+FORMAT = "1"
+"""Version of the naming that qdq.py, ort.py and web.py define; the readers of runtime_tests follow it."""
+
+
+def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
+    """`target.Target.plan`."""
+    facts = architecture.read(model.config)
+    tokens.read(source, model.config)
+    if options.form == "ort" and facts.head_dim % HEAD_SIZES:
+        raise Refusal(
+            f"heads of {facts.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_SIZES} only; "
+            "use --form qdq"
+        )
+    return rows(_builder(facts, Path(), options), model)
+
+
+def write(
+    model: FoldedModel, source: Path, folder: Path, options: Options, done: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """`target.Target.write`."""
+    facts = architecture.read(model.config)
+    special = tokens.read(source, model.config)
+    inner = folder / clients.SUBFOLDER
+    inner.mkdir()
+    b = _builder(facts, inner, options)
+    decoder.forward(b, model, done)
+    b.save({"dlqat.format": FORMAT, "dlqat.form": options.form})
+    ready = {"onnxruntime": "ready"}
+    if special is None:
+        ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), f"not set up: {source} has no tokenizer.json")
+    else:
+        ready |= clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
+    return Manifest(
+        target="onnx",
+        form=options.form,
+        program=f"{clients.SUBFOLDER}/{b.graph.path.name}",
+        parameters=parameters(facts),
+        sizes=_sizes(b.graph),
+        packages=("onnx", "onnx-ir", "torch"),
+        details={
+            "generator": f"{clients.SUBFOLDER}/{GENERATE}",
+            "opset": b.opset,
+            "context": options.context,
+            "head": _head(facts, b.graph),
+            "clients": ready,
+            "tested": tested.ranges(*ready),
+        },
+    )
+
+
+def _builder(facts: Decoder, folder: Path, options: Options) -> Qdq | Ort:
+    if options.form == "ort":
+        return Ort(facts, folder, options.context)
+    return Qdq(facts, folder, web if options.form == "web" else None)
+
+
+def _head(facts: Decoder, graph: OnnxGraph) -> str:
+    """Where the bytes of the head are, and why they are not the embedding's if the model ties the two."""
+    if not facts.tied:
+        return "its own"
+    if not graph.sizes.get(f"{decoder.HEAD}.codes"):
+        return "the embedding's bytes"
+    return "tied, stored a second time: onnxruntime's Gather has no type below 8 bits, so the embedding rides in INT8"
+
+
+def _sizes(graph: OnnxGraph) -> dict[str, int]:
+    """Bytes by component. What a tied head shares with the embedding counts as the embedding's."""
+    sizes = Counter[str]()
+    for name, size in graph.sizes.items():
+        sizes[_component(name)] += size
+    sizes["alignment"] = graph.data.stat().st_size - sum(sizes.values()) if graph.data.exists() else 0
+    sizes["graph"] = graph.path.stat().st_size
+    return dict(sizes)
+
+
+def _component(tensor: str) -> str:
+    if tensor.startswith(f"{decoder.EMBEDDING}."):
+        return "embedding"
+    if tensor.startswith(f"{decoder.HEAD}."):
+        return "head"
+    if "_proj" in tensor and not tensor.endswith(".bias"):
+        return "linears"
+    return "norms, biases, tables"
