@@ -516,7 +516,9 @@ def test_templates_are_rendered_in_one_place() -> None:
         for node in ast.walk(ast.parse(p.read_text()))
         if getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names
     }
-    assert found == {"template_worker.py", "lm_eval_model.py", "loaders.py"}, "lm_eval and genai have a method of that name"
+    assert found == {"template_worker.py", "lm_eval_model.py", "loaders.py"}, (
+        "lm_eval and genai have a method of that name"
+    )
 
 
 # -- the web server of the browser device
