@@ -100,7 +100,7 @@ def phone(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gene
     source = Path(dlqat.__file__).parents[1]
     for form, variable in android.RUNNER.items():
         runner = tmp_path / f"runner-{form}"
-        served = {"onnx": "host_ort:HostOrt", "executorch": "host_executorch:HostExecutorch"}[form]
+        served = {"onnx": "host.ort:HostOrt", "executorch": "host.executorch:HostExecutorch"}[form]
         worker = f"{sys.executable} -m dlqat.devices.process.worker dlqat.devices.{served}"
         runner.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {worker}\n")
         monkeypatch.setenv(variable, str(runner))
