@@ -30,11 +30,11 @@ import numpy as np
 from _common import Results, base_model, command
 from rich.console import Console
 
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.devices.all import ALL, DEVICES
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
 from dlqat.devices.process.isolated import isolated
-from dlqat.exporters.cli import TARGETS
+from dlqat.formats import FORMATS
 from dlqat.runtime_tests import cli
 from dlqat.runtime_tests.check.proof import Proof
 from dlqat.runtime_tests.check.rungs.l2_conditions import as_apps_load_it
@@ -228,7 +228,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Fill in what is missing in `results`."""
     model: Path = options.model or base_model()
-    kinds = [k for k in KINDS if k.target in TARGETS and k.name in (options.artifact or [x.name for x in KINDS])]
+    kinds = [k for k in KINDS if k.target in FORMATS and k.name in (options.artifact or [x.name for x in KINDS])]
     devices = [d for d in ALL if d.name in (options.device or [x.name for x in ALL])]
     for device in devices:
         here = {k.name: k for k in kinds if k.format in device.formats}

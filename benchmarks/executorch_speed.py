@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from _common import Results, base_model
 from _race import measure
@@ -24,7 +25,7 @@ from _stock_executorch import CONTEXT, first_layers, lower
 from dlqat.exporters import cli
 from dlqat.exporters.executorch import target as executorch_target
 from dlqat.exporters.onnx import target as onnx_target
-from dlqat.exporters.target import Options, Target
+from dlqat.exporters.target import Target
 from dlqat.folded import disk
 
 STOCK = "stock recipe"
@@ -67,8 +68,8 @@ def main() -> None:
             STOCK: options.stock or home / "stock.pte",
         }
 
-        def ours(target: Target, form: str) -> Callable[[], object]:
-            return lambda: cli.write(target, model, folded, home / form, Options(form, CONTEXT))
+        def ours(target: Target[Any], form: str) -> Callable[[], object]:
+            return lambda: cli.write(target, model, folded, home / form, target.Options(CONTEXT, form))
 
         written = {
             "dlqat executorch": timed("dlqat executorch", ours(executorch_target, "xnnpack")),

@@ -41,7 +41,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dlqat import adapter, atomic, plan, source
 from dlqat.exporters import cli, fold
-from dlqat.exporters.target import Options as Export
 from dlqat.folded import disk
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.runtime_tests.eval import text_loss
@@ -58,7 +57,7 @@ from dlqat.trainer.train import accelerator, train
 
 TRAINED = Options(save_every=0)
 UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
-TARGETS = {"onnx": Export("qdq", 2048), "coreml": Export("stateful", 2048, deployment_target="iOS26")}
+TARGETS = {"onnx": {}, "coreml": {"deployment_target": "iOS26"}}
 
 
 @dataclass(frozen=True)
@@ -191,9 +190,11 @@ def _bits(model_dir: Path, method: Method) -> dict[str, float]:
 def _file_bits(folded: Path) -> dict[str, float]:
     """Bits per parameter of each artifact, every byte of it counted."""
     model, found = disk.read(folded), dict[str, float]()
-    for name, options in TARGETS.items():
+    for name, asked in TARGETS.items():
+        target = cli.load(name)
+        options = cli.choose(target, name, model.config, 2048, asked)
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = cli.write(cli.load(name), model, folded, Path(folder) / name, options)["bits_per_weight"]
+            found[name] = cli.write(target, model, folded, Path(folder) / name, options)["bits_per_weight"]
     return found
 
 

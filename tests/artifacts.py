@@ -14,12 +14,11 @@ from rich.console import Console
 
 import models
 import unions
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.devices.all import device
 from dlqat.exporters import cli
 from dlqat.exporters.executorch import target as executorch_target
 from dlqat.exporters.onnx import target as onnx_target
-from dlqat.exporters.target import Options
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.recipe import Recipe
@@ -54,8 +53,8 @@ def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = N
 
 def export_folded(folder: Path, form: str) -> Path:
     """folder/FORM from folder/folded."""
-    options = Options(form, CONTEXT)
     target = executorch_target if form in executorch_target.FORMS else onnx_target
+    options = target.Options(CONTEXT, form)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
         cli.write(target, disk.read(folder / "folded"), folder / "folded", folder / form, options)

@@ -15,7 +15,6 @@ from dlqat import architecture
 from dlqat.exporters import cli
 from dlqat.exporters.coreml import package as coreml_package
 from dlqat.exporters.coreml import target as coreml_target
-from dlqat.exporters.target import Options
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.mil.interpreter import Interpreter, Precision, State
@@ -37,7 +36,7 @@ def export(folder: Path, model: FoldedModel, target: str = "iOS18", context: int
     folder.mkdir(parents=True, exist_ok=True)
     toy_tokenizer().save_pretrained(folder)
     disk.write(model, folder / "folded", files=folder)
-    options = Options(coreml_target.FORMS[0], context, deployment_target=target)
+    options = coreml_target.Options(context, coreml_target.FORMS[0], deployment_target=target)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
         cli.write(coreml_target, disk.read(folder / "folded"), folder / "folded", folder / "coreml", options)

@@ -26,7 +26,7 @@ import adbd
 import artifacts
 import dlqat
 import runners
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.phone import adb, android, by_hand

@@ -22,8 +22,8 @@ import pytest
 
 import artifacts
 from artifacts import FORMS
+from dlqat import artifact as folders
 from dlqat import folder_lock
-from dlqat.devices import artifact as folders
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, tolerances
 from dlqat.runtime_tests.check import controls, ladder
@@ -374,10 +374,11 @@ def test_smollm2(smollm2_folded: Path, tmp_path: Path, form: str) -> None:
     """The real model, both forms: 163 million codes, and logits at KL 1e-10."""
     from dlqat.exporters import cli as exporter
     from dlqat.exporters.onnx import target as onnx_target
-    from dlqat.exporters.target import Options
     from dlqat.folded import disk
 
-    exporter.write(onnx_target, disk.read(smollm2_folded), smollm2_folded, tmp_path / form, Options(form, 2048))
+    exporter.write(
+        onnx_target, disk.read(smollm2_folded), smollm2_folded, tmp_path / form, onnx_target.Options(2048, form)
+    )
     run(tmp_path / form, "--reference", smollm2_folded, "--quick", code=0)
     checks = {c["name"]: c for c in record(tmp_path / form)["checks"]}
     assert checks["integers of model.onnx"]["figures"]["codes"] == 162_791_424

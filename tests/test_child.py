@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
 from dlqat.devices.process import child, process_tree, wire

@@ -23,7 +23,6 @@ from dlqat.exporters.coreml import builder
 from dlqat.exporters.coreml import package as coreml_package
 from dlqat.exporters.coreml import target as coreml_target
 from dlqat.exporters.onnx import target as onnx_target
-from dlqat.exporters.target import Options
 from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
@@ -98,10 +97,10 @@ def test_every_kind_of_folded_layer(tmp_path: Path) -> None:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same model for each deployment target."""
     model = models.fold_model(models.tiny("llama-tied"), every_grid())
-    return {t: coreml_runs.write(model, tmp_path_factory.mktemp(t), t) for t in coreml_target.DEPLOYMENT_TARGETS}
+    return {t: coreml_runs.write(model, tmp_path_factory.mktemp(t), t) for t in coreml_package.TARGETS}
 
 
-@pytest.mark.parametrize("target", coreml_target.DEPLOYMENT_TARGETS)
+@pytest.mark.parametrize("target", coreml_package.TARGETS)
 def test_integers_of_every_grid(packages: dict[str, Path], target: str) -> None:
     """Codes, scales, zero-points and float parameters, read back from the package, and what they compute."""
     model = models.fold_model(models.tiny("llama-tied"), every_grid())
@@ -135,24 +134,24 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
     for scales, reason in ((fine, "no float16 number"), (large, "exceeds 65504")):
         changed = dataclasses.replace(leaf, scales=scales)
         odd = dataclasses.replace(model, layers={**model.layers, name: changed})
-        rows = coreml_target.plan(odd, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
+        rows = coreml_target.plan(odd, tmp_path, coreml_target.Options(64, "stateful", deployment_target="iOS18"))
         refused = [r.refused for r in rows if r.refused]
         assert len(refused) == 1
         assert reason in refused[0]
     assert all(
         r.refused is None
-        for r in coreml_target.plan(model, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
+        for r in coreml_target.plan(model, tmp_path, coreml_target.Options(64, "stateful", deployment_target="iOS18"))
     )
 
 
 def test_deployment_targets_are_this_target_s() -> None:
     config = models.tiny("llama-tied").config.to_dict()
-    assert cli.choose(coreml_target, "coreml", None, None, config) == Options("stateful", 128, "", "iOS18")
-    assert cli.choose(coreml_target, "coreml", None, 64, config, deployment_target="iOS26").deployment_target == "iOS26"
+    assert cli.choose(coreml_target, "coreml", config) == coreml_target.Options(128, "stateful", "iOS18")
+    assert cli.choose(coreml_target, "coreml", config, 64, {"deployment_target": "iOS26"}).deployment_target == "iOS26"
     with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
-        cli.choose(coreml_target, "coreml", None, None, config, deployment_target="iOS17")
+        cli.choose(coreml_target, "coreml", config, None, {"deployment_target": "iOS17"})
     with pytest.raises(Refusal, match="target onnx; it has no such choice"):
-        cli.choose(onnx_target, "onnx", None, None, config, deployment_target="iOS18")
+        cli.choose(onnx_target, "onnx", config, None, {"deployment_target": "iOS18"})
 
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])

@@ -15,7 +15,6 @@ from dlqat import architecture
 from dlqat.devices.device import Setting
 from dlqat.devices.host.coreml_reference import CoremlReference
 from dlqat.exporters.coreml import target as coreml_target
-from dlqat.exporters.target import Options
 from dlqat.folded import disk
 from dlqat.runtime_tests import readers, tolerances
 from dlqat.runtime_tests.check import divergence, integers, prompts
@@ -27,7 +26,7 @@ TOKENS = 300
 @pytest.fixture(scope="module")
 def artifact(smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("coreml")
-    options = Options(coreml_target.FORMS[0], 4096, deployment_target="iOS18")
+    options = coreml_target.Options(4096, coreml_target.FORMS[0], deployment_target="iOS18")
     written = coreml_target.write(disk.read(smollm2_folded), smollm2_folded, folder, options)
     (folder / "manifest.json").write_text(json.dumps({"bytes": dict(written.sizes)}))
     return folder

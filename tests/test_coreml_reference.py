@@ -14,7 +14,7 @@ import torch
 
 import coreml_runs
 import unions
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure, Setting, rewindable
 from dlqat.devices.host.coreml_reference import CoremlReference

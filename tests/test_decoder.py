@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import models
 import unions
 from dlqat import architecture, folded
-from dlqat.exporters import decoder
+from dlqat.exporters import decoder, storage
 from dlqat.folded import Quantized, disk
 from dlqat.folded.disk import FoldedModel, Lazy
 from dlqat.refusal import Refusal
@@ -124,6 +124,6 @@ def test_what_cannot_be_looked_up_is_unsupported() -> None:
     model = models.fold_model(models.tiny("llama"))
     b = TorchBuilder(architecture.read(model.config), IDS, {})
     table = model.layers[decoder.EMBEDDING]
-    assert decoder.unsupported(b, decoder.EMBEDDING, table) is None
-    assert "looked up" in (decoder.unsupported(b, decoder.EMBEDDING, folded.Sum((table, table))) or "")
-    assert decoder.unsupported(b, decoder.HEAD, torch.zeros(3, 4)) == "no odd vocabulary here"
+    assert storage.unsupported(b, decoder.EMBEDDING, table) is None
+    assert "looked up" in (storage.unsupported(b, decoder.EMBEDDING, folded.Sum((table, table))) or "")
+    assert storage.unsupported(b, decoder.HEAD, torch.zeros(3, 4)) == "no odd vocabulary here"

@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 import artifacts
+from dlqat import artifact as folders
 from dlqat import folder_lock
-from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Setting, Timings, rewindable
 from dlqat.devices.process.child import ChildSession, Limits

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.runtime_tests.check import controls
 from dlqat.runtime_tests.readers import read

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import artifacts
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
 from dlqat.devices.process.child import Limits

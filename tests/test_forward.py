@@ -14,9 +14,8 @@ import pytest
 import artifacts
 import coreml_runs
 import models
-from dlqat import architecture
+from dlqat import architecture, artifact
 from dlqat.architecture import Decoder
-from dlqat.devices import artifact
 from dlqat.folded import disk
 from dlqat.runtime_tests import readers
 from dlqat.runtime_tests.check import facts

@@ -23,8 +23,7 @@ import pytest
 
 import artifacts
 import coreml_runs
-from dlqat import own_folder, plain_file, refusal, source, visible
-from dlqat.devices import artifact
+from dlqat import artifact, own_folder, plain_file, refusal, source, visible
 from dlqat.devices.process import wire
 from dlqat.folded import disk
 from dlqat.refusal import Refusal

@@ -15,9 +15,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import dlqat
+from dlqat.devices.all import device
+from dlqat.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -164,6 +167,7 @@ def test_imports_point_down() -> None:
         ),
         ("devices/host/__init__.py", "import dlqat.devices.web", "Rooms of the devices"),
         ("devices/phone/__init__.py", "import dlqat.devices.runner", "Rooms of the devices"),
+        ("exporters/storage.py", "import dlqat.artifact", None),
         ("runtime_tests/readers/contents.py", "import dlqat.runtime_tests.check", "Rooms of the proof"),
         ("runtime_tests/eval/__init__.py", "import dlqat.runtime_tests.check", "Rooms of the proof"),
         ("runtime_tests/readers/onnx/__init__.py", "import dlqat.runtime_tests.readers.coreml", "One reader a format"),
@@ -177,6 +181,21 @@ def test_import_contracts_break(tmp_path: Path, file: str, line: str, contract: 
     result = lint_imports(tmp_path)
     assert result.returncode == (1 if contract else 0), result.stdout
     assert contract is None or f"{contract} BROKEN" in result.stdout
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_a_folder_wherever_it_is_written_or_read(name: str) -> None:
+    package = ROOT / "src" / "dlqat"
+    assert (package / "exporters" / name / "target.py").is_file()
+    assert (package / "runtime_tests" / "readers" / name / "reader.py").is_file()
+    assert device(None, name).formats == (name,)
+    packages = {Requirement(r).name for r in PYPROJECT["project"]["optional-dependencies"][name]}
+    assert packages >= {p for p in FORMATS[name].written_with + FORMATS[name].run_with if p != "numpy"}
+
+
+@pytest.mark.parametrize("room", ["exporters", "runtime_tests/readers"])
+def test_a_folder_that_is_no_format_is_not_there(room: str) -> None:
+    assert {p.parent.name for p in (ROOT / "src" / "dlqat" / room).glob("*/__init__.py")} == set(FORMATS)
 
 
 @pytest.mark.parametrize(

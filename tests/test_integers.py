@@ -14,7 +14,7 @@ import torch
 
 import artifacts
 import models
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.folded import disk
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule

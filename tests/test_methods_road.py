@@ -17,12 +17,11 @@ from typer.testing import CliRunner
 
 import artifacts
 from dlqat import folded, plan, source
+from dlqat.artifact import find
 from dlqat.devices.all import device
-from dlqat.devices.artifact import find
 from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold
 from dlqat.exporters.onnx import target as onnx_target
-from dlqat.exporters.target import Options
 from dlqat.folded import Clustered, LowRank, Quantized, Sum, disk
 from dlqat.recipe import parse
 from dlqat.refusal import Refusal
@@ -125,7 +124,7 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
     """Law 4 and parity (L0, L2) of each method's union; a factor or code changed in folded/ fails it by name."""
     out = road(case)
     model = disk.read(out / "folded")
-    export_cli.write(onnx_target, model, out / "folded", tmp_path / "onnx", Options("qdq", 128))
+    export_cli.write(onnx_target, model, out / "folded", tmp_path / "onnx", onnx_target.Options(128, "qdq"))
     assert {c.status for c in artifacts.checks(tmp_path / "onnx", out / "folded", "L0", "L2")} == {"passed"}
     if case not in ("swsc", "casp", "nm"):
         return
@@ -148,7 +147,7 @@ def test_every_target_takes_the_whole_union(
     module = export_cli.load(target)
     folder = road(case) / "folded"
     model = disk.read(folder)
-    options = export_cli.choose(module, target, form, 128, model.config)
+    options = export_cli.choose(module, target, model.config, 128, {"form": form})
     assert [row.refused for row in module.plan(model, folder, options) if row.refused] == []
     export_cli.write(module, model, folder, tmp_path / target, options)
     artifact = find(tmp_path / target)

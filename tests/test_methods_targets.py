@@ -73,7 +73,7 @@ def test_a_cell_is_what_the_target_says(models: Made, options: str, column: str)
     model, folded = models(options)
     name, form = TARGETS[column]
     module = cli.load(name)
-    rows = module.plan(model, folded, cli.choose(module, name, form, 128, model.config))
+    rows = module.plan(model, folded, cli.choose(module, name, model.config, 128, {"form": form}))
     refused = {row.refused for row in rows if row.refused}
     cell = dict(ROWS)[options][column]
     assert (cell == HELD) == (not refused), refused

@@ -14,7 +14,6 @@ import pytest
 
 from conftest import CACHE
 from dlqat.exporters.onnx import target as onnx_target
-from dlqat.exporters.target import Options
 from dlqat.folded import disk
 from onnx_runs import FORMS, Text, session
 
@@ -38,7 +37,7 @@ console.log(JSON.stringify(answer[0].generated_text.at(-1).content));
 def exported(request: pytest.FixtureRequest, smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     model = disk.read(smollm2_folded)
-    onnx_target.write(model, smollm2_folded, folder, Options(request.param, 512))
+    onnx_target.write(model, smollm2_folded, folder, onnx_target.Options(512, request.param))
     return folder
 
 

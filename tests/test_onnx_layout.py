@@ -18,6 +18,7 @@ from dlqat import architecture, folded
 from dlqat.exporters.builder import Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx import graph as onnx_graph
+from dlqat.exporters.onnx import ort, qdq
 from dlqat.exporters.onnx.ort import Ort
 from dlqat.exporters.onnx.qdq import Qdq
 from dlqat.folded import Quantized, disk
@@ -232,9 +233,10 @@ def test_description_writes_nothing(tmp_path: Path, form: str) -> None:
     model = models.fold_model(models.tiny("llama"))
     facts, leaf = architecture.read(model.config), model.layers["lm_head"]
     assert isinstance(leaf, Quantized)
-    b = Qdq(facts, tmp_path) if form == "qdq" else Ort(facts, tmp_path, 64)
-    assert b.supports("lm_head", leaf) is None
-    assert "8" in b.describe("lm_head", leaf)
+    _ = Qdq(facts, tmp_path) if form == "qdq" else Ort(facts, tmp_path, 64)
+    storage = qdq.Storage() if form == "qdq" else ort.Storage()
+    assert storage.supports("lm_head", leaf) is None
+    assert "8" in storage.describe("lm_head", leaf)
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ import artifacts
 import models
 import onnx_by_hand as hand
 from dlqat import architecture
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import Setting
 from dlqat.exporters import cli as exporting

@@ -22,8 +22,8 @@ import models
 import onnx_by_hand as hand
 import unions
 from artifacts import FORMS
+from dlqat import artifact as folders
 from dlqat import folded
-from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.devices.host.ort import HostOrt

@@ -19,7 +19,7 @@ import pytest
 
 import artifacts
 import runners
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
 from dlqat.devices.process import child

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat.devices import artifact
+from dlqat import artifact
 from dlqat.devices.device import Setting
 from dlqat.devices.host.ort import HostOrt
 from dlqat.runtime_tests.check import ladder

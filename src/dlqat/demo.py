@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dlqat import refusal
+from dlqat.artifact import find
 from dlqat.devices.all import ALL, DEVICES
-from dlqat.devices.artifact import find
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal

@@ -25,7 +25,7 @@ import artifacts
 import coreml_runs
 import models
 from dlqat import adapter, own_folder, plan, recipe, source
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import device as device_of
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.process import wire

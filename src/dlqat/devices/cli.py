@@ -13,8 +13,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from dlqat import artifact as artifacts
 from dlqat import refusal
-from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import ALL
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.phone import by_hand

@@ -124,7 +124,7 @@ class Device(Protocol):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """Formats of artifacts that it runs (values of dlqat.devices.artifact.PROGRAMS)."""
+        """Formats of artifacts that it runs (names in dlqat.formats)."""
         ...
 
     def available(self) -> str | None:

@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -24,19 +24,15 @@ from dlqat import architecture, folder_lock, own_folder, refusal
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
 from dlqat.exporters import asked, decoder, manifest
-from dlqat.exporters.target import LayerRow, Options, Target
+from dlqat.exporters.storage import LayerRow
+from dlqat.exporters.target import Options, Target, chosen
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
+from dlqat.formats import FORMATS
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
 
-TARGETS = {
-    "onnx": "dlqat.exporters.onnx.target",
-    "executorch": "dlqat.exporters.executorch.target",
-    "coreml": "dlqat.exporters.coreml.target",
-}
-"""Target -> module (target.Target), imported when asked for: every target needs another extra."""
 DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
 CHECK = "dlqat.runtime_tests.cli"
 
@@ -47,7 +43,7 @@ console = Terminal(stderr=True)
 @app.command()
 def export(
     model_dir: Annotated[Path, typer.Argument(help="A folder that dlqat-train wrote, or a folded/ folder.")],
-    target: Annotated[str, typer.Option(help=f"What to write: {', '.join(TARGETS)}.")] = "onnx",
+    target: Annotated[str, typer.Option(help=f"What to write: {', '.join(FORMATS)}.")] = "onnx",
     form: Annotated[
         str | None,
         typer.Option(help="onnx: qdq (standard operators, the default), ort (ONNX Runtime's own) or web (browsers)."),
@@ -74,7 +70,8 @@ def export(
     module = load(target)
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
     folder = destination(model_dir, name, output)
-    options = choose(module, target, form, max_context, config_of(model_dir, base), logits, deployment_target)
+    asked_for = {"form": form, "logits": logits, "deployment_target": deployment_target}
+    options = choose(module, target, config_of(model_dir, base), max_context, asked_for)
     with opened(model_dir, base, write=not dry_run) as (model, folded):
         plan = module.plan(model, folded, options)
         if dry_run:
@@ -96,13 +93,13 @@ def export(
         check(folder, folded)
 
 
-def load(name: str) -> Target:
+def load(name: str) -> Target[Any]:
     """The module of a target. Refusal if there is none of that name, or its packages are not installed."""
-    if name not in TARGETS:
-        raise Refusal(f"target {name!r} is not known; known: {', '.join(TARGETS)}")
+    if name not in FORMATS:
+        raise Refusal(f"target {name!r} is not known; known: {', '.join(FORMATS)}")
     try:
         with quiet():
-            return cast(Target, importlib.import_module(TARGETS[name]))
+            return cast("Target[Any]", importlib.import_module(f"dlqat.exporters.{name}.target"))
     except ModuleNotFoundError as error:
         raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
 
@@ -165,34 +162,21 @@ def opened(model_dir: Path, base: str | None, *, write: bool) -> Generator[tuple
 
 
 def choose(
-    module: Target,
+    module: Target[Any],
     target: str,
-    form: str | None,
-    max_context: int | None,
     config: Config,
-    logits: str | None = None,
-    deployment_target: str | None = None,
-) -> Options:
+    max_context: int | None = None,
+    asked: Mapping[str, str | None] = {},
+) -> Any:
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
-    chosen = _one_of(module.FORMS, "--form", form, target)
-    positions = _one_of(module.LOGITS, "--logits", logits, target)
-    system = _one_of(module.DEPLOYMENT_TARGETS, "--deployment-target", deployment_target, target)
     longest = architecture.read(config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
         raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
-    return Options(chosen, max_context or min(longest, DEFAULT_CONTEXT), positions, system)
-
-
-def _one_of(known: tuple[str, ...], option: str, asked: str | None, target: str) -> str:
-    """`asked`, or the first of the choices that the target has; "" where it has none."""
-    if asked and asked not in known:
-        names = f"known: {', '.join(known)}" if known else "it has no such choice"
-        raise Refusal(f"{option} {asked} is not known to target {target}; {names}")
-    return asked or next(iter(known), "")
+    return chosen(module.Options, target, asked, max_context or min(longest, DEFAULT_CONTEXT))
 
 
 def write(
-    module: Target, model: FoldedModel, folded: Path, folder: Path, options: Options, *, ask: bool = False
+    module: Target[Any], model: FoldedModel, folded: Path, folder: Path, options: Options, *, ask: bool = False
 ) -> dict[str, Any]:
     """Write the artifact and its manifest as a whole, with a progress bar; return the manifest. `ask` its clients, too."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

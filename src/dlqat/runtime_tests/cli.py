@@ -23,10 +23,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from dlqat import artifact as artifacts
 from dlqat import atomic, folder_lock, refusal
-from dlqat.devices import artifact as artifacts
+from dlqat.artifact import Artifact
 from dlqat.devices.all import DEVICES, device
-from dlqat.devices.artifact import Artifact
 from dlqat.devices.process.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.report import record, versions

@@ -20,8 +20,8 @@ from typing import Annotated
 
 import typer
 
+from dlqat import artifact as artifacts
 from dlqat import atomic, folder_lock, own_folder, refusal
-from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.process.isolated import isolated

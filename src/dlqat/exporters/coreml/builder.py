@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from dlqat.architecture import HEAD, Decoder
-from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.coreml import sparse, weights
 from dlqat.exporters.coreml.positions import Positions
 from dlqat.exporters.coreml.tools import mb
-from dlqat.folded import Quantized
+from dlqat.exporters.storage import Leaf
 
 SMALLEST_PEAK = 2.0**-8
 """max|x| is held above this, so that sqrt(eps) / m and 1 / m stay far inside float16."""
@@ -48,28 +48,16 @@ class Inputs:
 
 
 class Mil:
-    """Builds into the MIL function that is open while it is used; `inputs` None: only to ask what it supports."""
+    """Builds into the MIL function that is open while it is used."""
 
-    def __init__(self, facts: Decoder, context: int, target: str, inputs: Inputs | None = None) -> None:
+    def __init__(self, facts: Decoder, context: int, target: str, inputs: Inputs) -> None:
         self.facts, self.target, self._in = facts, target, inputs
         self.logits: Any = None
         self._table: tuple[Leaf, Any] | None = None
-        if inputs is not None:
-            self.positions = Positions(facts, context, inputs.ids, inputs.mask)
-            self._cache = {s: mb.read_state(input=s, name=f"{s.name}_0") for s in (inputs.keys, inputs.values)}
-
-    def supports(self, name: str, weight: Leaf) -> str | None:
-        del name
-        return weights.unsupported(weight)
-
-    def describe(self, name: str, weight: Leaf) -> str:
-        del name
-        if isinstance(weight, Quantized) and sparse.pays(weight, self.target):
-            return sparse.describe(weight)
-        return weights.describe(weight, self.target)
+        self.positions = Positions(facts, context, inputs.ids, inputs.mask)
+        self._cache = {s: mb.read_state(input=s, name=f"{s.name}_0") for s in (inputs.keys, inputs.values)}
 
     def embed(self, name: str, table: Leaf) -> Any:
-        assert self._in is not None
         stored = self._weight(name, table)
         self._table = table, stored
         return _float16(mb.gather(x=stored, indices=self._in.ids, axis=0, name=mil_name(name)))
@@ -104,7 +92,6 @@ class Mil:
         return mb.mul(x=mb.silu(x=gate), y=up, name=mil_name(name))
 
     def attention(self, name: str, spec: Attention, q: Any, k: Any, v: Any) -> Any:
-        assert self._in is not None
         at, rows = mil_name(name), spec.heads // spec.kv_heads
         q = self.positions.rotate(_heads(q, spec.heads, spec.head_dim))
         k = self.positions.rotate(_heads(k, spec.kv_heads, spec.head_dim))

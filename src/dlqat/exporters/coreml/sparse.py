@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dlqat.exporters.builder import Leaf
 from dlqat.exporters.coreml import weights as dense
 from dlqat.exporters.coreml.tools import mb
+from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
 

@@ -5,34 +5,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlqat import architecture
-from dlqat.exporters import generation, templates, tokens
+from dlqat.exporters import generation, target, templates, tokens
 from dlqat.exporters.coreml import golden as coreml_golden
 from dlqat.exporters.coreml import package as coreml_package
-from dlqat.exporters.coreml.builder import Mil
+from dlqat.exporters.coreml.storage import Storage
 from dlqat.exporters.coreml.tools import temporary_in
-from dlqat.exporters.manifest import Manifest
-from dlqat.exporters.target import LayerRow, Options, parameters, rows
+from dlqat.exporters.manifest import Written
+from dlqat.exporters.storage import LayerRow, rows
+from dlqat.exporters.target import choice, parameters
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 
 FORMS = ("stateful",)
-LOGITS = ()
-DEPLOYMENT_TARGETS = coreml_package.TARGETS
 NAME = "model.mlpackage"
+
+
+@dataclass(frozen=True, slots=True)
+class Options(target.Options):
+    form: str = choice(*FORMS)
+    deployment_target: str = choice(*coreml_package.TARGETS)
+    """The lowest system that must run it."""
 
 
 def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
     """`target.Target.plan`."""
     tokens.read(source, model.config)
-    return rows(Mil(architecture.read(model.config), options.context, options.deployment_target), model)
+    return rows(Storage(options.deployment_target), model)
 
 
 def write(
     model: FoldedModel, source: Path, folder: Path, options: Options, done: Callable[[str], None] = lambda _: None
-) -> Manifest:
+) -> Written:
     """`target.Target.write`."""
     facts = architecture.read(model.config)
     special = tokens.read(source, model.config)
@@ -46,13 +53,12 @@ def write(
         (folder / "config.json").write_text(json.dumps(dict(model.config), indent=2) + "\n", encoding="utf-8")
         settings = tokens.load(folder / "generation_config.json")
         ready = f"not verified: needs Apple hardware{generation.state('swift-transformers', settings, templates.write(folder))[5:]}"
-    return Manifest(
+    return Written(
         target="coreml",
         form=options.form,
         program=NAME,
         parameters=parameters(facts),
         sizes=_sizes(folder / NAME),
-        packages=("coremltools", "numpy", "torch"),
         details={
             "deployment_target": options.deployment_target,
             "context": options.context,

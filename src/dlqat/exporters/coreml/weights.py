@@ -24,8 +24,8 @@ from coremltools.converters.mil.mil.types import type_int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlqat.exporters.builder import Leaf
 from dlqat.exporters.coreml.tools import mb
+from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
 TYPES: dict[str, Any] = {

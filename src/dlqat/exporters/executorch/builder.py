@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlqat.architecture import EMBEDDING, HEAD, Decoder
-from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.executorch.graph import SELECT, TOKENS, PteGraph, Stored, Value
-from dlqat.exporters.executorch.support import describe, rounds, unsupported
+from dlqat.exporters.executorch.storage import rounds
+from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 from dlqat.recipe import LayerSpec
 
@@ -48,12 +49,6 @@ class Xnnpack:
         self.end = g.scalar("executorch_prim::add.Scalar", self.start, count)
         cos, sin = facts.rope_tables(context)
         self.cos, self.sin = self._positions("cos", cos), self._positions("sin", sin)
-
-    def supports(self, name: str, weight: Leaf) -> str | None:
-        return unsupported(name, weight, self.specs)
-
-    def describe(self, name: str, weight: Leaf) -> str:
-        return describe(name, weight, self.specs)
 
     def embed(self, name: str, table: Leaf) -> Value:
         g, shape = self.graph, (1, TOKENS, self.facts.hidden_size)

@@ -13,30 +13,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlqat import architecture, tested
 from dlqat.architecture import Decoder
-from dlqat.exporters import decoder, generation, templates, tokens
+from dlqat.exporters import decoder, generation, target, templates, tokens
 from dlqat.exporters.executorch import program as executorch_program
 from dlqat.exporters.executorch import runner_tokenizer
 from dlqat.exporters.executorch.builder import Xnnpack
 from dlqat.exporters.executorch.graph import whole
 from dlqat.exporters.executorch.program import Constant, Method
-from dlqat.exporters.manifest import Manifest
-from dlqat.exporters.target import LayerRow, Options, parameters, rows
+from dlqat.exporters.executorch.storage import Storage
+from dlqat.exporters.manifest import Written
+from dlqat.exporters.storage import LayerRow, rows
+from dlqat.exporters.target import choice, parameters
 from dlqat.exporters.tokens import SpecialTokens
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
 
 FORMS = ("xnnpack",)
-LOGITS = ("last", "all")
-DEPLOYMENT_TARGETS = ()
 PROGRAM = "model.pte"
 CLIENTS = ("TextLLMRunner", "react-native-executorch")
 SCORED = 128
 """Tokens per step of `score`: its logits take 4 * vocabulary bytes each, reserved when the method is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options(target.Options):
+    form: str = choice(*FORMS)
+    logits: str = choice("last", "all")
+    """Which positions' logits `forward` returns."""
 
 
 def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
@@ -48,12 +56,12 @@ def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
             f"attention sees the latest {min(narrow)} positions only, and ExecuTorch's attention kernel sees all; "
             f"up to that length both are the same: --max-context {min(narrow)}"
         )
-    return rows(Xnnpack(facts, model.specs, options.context), model)
+    return rows(Storage(model.specs), model)
 
 
 def write(
     model: FoldedModel, source: Path, folder: Path, options: Options, done: Callable[[str], None] = lambda _: None
-) -> Manifest:
+) -> Written:
     """`target.Target.write`."""
     facts = architecture.read(model.config)
     special = tokens.read(source, model.config)
@@ -70,13 +78,12 @@ def write(
         changed = runner_tokenizer.prepare(folder)
         settings = tokens.load(folder / "generation_config.json")
         states = {client: generation.state(client, settings, untold) for client in CLIENTS}
-    return Manifest(
+    return Written(
         target="executorch",
         form=options.form,
         program=PROGRAM,
         parameters=parameters(facts),
         sizes=_sizes(b.graph.data, path.stat().st_size),
-        packages=("executorch", "torch"),
         details={
             "context": options.context,
             "logits": options.logits,

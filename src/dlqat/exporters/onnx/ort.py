@@ -33,16 +33,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlqat.architecture import EMBEDDING, Decoder
-from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx.graph import MS, Array, Attribute, OnnxGraph, pack
 from dlqat.exporters.onnx.io import Io, save, split
+from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
 CHANNEL_BLOCK = 128
 """Inputs per block of a row that has one scale: 8 % faster a token than 64 (docs/onnx.md), even where it is filled up."""
 HEAD_SIZES = 16
 """GroupQueryAttention that rotates takes multiples of it and no other head size (tried: 2 to 512)."""
+
+
+class Storage:
+    """`storage.Storage`: every grid."""
+
+    def supports(self, name: str, weight: Leaf) -> str | None:
+        return None
+
+    def describe(self, name: str, weight: Leaf) -> str:
+        if isinstance(weight, Tensor):
+            return "float32"
+        node = "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
+        return f"{node}, {container(weight)} bits, blocks of {block_size(weight)}"
 
 
 class Ort:
@@ -57,16 +71,6 @@ class Ort:
         self._adds: dict[ir.Value, tuple[str, ir.Value, ir.Value]] = {}
         self.facts, self.positions, self.accuracy_level = facts, positions, accuracy_level
         self._shared: list[ir.Value] | None = None
-
-    def supports(self, name: str, weight: Leaf) -> str | None:
-        del name, weight
-        return None
-
-    def describe(self, name: str, weight: Leaf) -> str:
-        if isinstance(weight, Tensor):
-            return "float32"
-        node = "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
-        return f"{node}, {container(weight)} bits, blocks of {block_size(weight)}"
 
     def embed(self, name: str, table: Leaf) -> ir.Value:
         g = self.graph

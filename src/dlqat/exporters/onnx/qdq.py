@@ -23,6 +23,7 @@ Opset 23 is the lowest that has Attention, RotaryEmbedding and RMSNormalization 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,11 +32,12 @@ import onnx_ir as ir
 from torch import Tensor
 
 from dlqat.architecture import EMBEDDING, Decoder
-from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx.graph import OnnxGraph
 from dlqat.exporters.onnx.io import Io, save, split
 from dlqat.exporters.onnx.positions import Positions
+from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
 
@@ -47,14 +49,11 @@ class Product(Protocol):
     def multiply(self, g: OnnxGraph, name: str, x: ir.Value, leaf: Quantized) -> ir.Value: ...
 
 
-class Qdq:
-    """`builder.Builder` for the standard form. `product`: how it multiplies, if not by DequantizeLinear and MatMul."""
+@dataclass(frozen=True)
+class Storage:
+    """`storage.Storage` of the standard form and, with `product`, of the web form."""
 
-    def __init__(self, facts: Decoder, folder: Path, product: Product | None = None) -> None:
-        self.opset, self.product = 23, product
-        self.graph = OnnxGraph(folder)
-        self.io = Io(self.graph, facts, positions=True)
-        self.positions = Positions(self.io)
+    product: Product | None = None
 
     def supports(self, name: str, weight: Leaf) -> str | None:
         if self.product is None or name == EMBEDDING or isinstance(weight, Tensor):
@@ -68,6 +67,16 @@ class Qdq:
             return self.product.describe(weight)
         bits = 8 if name == EMBEDDING else {3: 4}.get(weight.grid.bits, weight.grid.bits)
         return f"INT{bits} DequantizeLinear, {'Gather of codes' if name == EMBEDDING else 'MatMul'}"
+
+
+class Qdq:
+    """`builder.Builder` for the standard form. `product`: how it multiplies, if not by DequantizeLinear and MatMul."""
+
+    def __init__(self, facts: Decoder, folder: Path, product: Product | None = None) -> None:
+        self.opset, self.product = 23, product
+        self.graph = OnnxGraph(folder)
+        self.io = Io(self.graph, facts, positions=True)
+        self.positions = Positions(self.io)
 
     def embed(self, name: str, table: Leaf) -> ir.Value:
         g, ids = self.graph, self.io.rows.ids

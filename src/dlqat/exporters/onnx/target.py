@@ -5,26 +5,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlqat import architecture, tested
 from dlqat.architecture import Decoder
-from dlqat.exporters import decoder, tokens
-from dlqat.exporters.manifest import Manifest
-from dlqat.exporters.onnx import clients, web
+from dlqat.exporters import decoder, target, tokens
+from dlqat.exporters.manifest import Written
+from dlqat.exporters.onnx import clients, ort, qdq, web
 from dlqat.exporters.onnx.graph import OnnxGraph
 from dlqat.exporters.onnx.io import GENERATE
 from dlqat.exporters.onnx.ort import HEAD_SIZES, Ort
 from dlqat.exporters.onnx.qdq import Qdq
-from dlqat.exporters.target import LayerRow, Options, parameters, rows
+from dlqat.exporters.storage import LayerRow, rows
+from dlqat.exporters.target import choice, parameters
 from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
 
 FORMS = ("qdq", "ort", "web")
-LOGITS = ()
-DEPLOYMENT_TARGETS = ()
 FORMAT = "1"
 """Version of the naming that qdq.py, ort.py and web.py define; the readers of runtime_tests follow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options(target.Options):
+    form: str = choice(*FORMS)
 
 
 def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
@@ -36,12 +41,13 @@ def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
             f"heads of {facts.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_SIZES} only; "
             "use --form qdq"
         )
-    return rows(_builder(facts, Path(), options), model)
+    product = web if options.form == "web" else None
+    return rows(ort.Storage() if options.form == "ort" else qdq.Storage(product), model)
 
 
 def write(
     model: FoldedModel, source: Path, folder: Path, options: Options, done: Callable[[str], None] = lambda _: None
-) -> Manifest:
+) -> Written:
     """`target.Target.write`."""
     facts = architecture.read(model.config)
     special = tokens.read(source, model.config)
@@ -55,13 +61,12 @@ def write(
         ready |= dict.fromkeys(("onnxruntime-genai", "transformers.js"), f"not set up: {source} has no tokenizer.json")
     else:
         ready |= clients.write(folder, source, facts, model.config, special, form=options.form, context=options.context)
-    return Manifest(
+    return Written(
         target="onnx",
         form=options.form,
         program=f"{clients.SUBFOLDER}/{b.graph.path.name}",
         parameters=parameters(facts),
         sizes=_sizes(b.graph),
-        packages=("onnx", "onnx-ir", "torch"),
         details={
             "generator": f"{clients.SUBFOLDER}/{GENERATE}",
             "opset": b.opset,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from dlqat.devices.artifact import Artifact
+from dlqat.artifact import Artifact
 from dlqat.devices.process import process_tree
 from dlqat.runtime_tests import readers
 from dlqat.runtime_tests.check import integers

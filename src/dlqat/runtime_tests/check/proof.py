@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlqat.devices.artifact import Artifact
+from dlqat.artifact import Artifact
 from dlqat.devices.device import Device, Session, Setting
 from dlqat.runtime_tests import readers
 from dlqat.runtime_tests.check import divergence, integers, linears, prompts
@@ -59,7 +59,7 @@ class Proof:
     def positions(self) -> int:
         """How long a text may be, for the reference and for the artifact."""
         own = self.reference.max_positions
-        return min(own, self.artifact.context or own)
+        return min(own, self.artifact.manifest.context or own)
 
     @cached_property
     def plans(self) -> list[FeedPlan]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dlqat.devices.artifact import Artifact
+from dlqat.artifact import Artifact
 from dlqat.runtime_tests.check import integers
 from dlqat.runtime_tests.check.proof import Proof
 from dlqat.runtime_tests.readers.contents import Unreadable

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dlqat import atomic
-from dlqat.devices.artifact import Artifact
+from dlqat.artifact import Artifact
 from dlqat.runtime_tests.eval.journal import digest
 
 
 def fingerprint(artifact: Artifact) -> str:
     """Of the program with all that stands beside it under its name, and every file that the manifest names."""
-    paths = {artifact.folder / name for name in artifact.manifest.get("files", {})}
+    paths = {artifact.folder / name for name in artifact.manifest.files}
     for found in artifact.program.parent.glob(f"{artifact.program.stem}*"):
         paths |= set(found.rglob("*")) if found.is_dir() else {found}
     return digest(sorted((str(p.relative_to(artifact.folder)), atomic.sha256(p)) for p in paths if p.is_file()))

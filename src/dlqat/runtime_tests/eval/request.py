@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlqat.devices.artifact import Artifact
+from dlqat.artifact import Artifact
 from dlqat.devices.device import Device, Session, Setting
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.eval.fingerprint import fingerprint, of_reference, of_session
@@ -91,7 +91,7 @@ def artifact(request: EvalRequest, chosen: Setting) -> JournaledModel:
 
 def context(request: EvalRequest) -> int:
     """Tokens that there is room for."""
-    return request.artifact.context or 2048
+    return request.artifact.manifest.context or 2048
 
 
 def reference(request: EvalRequest, folder: Path) -> JournaledModel:

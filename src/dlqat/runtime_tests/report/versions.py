@@ -6,10 +6,13 @@ from __future__ import annotations
 import importlib.metadata
 
 from dlqat import __version__
+from dlqat.formats import FORMATS
 
 PACKAGES = (
-    "torch", "transformers", "compressed-tensors", "numpy", "onnx", "onnxruntime", "executorch", "coremltools", "lm_eval",
-)  # fmt: skip
+    *("torch", "transformers", "compressed-tensors", "numpy"),
+    *(package for form in FORMATS.values() for package in form.run_with),
+    "lm_eval",
+)
 
 
 def installed() -> dict[str, str]:

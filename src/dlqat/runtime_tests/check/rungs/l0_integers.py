@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import torch
 
+from dlqat import artifact as artifacts
 from dlqat import atomic, folded
-from dlqat.devices import artifact as artifacts
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import readers
 from dlqat.runtime_tests.check import client_files as read_by_clients
@@ -20,12 +20,12 @@ from dlqat.runtime_tests.report.record import Check
 
 def files(proof: Proof) -> Iterator[Check]:
     """L0: every file is the one that manifest.json describes."""
-    listed = proof.artifact.manifest.get("files")
+    listed = proof.artifact.manifest.files
     if not listed:
         yield Check("L0", "files", "not verified", "there is no manifest.json with checksums beside the program")
         return
     damage = list(artifacts.damage(proof.artifact))
-    folder, made_from = proof.reference.folder, artifacts.source(proof.artifact)
+    folder, made_from = proof.reference.folder, proof.artifact.manifest.source.folded
     other = [n for n, digest in made_from.items() if not (folder / n).is_file() or atomic.sha256(folder / n) != digest]
     doubts = [f"made from another {folder.name}/ ({other[0]} differs); export again after folding"] if other else []
     yield judged(
@@ -41,7 +41,7 @@ def files(proof: Proof) -> Iterator[Check]:
 def client_files(proof: Proof) -> Iterator[Check]:
     """L0: tokenizer, template and settings that clients read are those of folded/."""
     places, shared = (proof.artifact.folder, proof.reference.folder), proof.contents.form == "ort"
-    wrong = list(read_by_clients.differences(*places, proof.artifact.context, shared=shared))
+    wrong = list(read_by_clients.differences(*places, proof.artifact.manifest.context, shared=shared))
     yield judged("L0", "client files", wrong, "tokenizer, templates and settings mean what folded/ means", {})
 
 

@@ -55,7 +55,7 @@ def _left_open(proof: Proof) -> Iterator[Check]:
 def _known(proof: Proof) -> Iterator[Check]:
     """What is known against the version of the runtime that ran."""
     form, bits = (
-        str(proof.artifact.manifest.get("form", "")),
+        proof.artifact.manifest.form,
         {spec.bits for spec in proof.reference.model.specs.values()},
     )
     ran = {str(proof.facts.get(str(setting), {}).get("runtime", "")) for setting in proof.settings}

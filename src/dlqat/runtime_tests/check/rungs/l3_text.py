@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check import greedy, prompts
 from dlqat.runtime_tests.check.judged_logits import Reading, judge

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check.proof import Proof

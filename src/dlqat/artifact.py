@@ -1,49 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artifact folder: where its program lies and whether its files are the ones that were written.
+"""An artifact folder: what manifest.json says, where the program lies, whether the files are the ones that were written.
 
-Shared by devices (which load it) and by the proof (which reads its bytes). It knows the layout that
-docs/check.md states and nothing of the code that writes it.
+Exporters write it, devices load it and the proof reads its bytes: this is the schema that they share.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
-from dlqat import atomic, json_file, plain_file
+import msgspec
+
+from dlqat import atomic, formats, json_file, plain_file
+from dlqat.formats import FORMATS, SUFFIXES
 from dlqat.refusal import Refusal
 
-PROGRAMS = {
-    ".onnx": "onnx",
-    ".pte": "executorch",
-    ".mlpackage": "coreml",
-}
-"""Suffix of the program (a file, or the folder that Core ML calls a package) -> format."""
+MANIFEST, FORMAT = "manifest.json", 1
+_AGAIN = "; export again"
+
+
+class File(msgspec.Struct, frozen=True):
+    """One of the artifact's files."""
+
+    sha256: str
+    bytes: int | None = None
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What the artifact was made from: file name in folded/ -> sha256."""
+
+    folded: dict[str, str] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What others rely on in manifest.json; it says more, for people (exporters/manifest.py)."""
+
+    target: str = ""
+    form: str = ""
+    model: str | None = None
+    """The program, relative to the folder."""
+    generator: str | None = None
+    """The program that apps generate with, where it is another one."""
+    context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Positions that the artifact has room for."""
+    source: Source = Source()
+    files: dict[str, File] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Where the programs are. `manifest` is the content of manifest.json, or empty."""
+    """Where the programs are. `manifest` says nothing where there is no manifest.json."""
 
     folder: Path
     program: Path
     """The file that gives the logits of all positions: for scoring text, and for the proof."""
     generator: Path
     """The file that apps generate with (genai_config.json names it); it may give the last logits only."""
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def format(self) -> str:
-        return PROGRAMS[self.program.suffix]
-
-    @property
-    def context(self) -> int | None:
-        """Positions that the artifact has room for; None if the manifest does not tell."""
-        found = self.manifest.get("context")
-        return found if isinstance(found, int) else None
+        return formats.of(self.program)
 
     @property
     def programs(self) -> tuple[Path, ...]:
@@ -56,45 +76,32 @@ def find(folder: Path) -> Artifact:
     folder = Path(folder)
     if not folder.is_dir():
         raise Refusal(f"{folder} is not a folder; give the folder that dlqat-export wrote (model_dir/onnx)")
-    manifest = _manifest(folder / "manifest.json")
+    manifest = json_file.convert(read_json(folder / MANIFEST), Manifest, str(folder / MANIFEST), _AGAIN)
     generator = _generator(folder, manifest)
-    if isinstance(named := manifest.get("model"), str):
-        program = _named(folder, named, "manifest.json")
+    if manifest.model is not None:
+        program = _named(folder, manifest.model, MANIFEST)
         return Artifact(folder, program, generator or program, manifest)
-    found = sorted(p for p in (*folder.glob("*"), *folder.glob("onnx/*")) if p.suffix in PROGRAMS)
+    found = sorted(p for p in (*folder.glob("*"), *folder.glob("onnx/*")) if p.suffix in SUFFIXES)
     found = [p for p in found if p != generator] or found
     if len(found) != 1:
         what = f"{len(found)} programs ({', '.join(p.name for p in found)})" if found else "no program"
-        raise Refusal(f"{folder} holds {what} ({', '.join(PROGRAMS)}); expected one, as dlqat-export writes it")
+        raise Refusal(f"{folder} holds {what} ({', '.join(SUFFIXES)}); expected one, as dlqat-export writes it")
     return Artifact(folder, _whole(found[0]), generator or found[0], manifest)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """What all else relies on: "files" names files with their checksums, "context" is a number of tokens."""
-    found = read_json(path)
-    files: Any = found.get("files", {})
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in cast("Any", files).values()):
-        raise Refusal(f'{path}: "files" does not give each file its checksum; export again')
-    context = found.get("context")
-    if context is not None and (type(context) is not int or context < 1):
-        raise Refusal(f'{path}: "context" is {context!r}, and should be a number of tokens; export again')
-    return found
-
-
-def _generator(folder: Path, manifest: Mapping[str, Any]) -> Path | None:
+def _generator(folder: Path, manifest: Manifest) -> Path | None:
     """The file that apps run: what onnxruntime-genai is told, else what the manifest names."""
     found: Any = read_json(folder / "genai_config.json")
     for key in ("model", "decoder", "filename"):
         found = found.get(key) if isinstance(found, dict) else None
     if isinstance(found, str):
         return _named(folder, found, "genai_config.json")
-    found = manifest.get("generator")
-    return _named(folder, found, "manifest.json") if isinstance(found, str) else None
+    return None if manifest.generator is None else _named(folder, manifest.generator, MANIFEST)
 
 
 def _named(folder: Path, name: str, where: str) -> Path:
     program = folder / name
-    if plain_file.name_fault(name) is not None or program.suffix not in PROGRAMS or not _inside(program, folder):
+    if plain_file.name_fault(name) is not None or program.suffix not in SUFFIXES or not _inside(program, folder):
         raise Refusal(f"{folder / where} names the model {name!r}, which is no program of this folder")
     if not program.exists():
         raise Refusal(f"{program} is missing, and {where} names it; export again")
@@ -104,7 +111,7 @@ def _named(folder: Path, name: str, where: str) -> Path:
 def _whole(program: Path) -> Path:
     """The program, which is a plain file, or for Core ML a folder."""
     reason = plain_file.fault(program)
-    if program.suffix == ".mlpackage":
+    if FORMATS[formats.of(program)].is_folder:
         reason = None if program.is_dir() else reason or "is a file; a package is a folder"
     if reason is not None:
         raise Refusal(f"{program} {reason}; export again")
@@ -123,27 +130,19 @@ def folded_beside(folder: Path, otherwise: str = "") -> Path:
 
 def damage(artifact: Artifact) -> Iterator[str]:
     """Every file of the manifest that is missing or whose bytes are not the ones that were written."""
-    files = artifact.manifest.get("files", {})
-    for name, entry in sorted(files.items()):
+    for name, file in sorted(artifact.manifest.files.items()):
         reason = plain_file.inside_fault(artifact.folder, name)
         if reason == "does not exist":
             yield f"{name}: manifest.json names it, but it is missing"
         elif reason is not None:
             yield f"{name}: manifest.json names it, and it {reason}"
-        elif atomic.sha256(artifact.folder / name) != entry.get("sha256"):
+        elif atomic.sha256(artifact.folder / name) != file.sha256:
             yield f"{name}: its sha256 is not the one in manifest.json; the file was changed or damaged"
-
-
-def source(artifact: Artifact) -> dict[str, str]:
-    """File name in folded/ -> sha256, of what the artifact was made from; empty if the manifest does not tell."""
-    found: Any = artifact.manifest.get("source")
-    found = found.get("folded") if isinstance(found, dict) else None
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file. Refusal if it is no JSON object."""
-    return json_file.read_if_there(path, "; export again")
+    return json_file.read_if_there(path, _AGAIN)
 
 
 def _inside(path: Path, folder: Path) -> bool:
