@@ -22,7 +22,7 @@ from _common import Results, base_model
 from _race import measure
 from _stock_executorch import CONTEXT, first_layers, lower
 
-from dlqat.exporters import cli
+from dlqat.exporters import pipeline
 from dlqat.exporters.executorch import target as executorch_target
 from dlqat.exporters.onnx import target as onnx_target
 from dlqat.exporters.target import Target
@@ -69,7 +69,7 @@ def main() -> None:
         }
 
         def ours(target: Target[Any], form: str) -> Callable[[], object]:
-            return lambda: cli.write(target, model, folded, home / form, target.Options(CONTEXT, form))
+            return lambda: pipeline.write(target, model, folded, home / form, target.Options(CONTEXT, form))
 
         written = {
             "dlqat executorch": timed("dlqat executorch", ours(executorch_target, "xnnpack")),

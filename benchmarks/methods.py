@@ -40,7 +40,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dlqat import adapter, atomic, plan, source
-from dlqat.exporters import cli, fold
+from dlqat.exporters import fold, pipeline
 from dlqat.folded import disk
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.runtime_tests.eval import text_loss
@@ -191,10 +191,10 @@ def _file_bits(folded: Path) -> dict[str, float]:
     """Bits per parameter of each artifact, every byte of it counted."""
     model, found = disk.read(folded), dict[str, float]()
     for name, asked in TARGETS.items():
-        target = cli.load(name)
-        options = cli.choose(target, name, model.config, 2048, asked)
+        target = pipeline.load(name)
+        options = pipeline.choose(target, name, model.config, 2048, asked)
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = cli.write(target, model, folded, Path(folder) / name, options)["bits_per_weight"]
+            found[name] = pipeline.write(target, model, folded, Path(folder) / name, options)["bits_per_weight"]
     return found
 
 

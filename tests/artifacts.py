@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from rich.console import Console
-
 import models
 import unions
 from dlqat import artifact as artifacts
 from dlqat.devices.all import device
-from dlqat.exporters import cli
+from dlqat.exporters import pipeline
 from dlqat.exporters.executorch import target as executorch_target
 from dlqat.exporters.onnx import target as onnx_target
 from dlqat.folded import disk
@@ -55,9 +51,7 @@ def export_folded(folder: Path, form: str) -> Path:
     """folder/FORM from folder/folded."""
     target = executorch_target if form in executorch_target.FORMS else onnx_target
     options = target.Options(CONTEXT, form)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
-        cli.write(target, disk.read(folder / "folded"), folder / "folded", folder / form, options)
+    pipeline.write(target, disk.read(folder / "folded"), folder / "folded", folder / form, options)
     return folder / form
 
 

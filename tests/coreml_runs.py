@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
-from rich.console import Console
 
 from dlqat import architecture
-from dlqat.exporters import cli
+from dlqat.exporters import pipeline
 from dlqat.exporters.coreml import package as coreml_package
 from dlqat.exporters.coreml import target as coreml_target
 from dlqat.folded import disk
@@ -37,9 +34,7 @@ def export(folder: Path, model: FoldedModel, target: str = "iOS18", context: int
     toy_tokenizer().save_pretrained(folder)
     disk.write(model, folder / "folded", files=folder)
     options = coreml_target.Options(context, coreml_target.FORMS[0], deployment_target=target)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
-        cli.write(coreml_target, disk.read(folder / "folded"), folder / "folded", folder / "coreml", options)
+    pipeline.write(coreml_target, disk.read(folder / "folded"), folder / "folded", folder / "coreml", options)
     return folder / "coreml"
 
 

@@ -372,11 +372,11 @@ def test_every_limit_has_a_reason() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_smollm2(smollm2_folded: Path, tmp_path: Path, form: str) -> None:
     """The real model, both forms: 163 million codes, and logits at KL 1e-10."""
-    from dlqat.exporters import cli as exporter
+    from dlqat.exporters import pipeline
     from dlqat.exporters.onnx import target as onnx_target
     from dlqat.folded import disk
 
-    exporter.write(
+    pipeline.write(
         onnx_target, disk.read(smollm2_folded), smollm2_folded, tmp_path / form, onnx_target.Options(2048, form)
     )
     run(tmp_path / form, "--reference", smollm2_folded, "--quick", code=0)

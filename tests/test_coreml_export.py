@@ -18,7 +18,7 @@ import coreml_runs
 import models
 import unions
 from dlqat import architecture, own_folder
-from dlqat.exporters import cli, decoder
+from dlqat.exporters import decoder, pipeline
 from dlqat.exporters.coreml import builder
 from dlqat.exporters.coreml import package as coreml_package
 from dlqat.exporters.coreml import target as coreml_target
@@ -146,12 +146,15 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
 
 def test_deployment_targets_are_this_target_s() -> None:
     config = models.tiny("llama-tied").config.to_dict()
-    assert cli.choose(coreml_target, "coreml", config) == coreml_target.Options(128, "stateful", "iOS18")
-    assert cli.choose(coreml_target, "coreml", config, 64, {"deployment_target": "iOS26"}).deployment_target == "iOS26"
+    assert pipeline.choose(coreml_target, "coreml", config) == coreml_target.Options(128, "stateful", "iOS18")
+    assert (
+        pipeline.choose(coreml_target, "coreml", config, 64, {"deployment_target": "iOS26"}).deployment_target
+        == "iOS26"
+    )
     with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
-        cli.choose(coreml_target, "coreml", config, None, {"deployment_target": "iOS17"})
+        pipeline.choose(coreml_target, "coreml", config, None, {"deployment_target": "iOS17"})
     with pytest.raises(Refusal, match="target onnx; it has no such choice"):
-        cli.choose(onnx_target, "onnx", config, None, {"deployment_target": "iOS18"})
+        pipeline.choose(onnx_target, "onnx", config, None, {"deployment_target": "iOS18"})
 
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])

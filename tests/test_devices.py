@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rich.console import Console
 
 import artifacts
 import onnx_by_hand as hand
@@ -24,7 +23,7 @@ from dlqat.devices import machine
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure, Setting
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import cli
+from dlqat.runtime_tests.check.run import CheckRequest, prove
 from dlqat.runtime_tests.readers import read
 
 HOST = DEVICES["host-ort"]
@@ -51,7 +50,7 @@ def test_a_missing_runtime_is_told(monkeypatch: pytest.MonkeyPatch, exported: Pa
         patch.setattr(importlib.util, "find_spec", lambda _: None)
         assert HOST.available() == "onnxruntime and onnx not installed; pip install 'dlqat[onnx]'"
         with pytest.raises(Refusal, match="host-ort cannot run here: onnxruntime and onnx not installed"):
-            cli.prove(cli.CheckRequest(folders.find(exported), exported.parent / "folded"), Console())
+            prove(CheckRequest(folders.find(exported), exported.parent / "folded"))
     assert HOST.available() is None
 
 

@@ -23,7 +23,7 @@ from dlqat.devices import executorch_options
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
 from dlqat.devices.process.isolated import isolated
-from dlqat.exporters import cli
+from dlqat.exporters import cli, pipeline
 from dlqat.exporters.executorch import target as executorch_target
 from dlqat.exporters.executorch.builder import packed
 from dlqat.exporters.executorch.graph import Value, Xnn
@@ -243,10 +243,10 @@ def test_a_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
 
 def test_logits_is_a_choice_of_targets_that_have_it() -> None:
     config = models.tiny().config.to_dict()
-    assert cli.choose(executorch_target, "executorch", config, None, {"logits": "all"}).logits == "all"
+    assert pipeline.choose(executorch_target, "executorch", config, None, {"logits": "all"}).logits == "all"
     for name, what, match in (("onnx", "all", "no such choice"), ("executorch", "some", "known: last, all")):
         with pytest.raises(Refusal, match=match):
-            cli.choose(cli.load(name), name, config, None, {"logits": what})
+            pipeline.choose(pipeline.load(name), name, config, None, {"logits": what})
 
 
 # What stands in the file
@@ -269,7 +269,7 @@ def test_logits_of_all_positions(tmp_path: Path, exported: Path) -> None:
     folder = tmp_path / "all"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))
-        cli.write(
+        pipeline.write(
             executorch_target,
             disk.read(source),
             source,

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import models
 import unions
 from dlqat import folder_lock, own_folder, refusal
-from dlqat.exporters import cli, fold
+from dlqat.exporters import cli, fold, pipeline
 from dlqat.exporters.onnx import clients
 from dlqat.exporters.onnx import target as onnx_target
 from dlqat.folded import Sum, disk
@@ -279,7 +279,7 @@ def test_adapters_are_folded_when_folded_is_stale(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fold, "fold", lambda folder, base: called.append(folder))
     for stale in (False, True):
         monkeypatch.setattr(fold, "stale", lambda _, stale=stale: stale)
-        assert cli.fold_if_needed(folder) == folder / "folded"
+        assert pipeline.fold_if_needed(folder) == folder / "folded"
         assert called == [folder] * stale
 
 

@@ -11,7 +11,7 @@ import torch
 
 import artifacts
 from dlqat import adapter, folded, plan, source
-from dlqat.exporters import cli
+from dlqat.exporters import pipeline
 from dlqat.folded import Folded, LowRank, Quantized, Sum, disk
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.methods import by_name
@@ -61,8 +61,8 @@ def model(smollm2: Path, smollm2_folded: Path, tmp_path_factory: pytest.TempPath
 @pytest.mark.real
 @pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
 def test_every_kind_of_union_on_the_real_model(target: str, model: Path, tmp_path: Path) -> None:
-    module, back = cli.load(target), disk.read(model)
-    cli.write(module, back, model, tmp_path / target, cli.choose(module, target, back.config, 256))
+    module, back = pipeline.load(target), disk.read(model)
+    pipeline.write(module, back, model, tmp_path / target, pipeline.choose(module, target, back.config, 256))
     proof = artifacts.proof(tmp_path / target, model, quick=True)
     found = list(artifacts.ladder.run(proof, ("L0", "L2")))
     assert [str(c) for c in found if c.status != "passed" and c.name != "Apple hardware"] == []

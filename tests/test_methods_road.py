@@ -19,8 +19,7 @@ import artifacts
 from dlqat import folded, plan, source
 from dlqat.artifact import find
 from dlqat.devices.all import device
-from dlqat.exporters import cli as export_cli
-from dlqat.exporters import fold
+from dlqat.exporters import fold, pipeline
 from dlqat.exporters.onnx import target as onnx_target
 from dlqat.folded import Clustered, LowRank, Quantized, Sum, disk
 from dlqat.recipe import parse
@@ -124,7 +123,7 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
     """Law 4 and parity (L0, L2) of each method's union; a factor or code changed in folded/ fails it by name."""
     out = road(case)
     model = disk.read(out / "folded")
-    export_cli.write(onnx_target, model, out / "folded", tmp_path / "onnx", onnx_target.Options(128, "qdq"))
+    pipeline.write(onnx_target, model, out / "folded", tmp_path / "onnx", onnx_target.Options(128, "qdq"))
     assert {c.status for c in artifacts.checks(tmp_path / "onnx", out / "folded", "L0", "L2")} == {"passed"}
     if case not in ("swsc", "casp", "nm"):
         return
@@ -144,12 +143,12 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
 def test_every_target_takes_the_whole_union(
     road: Road, case: str, target: str, form: str | None, tmp_path: Path
 ) -> None:
-    module = export_cli.load(target)
+    module = pipeline.load(target)
     folder = road(case) / "folded"
     model = disk.read(folder)
-    options = export_cli.choose(module, target, model.config, 128, {"form": form})
+    options = pipeline.choose(module, target, model.config, 128, {"form": form})
     assert [row.refused for row in module.plan(model, folder, options) if row.refused] == []
-    export_cli.write(module, model, folder, tmp_path / target, options)
+    pipeline.write(module, model, folder, tmp_path / target, options)
     artifact = find(tmp_path / target)
     proof = Proof(artifact, Reference(folder), device(None, artifact.format), 1, quick=True, progress=lambda _: None)
     failed = [str(c) for c in ladder.run(proof, ("L0", "L2")) if c.status == "failed"]

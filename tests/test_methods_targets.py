@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dlqat.exporters import cli, fold
+from dlqat.exporters import fold, pipeline
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 from test_methods_road import base, call
@@ -72,8 +72,8 @@ def test_a_cell_is_what_the_target_says(models: Made, options: str, column: str)
     """`yes`, or words of the reason that dlqat-export gives, before any work."""
     model, folded = models(options)
     name, form = TARGETS[column]
-    module = cli.load(name)
-    rows = module.plan(model, folded, cli.choose(module, name, model.config, 128, {"form": form}))
+    module = pipeline.load(name)
+    rows = module.plan(model, folded, pipeline.choose(module, name, model.config, 128, {"form": form}))
     refused = {row.refused for row in rows if row.refused}
     cell = dict(ROWS)[options][column]
     assert (cell == HELD) == (not refused), refused

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from dlqat import folder_lock, own_folder
 from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
-from dlqat.exporters import fold
+from dlqat.exporters import fold, pipeline
 from dlqat.folded import Quantized, dense, disk
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
@@ -477,7 +477,7 @@ def test_a_dry_run_folds_nothing(base: Path) -> None:
 def test_an_unfinished_training_is_not_exported(base: Path) -> None:
     kill_before_training(base)
     with pytest.raises(Refusal, match="the same dlqat-train command continues it"):
-        export_cli.fold_if_needed(base.parent / "out")
+        pipeline.fold_if_needed(base.parent / "out")
 
 
 def test_a_base_that_has_moved_is_named_at_export(base: Path) -> None:
@@ -485,5 +485,5 @@ def test_a_base_that_has_moved_is_named_at_export(base: Path) -> None:
     moved = base.rename(base.parent / "moved")
     with pytest.raises(Refusal, match="does not exist"):
         fold.fold(base.parent / "out")
-    folder = export_cli.fold_if_needed(base.parent / "out", str(moved))
+    folder = pipeline.fold_if_needed(base.parent / "out", str(moved))
     assert disk.read(folder).layers
