@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import artifacts
-from dlqat import adapter, folded, plan, source
+from dlqat import adapter, folded, plan, source, tree
 from dlqat.exporters import pipeline
 from dlqat.folded import Folded, LowRank, Quantized, Sum, disk
 from dlqat.recipe import LayerSpec
@@ -40,7 +40,7 @@ def made(model: Path, block: int, name: str, setting: str) -> dict[str, Folded]:
             own = adapter.Adapter(leaves[at].spec.grid, tensors[f"{at}.scales"], **fields)
             return adapter.fold(base, own)
 
-        layers[path] = plan.fold(node, path, one, tensors.__getitem__)
+        layers[path] = tree.mapped(node, path, one, tensors.__getitem__)
     return layers
 
 

@@ -41,6 +41,7 @@ from dlqat.runtime_tests.readers.contents import Contents
 from dlqat.runtime_tests.reference.model import Reference
 from dlqat.trainer import request, state
 from dlqat.trainer.data import rows
+from dlqat.tree import Clustered, LowRank, Sum
 from toy_tokenizer import toy_tokenizer
 
 TEXT = (5, 17, 40, 3, 99, 8)
@@ -173,9 +174,7 @@ def _records(home: Path) -> Iterator[Target]:
     adapters = {"l.scales": torch.ones(4, 2), "l.magnitude": torch.ones(4, 2), "l.lora_a": torch.ones(2, 64)}
     adapter.write({**adapters, "l.lora_b": torch.ones(4, 2)}, home / "adapters.safetensors")
     spec = LayerSpec()
-    plan.write(
-        {"l": plan.Parts((spec, plan.Factors(2, spec, spec))), "m": plan.Shared(3, plan.Pruned(2, 4, spec))}, home
-    )
+    plan.write({"l": Sum((spec, LowRank(spec, spec, 2))), "m": Clustered(plan.Pruned(2, 4, spec), 3)}, home)
     (home / "recipe.toml").write_text(
         "[[rule]]\nmatch = 'model\\..*'\nbits = 3\nalpha = 4\n[[rule]]\nmatch = 'x'\nrank = 0\n"
     )

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from dlqat import adapter, atomic, folder_lock, json_file, plan, recipe, source
+from dlqat import adapter, atomic, folder_lock, json_file, plan, recipe, source, tree
 from dlqat.adapter import ADAPTERS, RECORD, need
 from dlqat.architecture import Config
 from dlqat.folded import Folded, Quantized, disk
@@ -80,7 +80,7 @@ def opened(
             weight = need(tensors, f"{path}.weight") if leaves[path].own else weights[f"{name}.weight"]
             return _leaf(path, weight, adapters[path], leaves[path])
 
-        return plan.fold(nodes[name], name, one, lambda path: need(tensors, path))
+        return tree.mapped(nodes[name], name, one, lambda path: need(tensors, path))
 
     plain = [n for n in weights if n.removesuffix(".weight") not in nodes]
     return FoldedModel(origin.config, Lazy(list(nodes), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a folded layer can be: integers, and sums and products of integers.
+"""What a folded layer can be: a tree (dlqat.tree) of integers, with labels int32 [out].
 
-    Folded = Quantized                       codes, scales, zero-points on one grid
-           | LowRank(left, right)            left @ right          [out, r] @ [r, in]
-           | Clustered(centroids, labels)    centroids[labels]     rows that share a centroid
-           | Sum(parts)
-
-The four carry every method of the road (DL-QAT, GPTQ, CASP, SWSC, N:M) to every target: an exporter's
+The four kinds carry every method of the road (DL-QAT, GPTQ, CASP, SWSC, N:M) to every target: an exporter's
 `linear` takes this union and nothing else. `dense` is the reference: the weight that the layer means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dlqat.grid import Grid, dequantize
+from dlqat.tree import Clustered, LowRank, Sum, Tree, labels, leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,30 +26,7 @@ class Quantized:
     zero_points: Tensor | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """left [out, r] @ right [r, in], never multiplied out at run time: y = left (right x)."""
-
-    left: Folded
-    right: Folded
-
-
-@dataclass(frozen=True, eq=False)
-class Clustered:
-    """Row o is centroids[labels[o]]: centroids [k, in], labels int32 [out]; y = gather(centroids x, labels)."""
-
-    centroids: Folded
-    labels: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """The sum of parts of equal shape."""
-
-    parts: tuple[Folded, ...]
-
-
-Folded = Quantized | LowRank | Clustered | Sum
+Folded = Tree[Quantized, Tensor]
 
 
 def shape(folded: Folded) -> tuple[int, int]:
@@ -81,37 +53,6 @@ def dense(folded: Folded) -> Tensor:
             return dense(centroids)[labels.long()]
         case Sum(parts):
             return torch.stack([dense(p) for p in parts]).sum(0)
-
-
-def leaves(folded: Folded, name: str = "") -> Iterator[tuple[str, Quantized]]:
-    """Every Quantized inside, with its dotted path: what is stored, packed, counted and proved."""
-    match folded:
-        case Quantized():
-            yield name, folded
-        case LowRank(left, right):
-            yield from leaves(left, f"{name}.left")
-            yield from leaves(right, f"{name}.right")
-        case Clustered(centroids, _):
-            yield from leaves(centroids, f"{name}.centroids")
-        case Sum(parts):
-            for i, part in enumerate(parts):
-                yield from leaves(part, f"{name}.{i}")
-
-
-def labels(folded: Folded, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every label vector inside, with its dotted path (`NAME.labels`)."""
-    match folded:
-        case Quantized():
-            return
-        case LowRank(left, right):
-            yield from labels(left, f"{name}.left")
-            yield from labels(right, f"{name}.right")
-        case Clustered(centroids, ids):
-            yield f"{name}.labels", ids
-            yield from labels(centroids, f"{name}.centroids")
-        case Sum(parts):
-            for i, part in enumerate(parts):
-                yield from labels(part, f"{name}.{i}")
 
 
 def check(folded: Folded, name: str) -> str | None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlqat import json_file
-from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat import json_file, tree
+from dlqat.folded.layer import Folded, Quantized
 from dlqat.grid import Grid
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
@@ -70,27 +70,17 @@ def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
 
 def describe(layer: Folded) -> dict[str, Any]:
     """The structure of a layer, for dlqat.json; `build` reads it."""
-    match layer:
-        case Quantized(grid=grid):
-            return {"kind": "quantized", **asdict(grid)}
-        case LowRank(left, right):
-            return {"kind": "low_rank", "left": describe(left), "right": describe(right)}
-        case Clustered(centroids, _):
-            return {"kind": "clustered", "centroids": describe(centroids)}
-        case Sum(parts):
-            return {"kind": "sum", "parts": [describe(p) for p in parts]}
+    return tree.to_json(layer, lambda leaf: {"kind": "quantized", **asdict(leaf.grid)}, lambda labels: {})
 
 
 def build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
     """The layer of a structure, its tensors by name. Refusal if a shape or kind makes no sense."""
-    match node:
-        case {"kind": "quantized", **grid}:
-            return _restore(json_file.exactly(grid, Grid, f"{name}, its grid"), name, tensor)
-        case {"kind": "low_rank", "left": dict(left), "right": dict(right)}:
-            return LowRank(build(left, f"{name}.left", tensor), build(right, f"{name}.right", tensor))
-        case {"kind": "clustered", "centroids": dict(centroids)}:
-            return Clustered(build(centroids, f"{name}.centroids", tensor), tensor(f"{name}.labels"))
-        case {"kind": "sum", "parts": list(parts)} if all(isinstance(part, dict) for part in parts):
-            return Sum(tuple(build(part, f"{name}.{i}", tensor) for i, part in enumerate(parts)))
-        case _:
-            raise Refusal(f"{name}: layer kind {node.get('kind')!r} is not known to this dlqat, or is incomplete")
+
+    def leaf(fields: Mapping[str, Any], path: str) -> Quantized:
+        match fields:
+            case {"kind": "quantized", **grid}:
+                return _restore(json_file.exactly(grid, Grid, f"{path}, its grid"), path, tensor)
+            case _:
+                raise Refusal(f"{path}: layer kind {fields.get('kind')!r} is not known to this dlqat")
+
+    return tree.from_json(node, name, leaf, lambda _, path: tensor(f"{path}.labels"), lambda _, path: None)

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlqat.adapter import need
-from dlqat.plan import Factors, Node, Parts, Pruned, Shared
+from dlqat.plan import Node, Pruned
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.layers.qat import QATLinear, Switched
+from dlqat.tree import Clustered, LowRank, Sum
 
 
 class CompoundLinear(Switched):
@@ -84,16 +85,16 @@ def _module(
 ) -> nn.Module:
     """base: the layer to switch to, for the outermost module only."""
     match node:
-        case (LayerSpec() as spec) | Pruned(_, _, spec):
-            return _leaf(spec, path, linear, base, tensors)
-        case Factors(_, left, right):
+        case LowRank(left, right):
             parts = (_module(n, f"{path}.{s}", linear, None, tensors) for n, s in ((left, "left"), (right, "right")))
             return LowRankLinear(base, *parts)
-        case Shared(_, centroids):
+        case Clustered(centroids):
             inner = _module(centroids, f"{path}.centroids", linear, None, tensors)
             return ClusteredLinear(base, inner, need(tensors, f"{path}.labels"))
-        case Parts(nodes):
+        case Sum(nodes):
             return SumLinear(base, [_module(n, f"{path}.{i}", linear, None, tensors) for i, n in enumerate(nodes)])
+        case _:
+            return _leaf(node.spec if isinstance(node, Pruned) else node, path, linear, base, tensors)
 
 
 def _leaf(

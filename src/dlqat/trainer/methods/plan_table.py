@@ -14,6 +14,7 @@ from dlqat.architecture import Decoder
 from dlqat.plan import Plan, Shape
 from dlqat.trainer.methods import by_name
 from dlqat.trainer.methods.method import Method
+from dlqat.tree import Clustered, LowRank, Sum
 
 
 def table(method: Method, nodes: Plan, decoder: Decoder) -> Table:
@@ -59,11 +60,11 @@ def _line(becomes: str, names: list[str], method: Method, nodes: Plan, shapes: M
 def describe(node: plan.Node) -> str:
     """A node in a few words."""
     match node:
-        case plan.Factors(rank, left, right):
+        case LowRank(left, right, rank):
             return f"rank {rank} ({describe(left)}, {describe(right)})"
-        case plan.Shared(clusters, centroids):
+        case Clustered(centroids, clusters):
             return f"{clusters} shared rows ({describe(centroids)})"
-        case plan.Parts(parts):
+        case Sum(parts):
             return " + ".join(describe(part) for part in parts)
         case plan.Pruned(kept, among, spec):
             return f"{kept}:{among} {spec.grid}"

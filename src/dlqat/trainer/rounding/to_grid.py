@@ -14,11 +14,12 @@ from torch import Tensor
 
 from dlqat.adapter import Adapter, fold
 from dlqat.folded import dense
-from dlqat.plan import Factors
+from dlqat.plan import Spec
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.rounding.gptq import Swept, compensate
 from dlqat.trainer.rounding.offset import offset
 from dlqat.trainer.rounding.search import search
+from dlqat.tree import LowRank
 
 ROUNDINGS = ("mse", "gptq")
 
@@ -62,7 +63,7 @@ def from_sweep(weight: Tensor, spec: LayerSpec, swept: Swept) -> Rounded:
 
 
 def factors(
-    left: Tensor, right: Tensor, node: Factors, path: str, rounding: str, moments: Tensor | None
+    left: Tensor, right: Tensor, node: LowRank[Spec, int], path: str, rounding: str, moments: Tensor | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The two factors on their grids, and the weight that they mean.
 
