@@ -53,35 +53,34 @@ class Sum(Generic[L, N]):
 Tree = Union[L, LowRank[L, N], Clustered[L, N], Sum[L, N]]  # noqa: UP007 a TypeVar has no |
 
 
-def leaves(tree: Tree[L, N], path: str = "") -> Iterator[tuple[str, L]]:
-    """Every leaf, with its path."""
+def children(tree: Tree[L, N], path: str) -> list[tuple[str, Tree[L, N]]]:
+    """(path, part) of what a node is made of; none of a leaf."""
     match tree:
         case LowRank(left, right):
-            yield from leaves(left, f"{path}.left")
-            yield from leaves(right, f"{path}.right")
+            return [(f"{path}.left", left), (f"{path}.right", right)]
         case Clustered(centroids):
-            yield from leaves(centroids, f"{path}.centroids")
+            return [(f"{path}.centroids", centroids)]
         case Sum(parts):
-            for i, part in enumerate(parts):
-                yield from leaves(part, f"{path}.{i}")
+            return [(f"{path}.{i}", part) for i, part in enumerate(parts)]
         case _:
-            yield path, cast("L", tree)
+            return []
+
+
+def leaves(tree: Tree[L, N], path: str = "") -> Iterator[tuple[str, L]]:
+    """Every leaf, with its path."""
+    parts = children(tree, path)
+    for inner, part in parts:
+        yield from leaves(part, inner)
+    if not parts:
+        yield path, cast("L", tree)
 
 
 def labels(tree: Tree[L, N], path: str = "") -> Iterator[tuple[str, N]]:
     """What every clustered part says of its labels, with their path (`PATH.labels`)."""
-    match tree:
-        case LowRank(left, right):
-            yield from labels(left, f"{path}.left")
-            yield from labels(right, f"{path}.right")
-        case Clustered(centroids, ids):
-            yield f"{path}.labels", ids
-            yield from labels(centroids, f"{path}.centroids")
-        case Sum(parts):
-            for i, part in enumerate(parts):
-                yield from labels(part, f"{path}.{i}")
-        case _:
-            return
+    if isinstance(tree, Clustered):
+        yield f"{path}.labels", cast("N", tree.labels)
+    for inner, part in children(tree, path):
+        yield from labels(part, inner)
 
 
 def mapped(tree: Tree[L, N], path: str, leaf: Callable[[str], M], labels: Callable[[str], K]) -> Tree[M, K]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlqat import adapter, atomic, folder_lock, json_file, plan, recipe, source, tree
 from dlqat.adapter import ADAPTERS, RECORD, need
-from dlqat.architecture import Config
+from dlqat.architecture import EMBEDDING, HEAD, Config
 from dlqat.folded import Folded, Quantized, disk
 from dlqat.folded.disk import FoldedModel, Lazy
 from dlqat.plan import Leaf, Node
@@ -119,7 +119,7 @@ def _trained(path: str, leaf: Leaf) -> dict[str, tuple[int, int]]:
     (out, inputs), spec = leaf.shape, leaf.spec
     groups = out, spec.grid.groups(inputs)
     found = {"scales": groups} | ({"mask": leaf.shape} if leaf.pruned else {})
-    if path.endswith("embed_tokens"):  # rounded, and nothing in it trained, whatever its spec says
+    if path == EMBEDDING:  # rounded, and nothing in it trained, whatever its spec says
         return found
     lora = {"lora_a": (spec.rank, inputs), "lora_b": (out, spec.rank)} if spec.rank else {}
     return found | lora | ({"magnitude": groups} if spec.magnitude else {})
@@ -127,8 +127,8 @@ def _trained(path: str, leaf: Leaf) -> dict[str, tuple[int, int]]:
 
 def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, LayerSpec]:
     """The layers' specs and, for a tied model, that of the head (its activations are its own)."""
-    head = rules.spec("lm_head")
-    return {**specs, "lm_head": head} if head is not None and "lm_head" not in specs else dict(specs)
+    head = rules.spec(HEAD)
+    return {**specs, HEAD: head} if head is not None and HEAD not in specs else dict(specs)
 
 
 class Record(msgspec.Struct, frozen=True):

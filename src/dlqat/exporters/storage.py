@@ -70,12 +70,11 @@ def unsupported(storage: Storage, name: str, w: Weight) -> str | None:
 
 def weight(model: FoldedModel, name: str) -> Weight:
     """The weight of a module: its folded layer, the float tensor where no rule matched, the tied embedding."""
-    if name in model.layers:
-        return model.layers[name]
-    if f"{name}.weight" in model.tensors:
-        return model.tensors[f"{name}.weight"]
-    if name == HEAD:  # tied
-        return weight(model, EMBEDDING)
+    behind = model.behind(name)
+    if behind in model.layers:
+        return model.layers[behind]
+    if f"{behind}.weight" in model.tensors:
+        return model.tensors[f"{behind}.weight"]
     raise Refusal(f"{name} is neither among the folded layers nor among the float tensors; fold the model again")
 
 

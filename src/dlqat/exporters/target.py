@@ -6,12 +6,13 @@ A target is a module target.py in a folder of the format's name (dlqat.formats).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dlqat.architecture import Decoder
+from dlqat.architecture import EMBEDDING, HEAD, Decoder
 from dlqat.exporters.manifest import Written
 from dlqat.exporters.storage import LayerRow
 from dlqat.folded.disk import FoldedModel
@@ -69,3 +70,19 @@ def parameters(facts: Decoder) -> int:
     """How many numbers the model's matrices have; a tied head counts once."""
     table = facts.vocab_size * facts.hidden_size
     return table * (1 if facts.tied else 2) + sum(out * inputs for out, inputs in facts.linears().values())
+
+
+def sizes(tensors: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by component, of bytes by tensor. What a tied head shares with the embedding counts as the embedding's."""
+    found = Counter[str]()
+    for name, size in tensors.items():
+        found[_component(name)] += size
+    return dict(found)
+
+
+def _component(tensor: str) -> str:
+    if tensor.startswith(f"{EMBEDDING}."):
+        return "embedding"
+    if tensor.startswith(f"{HEAD}."):
+        return "head"
+    return "linears" if "_proj" in tensor and not tensor.endswith(".bias") else "norms, biases, tables"

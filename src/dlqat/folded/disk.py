@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlqat import architecture, atomic, folded, json_file, own_folder, tensor_file
-from dlqat.architecture import Config
+from dlqat.architecture import EMBEDDING, HEAD, Config
 from dlqat.folded import Folded, Quantized, packing
 from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec
@@ -77,6 +77,15 @@ class FoldedModel:
     layers: Mapping[str, Folded]
     tensors: Mapping[str, Tensor]
     specs: Mapping[str, LayerSpec]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head multiplies with the embedding's weight."""
+        return HEAD not in self.layers and f"{HEAD}.weight" not in self.tensors
+
+    def behind(self, name: str) -> str:
+        """The module whose weight a linear multiplies with: itself, or the embedding for a tied head."""
+        return EMBEDDING if name == HEAD and self.tied else name
 
 
 def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> None:
@@ -200,7 +209,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def _in_transformers(name: str) -> bool:
     """transformers has a quantized Linear, but no quantized Embedding."""
-    return not name.endswith("embed_tokens")
+    return name != EMBEDDING
 
 
 def _rope(config: Config) -> dict[str, Any]:
@@ -231,7 +240,7 @@ def _quantization_config(model: FoldedModel) -> dict[str, Any]:
         )
         weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric, "dynamic": False, **group}
         groups[f"group_{i}"] = {"targets": names, "weights": weights, "format": _layout(grid)}
-    ignore = sorted({*rest, *([] if "lm_head" in model.layers else ["lm_head"])})
+    ignore = sorted({*rest, *([] if HEAD in model.layers else [HEAD])})
     layouts = {_layout(grid) for grid in grids}
     return {
         "quant_method": "compressed-tensors",

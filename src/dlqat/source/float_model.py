@@ -53,7 +53,7 @@ def complete(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return plain
 
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = f"{architecture.EMBEDDING}.weight", f"{architecture.HEAD}.weight"
 
 
 def as_stored(found: FloatModel) -> FloatModel:

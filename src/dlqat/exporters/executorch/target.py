@@ -11,13 +11,12 @@ Metadata methods and signature are those of executorch/extension/llm/runner/cons
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlqat import architecture, tested
-from dlqat.architecture import Decoder
+from dlqat.architecture import HEAD, Decoder
 from dlqat.exporters import decoder, generation, target, templates, tokens
 from dlqat.exporters.executorch import program as executorch_program
 from dlqat.exporters.executorch import runner_tokenizer
@@ -27,7 +26,7 @@ from dlqat.exporters.executorch.program import Constant, Method
 from dlqat.exporters.executorch.storage import Storage
 from dlqat.exporters.manifest import Written
 from dlqat.exporters.storage import LayerRow, rows
-from dlqat.exporters.target import choice, parameters
+from dlqat.exporters.target import choice, parameters, sizes
 from dlqat.exporters.tokens import SpecialTokens
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
@@ -78,12 +77,13 @@ def write(
         changed = runner_tokenizer.prepare(folder)
         settings = tokens.load(folder / "generation_config.json")
         states = {client: generation.state(client, settings, untold) for client in CLIENTS}
+    found = sizes({name: len(content) for name, content in b.graph.data.items()})
     return Written(
         target="executorch",
         form=options.form,
         program=PROGRAM,
         parameters=parameters(facts),
-        sizes=_sizes(b.graph.data, path.stat().st_size),
+        sizes={**found, "graph": path.stat().st_size - sum(found.values())},
         details={
             "context": options.context,
             "logits": options.logits,
@@ -133,21 +133,5 @@ def _metadata(facts: Decoder, special: SpecialTokens | None, options: Options) -
 def _head(facts: Decoder, data: Mapping[str, bytes]) -> str:
     if not facts.tied:
         return "its own"
-    own = any(name.startswith(f"{decoder.HEAD}.") for name in data)
+    own = any(name.startswith(f"{HEAD}.") for name in data)
     return "tied, stored a second time: XNNPACK packs fewer than 8 bits otherwise" if own else "the embedding's bytes"
-
-
-def _sizes(data: Mapping[str, bytes], total: int) -> dict[str, int]:
-    """Bytes by component. What a tied head shares with the embedding counts as the embedding's."""
-    sizes = Counter[str]()
-    for name, content in data.items():
-        sizes[_component(name)] += len(content)
-    return dict(sizes) | {"graph": total - sum(sizes.values())}
-
-
-def _component(tensor: str) -> str:
-    if tensor.startswith(f"{decoder.EMBEDDING}."):
-        return "embedding"
-    if tensor.startswith(f"{decoder.HEAD}."):
-        return "head"
-    return "linears" if "_proj" in tensor and not tensor.endswith(".bias") else "norms, biases, tables"

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlqat import architecture, tested
-from dlqat.architecture import Decoder
+from dlqat.architecture import HEAD, Decoder
 from dlqat.exporters import decoder, target, tokens
 from dlqat.exporters.manifest import Written
 from dlqat.exporters.onnx import clients, ort, qdq, web
@@ -18,7 +17,7 @@ from dlqat.exporters.onnx.io import GENERATE
 from dlqat.exporters.onnx.ort import HEAD_SIZES, Ort
 from dlqat.exporters.onnx.qdq import Qdq
 from dlqat.exporters.storage import LayerRow, rows
-from dlqat.exporters.target import choice, parameters
+from dlqat.exporters.target import choice, parameters, sizes
 from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
 
@@ -88,26 +87,13 @@ def _head(facts: Decoder, graph: OnnxGraph) -> str:
     """Where the bytes of the head are, and why they are not the embedding's if the model ties the two."""
     if not facts.tied:
         return "its own"
-    if not graph.sizes.get(f"{decoder.HEAD}.codes"):
+    if not graph.sizes.get(f"{HEAD}.codes"):
         return "the embedding's bytes"
     return "tied, stored a second time: onnxruntime's Gather has no type below 8 bits, so the embedding rides in INT8"
 
 
 def _sizes(graph: OnnxGraph) -> dict[str, int]:
-    """Bytes by component. What a tied head shares with the embedding counts as the embedding's."""
-    sizes = Counter[str]()
-    for name, size in graph.sizes.items():
-        sizes[_component(name)] += size
-    sizes["alignment"] = graph.data.stat().st_size - sum(sizes.values()) if graph.data.exists() else 0
-    sizes["graph"] = graph.path.stat().st_size
-    return dict(sizes)
-
-
-def _component(tensor: str) -> str:
-    if tensor.startswith(f"{decoder.EMBEDDING}."):
-        return "embedding"
-    if tensor.startswith(f"{decoder.HEAD}."):
-        return "head"
-    if "_proj" in tensor and not tensor.endswith(".bias"):
-        return "linears"
-    return "norms, biases, tables"
+    """Bytes by component, of the graph's file too, and what lies between tensors."""
+    found = sizes(graph.sizes)
+    found["alignment"] = graph.data.stat().st_size - sum(found.values()) if graph.data.exists() else 0
+    return found | {"graph": graph.path.stat().st_size}

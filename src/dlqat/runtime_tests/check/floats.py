@@ -16,15 +16,10 @@ from dlqat.runtime_tests.check.differences import Difference, named
 from dlqat.runtime_tests.readers.contents import parts
 
 
-def tied(model: FoldedModel) -> bool:
-    """Whether the head multiplies with the embedding's weight."""
-    return HEAD not in model.layers and f"{HEAD}.weight" not in model.tensors
-
-
 def compare(found: Mapping[str, NDArray[np.float32]], model: FoldedModel) -> tuple[int, list[Difference]]:
     """(numbers in folded/, differences): missing, unequal and surplus parameters."""
     wanted = {name: model.tensors[name].float().numpy() for name in model.tensors}
-    if tied(model) and f"{EMBEDDING}.weight" in wanted:
+    if model.tied and f"{EMBEDDING}.weight" in wanted:
         wanted[f"{HEAD}.weight"] = wanted[f"{EMBEDDING}.weight"]
     own = _own_biases(found, set(wanted), model)
     differences = list(named(own, wanted, "numbers"))

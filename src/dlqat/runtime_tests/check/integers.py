@@ -26,7 +26,6 @@ from dlqat.folded.disk import FoldedModel
 from dlqat.runtime_tests.check import facts as forward_facts
 from dlqat.runtime_tests.check import floats, wanted_forward
 from dlqat.runtime_tests.check.differences import Difference, named, unequal
-from dlqat.runtime_tests.check.floats import tied
 from dlqat.runtime_tests.readers import expression
 from dlqat.runtime_tests.readers.contents import Contents, Integers, Unreadable, Weight, parts
 
@@ -78,7 +77,7 @@ def wanted(model: FoldedModel) -> Wanted:
         for path, _ in folded.leaves(layer, name):
             found[path, kind] = Expected(path, kind, name, path)
         labels.update({path: ids.numpy() for path, ids in folded.labels(layer, name)})
-    if tied(model) and EMBEDDING in model.layers:
+    if model.tied and EMBEDDING in model.layers:
         found[HEAD, "matmul"] = Expected(HEAD, "matmul", EMBEDDING, EMBEDDING)
     return Wanted(model, found, labels)
 

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlqat.architecture import EMBEDDING, HEAD
 from dlqat.folded import Quantized, disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.quiet import hush, quiet
@@ -98,14 +99,12 @@ class Reference:
 
     def layer(self, name: str) -> Any:
         """The folded layer behind a linear; a tied lm_head has the embedding's."""
-        tied = name == "lm_head" and name not in self.model.layers
-        return self.model.layers["model.embed_tokens" if tied else name]
+        return self.model.layers[self.model.behind(name)]
 
     def linears(self) -> list[str]:
         """Names of the linears that have integers, in forward order."""
-        names = [n for n in self.model.layers if not n.endswith("embed_tokens")]
-        tied = "lm_head" not in names and "lm_head.weight" not in self.model.tensors
-        return [*names, "lm_head"] if tied and "model.embed_tokens" in self.model.layers else names
+        names = [n for n in self.model.layers if n != EMBEDDING]
+        return [*names, HEAD] if self.model.tied and EMBEDDING in self.model.layers else names
 
     @contextlib.contextmanager
     def _rotary(self, dtype: torch.dtype | None) -> Generator[None]:
