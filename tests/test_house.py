@@ -236,6 +236,17 @@ def test_dlqat_export_starts_without_transformers() -> None:
     assert run(sys.executable, "-c", code).returncode == 0
 
 
+def test_the_pages_name_files_that_exist() -> None:
+    """Paths in backticks and in tables: of a room of src/dlqat, or of the repository."""
+    rooms = "|".join(p.name for p in (ROOT / "src" / "dlqat").iterdir() if p.is_dir() and (p / "__init__.py").exists())
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    named = [(p.name, m) for p in pages for m in re.findall(rf"`((?:(?:{rooms})/|tests/)[\w./-]*)`", p.read_text())]
+    places = ROOT, ROOT / "src" / "dlqat"
+    missing = [(page, m) for page, m in named if "NAME" not in m and not any((at / m).exists() for at in places)]
+    assert missing == []
+    assert len(named) > 60
+
+
 def test_the_pages_show_the_committed_results() -> None:
     found = run(sys.executable, ROOT / "benchmarks" / "table.py", "--check")
     assert found.returncode == 0, f"run python benchmarks/table.py: {found.stdout}{found.stderr}"

@@ -49,7 +49,7 @@ def _block(model: FoldedModel, decoder: Decoder, layer: int, h: Node, *, selecte
 def _linear(model: FoldedModel, name: str, x: Node) -> Node:
     """A module's product, the union of folded layers taken apart: paths as dlqat.folded names leaves."""
     biased = f"{name}.bias" in model.tensors
-    if name == HEAD and name not in model.layers and f"{name}.weight" not in model.tensors:  # tied
+    if name == HEAD and model.tied:
         rows = folded.shape(model.layers[EMBEDDING])[0] if EMBEDDING in model.layers else None
         return Node("linear", HEAD, (x,), rows, biased)
     if name not in model.layers:
