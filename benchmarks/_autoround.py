@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlqat.grid import Grid
-from dlqat.trainer.layer import QATLinear
-from dlqat.trainer.offset import offset
+from dlqat.trainer.layers.qat import QATLinear
+from dlqat.trainer.rounding.offset import offset
 
 ITERATIONS = 40
 """As many as `--init blocks` makes. The package's default is 200."""

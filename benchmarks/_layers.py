@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlqat.recipe import LayerSpec
-from dlqat.trainer.layer import QATLinear
-from dlqat.trainer.search import search
+from dlqat.trainer.layers.qat import QATLinear
+from dlqat.trainer.rounding.search import search
 
 Layer = Callable[[Tensor], Tensor]
 RANK, GROUP = 16, 32

@@ -84,7 +84,7 @@ class Pte:
 
     def __init__(self, path: Path, threads: int) -> None:
         from dlqat.devices.device import Setting
-        from dlqat.devices.host_executorch import HostExecutorch
+        from dlqat.devices.host.executorch import HostExecutorch
 
         self.session = HostExecutorch().open(path, Setting("int8", threads=threads, generate=True))
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlqat import architecture, checkpoint
-from dlqat.checkpoint import FoldedModel
+from dlqat import architecture
 from dlqat.exporters import decoder
 from dlqat.exporters.builder import Attention, Linear
-from dlqat.folded import Quantized
+from dlqat.folded import Quantized, disk
+from dlqat.folded.disk import FoldedModel
 
 CONTEXT = 512
 
@@ -188,4 +188,4 @@ def lower(model: FoldedModel, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    lower(first_layers(checkpoint.read(Path(sys.argv[1])), int((sys.argv[3:] or ["0"])[0])), Path(sys.argv[2]))
+    lower(first_layers(disk.read(Path(sys.argv[1])), int((sys.argv[3:] or ["0"])[0])), Path(sys.argv[2]))

@@ -20,12 +20,12 @@ from _common import Results, smollm2, text
 
 from dlqat import source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
-from dlqat.runtime_tests import accuracy
-from dlqat.trainer import data
-from dlqat.trainer.batches import Batches
-from dlqat.trainer.layer import QATLinear, teacher
+from dlqat.runtime_tests.eval import text_loss
+from dlqat.trainer.data import training_data
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.layers.prepare import prepare, qat_layers
+from dlqat.trainer.layers.qat import QATLinear, teacher
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import prepare, qat_layers
 from dlqat.trainer.train import accelerator, train
 
 
@@ -33,8 +33,8 @@ def measure(bits: int, base_bits: int, options: Options, windows: int) -> dict[s
     """Train and evaluate one model; perplexities over windows x 512 tokens."""
     loaded = source.load(source.resolve(smollm2()))
     model = loaded.model
-    plan = data.Plan(options.sequence_length, 0)
-    examples = data.load([str(text("wikitext-2/valid.txt"))], loaded, plan, Path())
+    plan = training_data.DataPlan(options.sequence_length, 0)
+    examples = training_data.load([str(text("wikitext-2/valid.txt"))], loaded, plan, Path())
     prepare(model, Recipe((*portable(bits, 32, 0).rules, Rule(BLOCKS, {"base_bits": base_bits}))), options.seed)
     for layer in qat_layers(model).values():
         if isinstance(layer, QATLinear):
@@ -43,7 +43,7 @@ def measure(bits: int, base_bits: int, options: Options, windows: int) -> dict[s
 
     def perplexity() -> float:
         with torch.no_grad():
-            return accuracy.perplexity(accuracy.of_model(model.eval()), ids).perplexity
+            return text_loss.perplexity(text_loss.of_model(model.eval()), ids).perplexity
 
     with teacher(model):
         of_teacher = perplexity()

@@ -26,11 +26,12 @@ import torch
 from _common import Results, base_model, text
 from transformers import AutoTokenizer
 
-from dlqat import checkpoint
-from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Setting
-from dlqat.runtime_tests import integers, parity, readers
-from dlqat.runtime_tests.reference import Reference
+from dlqat.devices.host.coreml_reference import CoremlReference
+from dlqat.folded import disk
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import divergence, integers
+from dlqat.runtime_tests.reference.model import Reference
 
 TOKENS, PREFILL, DECODE = 300, 256, 16
 
@@ -71,7 +72,7 @@ def export(folded: Path, folder: Path) -> dict[str, Any]:
 def compare(folded: Path, folder: Path) -> dict[str, Any]:
     """Rung L0."""
     start = time.process_time()
-    want = integers.wanted(checkpoint.read(folded))
+    want = integers.wanted(disk.read(folded))
     found = integers.compare(readers.read(folder / "model.mlpackage"), want)
     return {
         "codes": found.codes,
@@ -98,7 +99,7 @@ def run(folded: Path, folder: Path, setting: Setting) -> dict[str, Any]:
             rows.append(session.logits(chunk))
             seconds.append((time.perf_counter() - start, time.process_time() - cpu))
         load = session.timings.load_seconds
-    found = parity.summarize(parity.compare(want, np.concatenate(rows)))
+    found = divergence.summarize(divergence.compare(want, np.concatenate(rows)))
     return {
         "tokens": found.positions,
         "kl_max": found.kl_max,

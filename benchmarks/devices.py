@@ -28,18 +28,17 @@ from typing import Any
 
 import numpy as np
 from _common import Results, base_model, command
-from rich.console import Console
 
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.devices.all import ALL, DEVICES
 from dlqat.devices.device import Device, DeviceFailure, Session, Setting
-from dlqat.devices.isolated import isolated
-from dlqat.exporters.cli import TARGETS
-from dlqat.runtime_tests import cli
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.reference import Reference
-from dlqat.runtime_tests.report import Check
-from dlqat.runtime_tests.rungs.l2_conditions import as_apps_load_it
+from dlqat.devices.process.isolated import isolated
+from dlqat.formats import FORMATS
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.check.run import RUNGS, CheckRequest, prove
+from dlqat.runtime_tests.check.rungs.l2_conditions import as_apps_load_it
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.runtime_tests.report.record import Check
 
 LIMIT = 1200
 """Seconds for one cell."""
@@ -78,9 +77,9 @@ def export(model: Path, kind: Kind) -> Path:
 
 def check(folder: Path, model: Path, device: str, *, whole: bool) -> None:
     """The proof of one artifact on one device; prints the cell as JSON, the last line of stdout."""
-    rungs = cli.RUNGS if whole else ("L0", "L1", "L2")
-    request = cli.Request(artifacts.find(folder), model / "folded", device, rungs, quick=not whole)
-    report = cli.prove(request, Console(stderr=True))
+    rungs = RUNGS if whole else ("L0", "L1", "L2")
+    request = CheckRequest(artifacts.find(folder), model / "folded", device, rungs, quick=not whole)
+    report = prove(request, done=lambda one: print(one.status, one.rung, one.name, file=sys.stderr))
     statuses: dict[str, str] = {}
     for one in report.checks:
         statuses[one.rung] = worst(statuses.get(one.rung, "passed"), one.status)
@@ -228,7 +227,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Fill in what is missing in `results`."""
     model: Path = options.model or base_model()
-    kinds = [k for k in KINDS if k.target in TARGETS and k.name in (options.artifact or [x.name for x in KINDS])]
+    kinds = [k for k in KINDS if k.target in FORMATS and k.name in (options.artifact or [x.name for x in KINDS])]
     devices = [d for d in ALL if d.name in (options.device or [x.name for x in ALL])]
     for device in devices:
         here = {k.name: k for k in kinds if k.format in device.formats}

@@ -13,8 +13,8 @@ from quality import tokens
 
 from dlqat import source
 from dlqat.recipe import EMBEDDINGS, Recipe, Rule
-from dlqat.runtime_tests import accuracy
-from dlqat.trainer.prepare import prepare
+from dlqat.runtime_tests.eval import text_loss
+from dlqat.trainer.layers.prepare import prepare
 
 GRIDS: dict[str, dict[str, Any]] = {
     "int8 row, power of two": {"bits": 8, "group_size": 0, "power_of_two": True},
@@ -33,7 +33,7 @@ def main() -> None:
         loaded = source.load(origin)
         if changes is not None:
             prepare(loaded.model, Recipe((Rule(EMBEDDINGS, {"rank": 0, "magnitude": False, **changes}),)))
-        found = accuracy.perplexity(accuracy.of_model(loaded.model.eval()), tokens(loaded, "test"))
+        found = text_loss.perplexity(text_loss.of_model(loaded.model.eval()), tokens(loaded, "test"))
         results.add(name, {"test": found.perplexity})
         print(name, results.rows[name], flush=True)
 

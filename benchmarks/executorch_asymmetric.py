@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from _common import Results
 
-from dlqat.exporters import executorch_program
-from dlqat.exporters.executorch_graph import TOKENS, Graph, Stored, Value
-from dlqat.exporters.executorch_program import Method
+from dlqat.exporters.executorch import program
+from dlqat.exporters.executorch.graph import TOKENS, PteGraph, Stored, Value
+from dlqat.exporters.executorch.program import Method
 
 OUT, INPUTS, GROUP = 1536, 576, 32
 GROUPS = INPUTS // GROUP
 RANDOM = np.random.default_rng(0)
 
 
-def symmetric(g: Graph, x: Value) -> Value:
+def symmetric(g: PteGraph, x: Value) -> Value:
     g.store("w.codes", RANDOM.bytes(OUT * INPUTS // 2))
     g.store("w.scales", torch.full((OUT, GROUPS), 0.01, dtype=torch.bfloat16).view(torch.int16).numpy().tobytes())
     weight = Stored("w.codes", (OUT, INPUTS), "int4", "w.scales", GROUP)
@@ -40,7 +40,7 @@ def symmetric(g: Graph, x: Value) -> Value:
     return g.xnn("FullyConnected", [rounded, weight, None], (1, TOKENS, OUT))
 
 
-def correction(g: Graph, x: Value) -> Value:
+def correction(g: PteGraph, x: Value) -> Value:
     y = symmetric(g, x)
     ones = g.floats("ones", np.kron(np.eye(GROUPS, dtype=np.float32), np.ones((1, GROUP), np.float32)))
     shifts = g.floats("shifts", RANDOM.standard_normal((OUT, GROUPS)).astype(np.float32))
@@ -48,8 +48,8 @@ def correction(g: Graph, x: Value) -> Value:
     return g.xnn("Add", [y, g.xnn("FullyConnected", [sums, shifts, None], (1, TOKENS, OUT))], y.shape)
 
 
-def looked_up(bits: int) -> Callable[[Graph, Value], Value]:
-    def build(g: Graph, x: Value) -> Value:
+def looked_up(bits: int) -> Callable[[PteGraph, Value], Value]:
+    def build(g: PteGraph, x: Value) -> Value:
         codes = g.integers("codes", RANDOM.integers(0, 255, (OUT, INPUTS * bits // 8), dtype=np.uint8))
         scales = g.floats("scales", np.full((OUT, GROUPS), 0.01, np.float32))
         rows = g.integers("rows", np.arange(OUT))
@@ -69,15 +69,15 @@ FORMS = {
 }
 
 
-def load(path: Path, build: Callable[[Graph, Value], Value]) -> Any:
-    g, ids, position = Graph(), Value((1, TOKENS)), Value((1,))
+def load(path: Path, build: Callable[[PteGraph, Value], Value]) -> Any:
+    g, ids, position = PteGraph(), Value((1, TOKENS)), Value((1,))
     x = g.kernel(
         "aten::embedding.out",
         [g.floats("table", np.ones((8, INPUTS), np.float32)), ids, -1, False, False],
         (1, TOKENS, INPUTS),
     )
     method = Method("forward", g.nodes, g.caches, ids, position, build(g, x), 128)
-    executorch_program.write(path, [method], g.data, {})
+    program.write(path, [method], g.data, {})
     return import_module("executorch.runtime").Runtime.get().load_program(str(path)).load_method("forward")
 
 

@@ -16,14 +16,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from _common import Results, base_model
 from _race import measure
 from _stock_executorch import CONTEXT, first_layers, lower
 
-from dlqat import checkpoint
-from dlqat.exporters import cli, executorch_target, onnx_target
-from dlqat.exporters.target import Options, Target
+from dlqat.exporters import pipeline
+from dlqat.exporters.executorch import target as executorch_target
+from dlqat.exporters.onnx import target as onnx_target
+from dlqat.exporters.target import Target
+from dlqat.folded import disk
 
 STOCK = "stock recipe"
 
@@ -54,7 +57,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     folded = options.folded or base_model() / "folded"
-    model = first_layers(checkpoint.read(folded), options.layers)
+    model = first_layers(disk.read(folded), options.layers)
     results = Results("executorch_speed")
     depth = f"{options.layers} layers" if options.layers else "all layers"
     with tempfile.TemporaryDirectory() as name:
@@ -65,8 +68,8 @@ def main() -> None:
             STOCK: options.stock or home / "stock.pte",
         }
 
-        def ours(target: Target, form: str) -> Callable[[], object]:
-            return lambda: cli.write(target, model, folded, home / form, Options(form, CONTEXT))
+        def ours(target: Target[Any], form: str) -> Callable[[], object]:
+            return lambda: pipeline.write(target, model, folded, home / form, target.Options(CONTEXT, form))
 
         written = {
             "dlqat executorch": timed("dlqat executorch", ours(executorch_target, "xnnpack")),

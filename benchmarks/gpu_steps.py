@@ -151,9 +151,9 @@ def dlqat(kd: float, ce: float, base_bits: int = 0) -> Callable[[Any], Any]:
         from dlqat.recipe import BLOCKS, Recipe, Rule, portable
         from dlqat.trainer import train
         from dlqat.trainer.distill import Mix
-        from dlqat.trainer.layer import QATLinear
+        from dlqat.trainer.layers.prepare import prepare, qat_layers
+        from dlqat.trainer.layers.qat import QATLinear
         from dlqat.trainer.options import Options
-        from dlqat.trainer.prepare import prepare, qat_layers
 
         blocks: dict[str, Any] = {"rank": 16, **({"base_bits": 8} if base_bits else {})}
         prepare(net, Recipe((*portable(4, 32, 0).rules, Rule(BLOCKS, blocks))))

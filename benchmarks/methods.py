@@ -39,25 +39,25 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dlqat import adapter, atomic, checkpoint, plan, source
-from dlqat.exporters import cli, fold
-from dlqat.exporters.target import Options as Export
+from dlqat import adapter, atomic, plan, source
+from dlqat.exporters import fold, pipeline
+from dlqat.folded import disk
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
-from dlqat.runtime_tests import accuracy
+from dlqat.runtime_tests.eval import text_loss
 from dlqat.source import Loaded
-from dlqat.trainer import compress, data
-from dlqat.trainer.batches import Batches
-from dlqat.trainer.methods import known
+from dlqat.trainer.data import training_data
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.layers.prepare import load, prepare
+from dlqat.trainer.methods import by_name, compress
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import load, prepare
-from dlqat.trainer.request import Request
+from dlqat.trainer.request import TrainRequest
 from dlqat.trainer.run import run
 from dlqat.trainer.train import accelerator, train
 
 TRAINED = Options(save_every=0)
 UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
-TARGETS = {"onnx": Export("qdq", 2048), "coreml": Export("stateful", 2048, deployment_target="iOS26")}
+TARGETS = {"onnx": {}, "coreml": {"deployment_target": "iOS26"}}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Road:
         return Recipe((*portable(self.bits, 32, 0).rules, Rule(BLOCKS, grid)))
 
     def made(self) -> Method:
-        return known.parse(self.method, self.settings)
+        return by_name.parse(self.method, self.settings)
 
 
 ROADS: dict[str, Road] = {
@@ -120,7 +120,10 @@ def compressed(key: str, keep: Path) -> tuple[Path, dict[str, float]]:
     if not (folder / "adapters.safetensors").exists():
         shutil.rmtree(folder, ignore_errors=True)
         began = time.process_time()
-        run(Request(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made()), Console(stderr=True))
+        run(
+            TrainRequest(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made()),
+            Console(stderr=True),
+        )
         atomic.text(cost, json.dumps({"seconds": round(time.process_time() - began, 1), "peak_gb": peak_gb()}))
     return folder, json.loads(cost.read_text(encoding="utf-8"))
 
@@ -138,7 +141,7 @@ def start_row(key: str, keep: Path) -> dict[str, Any]:
 def trained_row(key: str, keep: Path, results: Results) -> dict[str, Any]:
     """Train on with DL-QAT from keep/KEY; the layers' shapes, and so the file's bits, are those of KEY."""
     before, (model, loaded) = results.rows[key], prepared(key, keep)
-    examples = data.load([str(keep / "valid.txt")], loaded, data.Plan(256, 0), Path())
+    examples = training_data.load([str(keep / "valid.txt")], loaded, training_data.DataPlan(256, 0), Path())
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(examples, TRAINED.batch_size, TRAINED.seed)
@@ -173,7 +176,7 @@ def restored(key: str, keep: Path) -> tuple[PreTrainedModel, Loaded]:
 
 
 def _perplexity(model: PreTrainedModel, loaded: Loaded) -> float:
-    return accuracy.perplexity(accuracy.of_model(model), tokens(loaded, "test")).perplexity
+    return text_loss.perplexity(text_loss.of_model(model), tokens(loaded, "test")).perplexity
 
 
 def _bits(model_dir: Path, method: Method) -> dict[str, float]:
@@ -186,10 +189,12 @@ def _bits(model_dir: Path, method: Method) -> dict[str, float]:
 
 def _file_bits(folded: Path) -> dict[str, float]:
     """Bits per parameter of each artifact, every byte of it counted."""
-    model, found = checkpoint.read(folded), dict[str, float]()
-    for name, options in TARGETS.items():
+    model, found = disk.read(folded), dict[str, float]()
+    for name, asked in TARGETS.items():
+        target = pipeline.load(name)
+        options = pipeline.choose(target, name, model.config, 2048, asked)
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = cli.write(cli.load(name), model, folded, Path(folder) / name, options)["bits_per_weight"]
+            found[name] = pipeline.write(target, model, folded, Path(folder) / name, options)["bits_per_weight"]
     return found
 
 

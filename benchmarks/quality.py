@@ -30,12 +30,13 @@ from transformers import PreTrainedModel
 
 from dlqat import adapter, source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
-from dlqat.runtime_tests import accuracy
+from dlqat.runtime_tests.eval import text_loss
 from dlqat.source import Loaded
-from dlqat.trainer import data, start
-from dlqat.trainer.batches import Batches
+from dlqat.trainer.data import training_data
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.layers.prepare import load, prepare, qat_layers
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import load, prepare, qat_layers
+from dlqat.trainer.starts import start
 from dlqat.trainer.train import accelerator, train
 
 WINDOWS, LENGTH = 16, 512
@@ -128,7 +129,7 @@ def _blocks(bits: int, base: Options, high: Options) -> Iterator[tuple[str, Run]
 def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None) -> dict[str, Any]:
     """Start (or take what another row kept), train and evaluate; loaded.model is used up, what became of it is kept."""
     model, options = loaded.model, run.options
-    examples = data.load([str(text("wikitext-2/valid.txt"))], loaded, data.Plan(256, 0), Path())
+    examples = training_data.load([str(text("wikitext-2/valid.txt"))], loaded, training_data.DataPlan(256, 0), Path())
     # The end of valid is `held`: no row trains on it.
     examples = replace(examples, starts=examples.starts[: -(WINDOWS * LENGTH // 256 + 1)])
     batches = Batches(examples, options.batch_size, options.seed)
@@ -180,10 +181,10 @@ def _keep(model: PreTrainedModel, run: Run, path: Path) -> None:
 
 def evaluate(model: PreTrainedModel, loaded: Loaded) -> dict[str, float]:
     """Perplexity on test and on the untrained end of valid, float32."""
-    score = accuracy.of_model(model.eval())
+    score = text_loss.of_model(model.eval())
     return {
-        "test": accuracy.perplexity(score, tokens(loaded, "test")).perplexity,
-        "held": accuracy.perplexity(score, tokens(loaded, "valid", tail=True)).perplexity,
+        "test": text_loss.perplexity(score, tokens(loaded, "test")).perplexity,
+        "held": text_loss.perplexity(score, tokens(loaded, "valid", tail=True)).perplexity,
     }
 
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlqat import source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
-from dlqat.trainer import prepare
+from dlqat.trainer.layers import prepare
 
 QUESTIONS = 200
 FILES = {

@@ -18,7 +18,7 @@ from dlqat.grid import Grid, dequantize, quantize
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.methods import shapes
 from dlqat.trainer.methods.kmeans import kmeans
-from dlqat.trainer.search import search
+from dlqat.trainer.rounding.search import search
 
 
 def errors(weight: torch.Tensor) -> dict[str, float]:

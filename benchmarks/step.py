@@ -31,8 +31,8 @@ from dlqat import source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.trainer import train
 from dlqat.trainer.distill import Mix
+from dlqat.trainer.layers.prepare import prepare
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import prepare
 
 BATCH, LENGTH, RANK, STEPS = 4, 256, 16, 3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -25,8 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from playwright.sync_api import sync_playwright
 
 from dlqat.devices.all import DEVICES
-from dlqat.devices.browser_worker import Site
-from dlqat.devices.chromium import FLAGS, environment, executable
+from dlqat.devices.web.browser_worker import Site
+from dlqat.devices.web.chromium import FLAGS, environment, executable
 
 LAYERS, WIDE, NARROW = 40, 1536, 576
 PREFILL = 128

@@ -22,10 +22,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dlqat import architecture
-from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import decoder, executorch_target
-from dlqat.exporters.executorch_graph import SELECT, Graph, Stored, Value
+from dlqat.exporters import decoder
+from dlqat.exporters.executorch import target
+from dlqat.exporters.executorch.graph import SELECT, PteGraph, Stored, Value
 from dlqat.folded import Quantized
+from dlqat.folded.disk import FoldedModel
 
 Patch = pytest.MonkeyPatch
 K = "model.layers.{}.self_attn.k_proj"
@@ -400,45 +401,45 @@ def argument(op: str, at: int, change: Callable[[Any], Any]) -> Callable[[Patch,
     """Another argument of a kernel."""
 
     def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
-        own = Graph.kernel
+        own = PteGraph.kernel
 
-        def kernel(graph: Graph, name: str, arguments: Any, shape: Any) -> Any:
+        def kernel(graph: PteGraph, name: str, arguments: Any, shape: Any) -> Any:
             given = list(arguments)
             if name == op and (op != SELECT or isinstance(given[0], Value)):
                 given[at] = change(given[at])
             return own(graph, name, given, shape)
 
-        patch.setattr(Graph, "kernel", kernel)
+        patch.setattr(PteGraph, "kernel", kernel)
         return model
 
     return alter
 
 
 def operation(
-    kind: str, change: Callable[[Graph, list[Any]], list[Any]]
+    kind: str, change: Callable[[PteGraph, list[Any]], list[Any]]
 ) -> Callable[[Patch, FoldedModel], FoldedModel]:
     """Other inputs of an operation of XNNPACK."""
 
     def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
-        own = Graph.xnn
+        own = PteGraph.xnn
 
-        def xnn(graph: Graph, name: str, inputs: Any, shape: Any, **settings: Any) -> Any:
+        def xnn(graph: PteGraph, name: str, inputs: Any, shape: Any, **settings: Any) -> Any:
             return own(graph, name, change(graph, list(inputs)) if name == kind else inputs, shape, **settings)
 
-        patch.setattr(Graph, "xnn", xnn)
+        patch.setattr(PteGraph, "xnn", xnn)
         return model
 
     return alter
 
 
 def positions_from_zero(patch: Patch, model: FoldedModel) -> FoldedModel:
-    own = Graph.kernel
+    own = PteGraph.kernel
 
-    def kernel(graph: Graph, name: str, arguments: Any, shape: Any) -> Any:
+    def kernel(graph: PteGraph, name: str, arguments: Any, shape: Any) -> Any:
         table = name == SELECT and isinstance(arguments[0], Stored)
         return own(graph, name, [*arguments[:2], 0, *arguments[3:]] if table else arguments, shape)
 
-    patch.setattr(Graph, "kernel", kernel)
+    patch.setattr(PteGraph, "kernel", kernel)
     return model
 
 
@@ -450,8 +451,8 @@ def short_tables(patch: Patch, model: FoldedModel) -> FoldedModel:
 
 def metadata(name: str, value: Any) -> Callable[[Patch, FoldedModel], FoldedModel]:
     def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
-        own = executorch_target._metadata
-        patch.setattr(executorch_target, "_metadata", lambda *given: {**own(*given), name: value})
+        own = target._metadata
+        patch.setattr(target, "_metadata", lambda *given: {**own(*given), name: value})
         return model
 
     return alter
@@ -459,14 +460,14 @@ def metadata(name: str, value: Any) -> Callable[[Patch, FoldedModel], FoldedMode
 
 def constants(prefix: str, factor: float) -> Callable[[Patch, FoldedModel], FoldedModel]:
     def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
-        own = Graph.floats
-        patch.setattr(Graph, "floats", lambda g, name, x: own(g, name, x * factor if name.startswith(prefix) else x))
+        own = PteGraph.floats
+        patch.setattr(PteGraph, "floats", lambda g, name, x: own(g, name, x * factor if name.startswith(prefix) else x))
         return model
 
     return alter
 
 
-def gated(graph: Graph, inputs: list[Any]) -> list[Any]:
+def gated(graph: PteGraph, inputs: list[Any]) -> list[Any]:
     """What is added first goes through a product with 1.01."""
     by = graph.floats("model.layers.0.odd.weight", np.full(1, 1.01, np.float32))
     return [graph.xnn("Multiply", [inputs[0], by], inputs[0].shape), *inputs[1:]]

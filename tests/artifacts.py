@@ -3,28 +3,25 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from rich.console import Console
-
 import models
 import unions
-from dlqat import checkpoint
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.devices.all import device
-from dlqat.exporters import cli, executorch_target, onnx_target
-from dlqat.exporters.target import Options
+from dlqat.exporters import pipeline
+from dlqat.exporters.executorch import target as executorch_target
+from dlqat.exporters.onnx import target as onnx_target
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.recipe import Recipe
-from dlqat.runtime_tests import ladder
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.reference import Reference
-from dlqat.runtime_tests.report import Check
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.runtime_tests.report.record import Check
 from toy_tokenizer import toy_tokenizer
 
 FORMS = ("qdq", "ort")
@@ -46,17 +43,15 @@ def export_union(folder: Path, form: str) -> Path:
 def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or toy_tokenizer()).save_pretrained(folder)
-    checkpoint.write(model, folder / "folded", files=folder)
+    disk.write(model, folder / "folded", files=folder)
     return export_folded(folder, form)
 
 
 def export_folded(folder: Path, form: str) -> Path:
     """folder/FORM from folder/folded."""
-    options = Options(form, CONTEXT)
     target = executorch_target if form in executorch_target.FORMS else onnx_target
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
-        cli.write(target, checkpoint.read(folder / "folded"), folder / "folded", folder / form, options)
+    options = target.Options(CONTEXT, form)
+    pipeline.write(target, disk.read(folder / "folded"), folder / "folded", folder / form, options)
     return folder / form
 
 

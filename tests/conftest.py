@@ -90,8 +90,8 @@ def _write_float(gguf: Path, target: Path) -> None:
 def _write_folded(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from dlqat import checkpoint
+    from dlqat.folded import disk
     from models import fold_model
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
-    checkpoint.write(fold_model(model), target, files=source)
+    disk.write(fold_model(model), target, files=source)

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
-from rich.console import Console
 
-from dlqat import architecture, checkpoint
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices.mil_interpreter import Interpreter, Precision, State
-from dlqat.devices.mil_program import Package
-from dlqat.exporters import cli, coreml_package, coreml_target
-from dlqat.exporters.target import Options
+from dlqat import architecture
+from dlqat.exporters import pipeline
+from dlqat.exporters.coreml import package as coreml_package
+from dlqat.exporters.coreml import target as coreml_target
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
+from dlqat.mil.interpreter import Interpreter, Precision, State
+from dlqat.mil.program import Package
 from toy_tokenizer import toy_tokenizer
 
 CONTEXT = 64
@@ -33,11 +32,9 @@ def export(folder: Path, model: FoldedModel, target: str = "iOS18", context: int
     """folder/folded and folder/coreml with a tokenizer, as dlqat-export writes them; the artifact folder."""
     folder.mkdir(parents=True, exist_ok=True)
     toy_tokenizer().save_pretrained(folder)
-    checkpoint.write(model, folder / "folded", files=folder)
-    options = Options(coreml_target.FORMS[0], context, deployment_target=target)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "console", Console(file=io.StringIO()))  # its progress bar
-        cli.write(coreml_target, checkpoint.read(folder / "folded"), folder / "folded", folder / "coreml", options)
+    disk.write(model, folder / "folded", files=folder)
+    options = coreml_target.Options(context, coreml_target.FORMS[0], deployment_target=target)
+    pipeline.write(coreml_target, disk.read(folder / "folded"), folder / "folded", folder / "coreml", options)
     return folder / "coreml"
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from dlqat import architecture, checkpoint
-from dlqat.checkpoint import FoldedModel
-from dlqat.folded import Folded, Quantized
+from dlqat import architecture
+from dlqat.folded import Folded, Quantized, disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid, quantize
 from dlqat.recipe import Recipe, portable
 
@@ -97,5 +97,5 @@ def fold_model(model: PreTrainedModel, recipe: Recipe | None = None) -> FoldedMo
 def write_folded(path: Path, family: str = "llama-tied", recipe: Recipe | None = None, **changes: Any) -> FoldedModel:
     """A tiny folded/ folder at `path` (no tokenizer) and its content."""
     model = fold_model(tiny(family, **changes), recipe)
-    checkpoint.write(model, path, files=path.parent)
+    disk.write(model, path, files=path.parent)
     return model

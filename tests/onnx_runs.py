@@ -11,10 +11,10 @@ import onnx
 import onnxruntime as ort
 
 from dlqat import architecture
-from dlqat.checkpoint import FoldedModel
 from dlqat.exporters import decoder
-from dlqat.exporters.onnx_ort import Ort
-from dlqat.exporters.onnx_qdq import Qdq
+from dlqat.exporters.onnx.ort import Ort
+from dlqat.exporters.onnx.qdq import Qdq
+from dlqat.folded.disk import FoldedModel
 
 FORMS = ("qdq", "ort")
 CONTEXT = 64

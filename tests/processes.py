@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlqat.devices import process_tree
+from dlqat.devices.process import process_tree
 
 
 def tree(pid: int) -> list[int]:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from dlqat.devices import child, executorch_runtime, setup
-from dlqat.devices.child import Limits, Worker
+from dlqat.devices import setup
 from dlqat.devices.device import Device, Setting
+from dlqat.devices.host import executorch_runtime
+from dlqat.devices.process import child
+from dlqat.devices.process.child import Limits, Worker
 from dlqat.runtime_tests.readers import read
 
 SCRIPTS = Path(setup.__file__).parents[1] / "runner"

@@ -22,8 +22,8 @@ import alterations
 import artifacts
 import coreml_runs
 import models
-from dlqat import checkpoint
-from dlqat.runtime_tests import ladder
+from dlqat.folded import disk
+from dlqat.runtime_tests.check import ladder
 
 PAGE = Path(__file__).parents[1] / "docs" / "check.md"
 FORMS = ("qdq", "ort", "web", "xnnpack", "coreml")
@@ -72,7 +72,7 @@ def altered(case: Case, folder: Path) -> Path:
     if case.file:
         case.file(artifact)
         alterations.fit(artifact)
-    checkpoint.write(model, folder / "wanted", files=folder / "made")
+    disk.write(model, folder / "wanted", files=folder / "made")
     return artifact
 
 

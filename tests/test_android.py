@@ -26,12 +26,12 @@ import adbd
 import artifacts
 import dlqat
 import runners
-from dlqat.devices import adb, android, elsewhere
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.android import Android
-from dlqat.devices.child import Limits
 from dlqat.devices.device import DeviceFailure
+from dlqat.devices.phone import adb, android, by_hand
+from dlqat.devices.phone.android import Android
+from dlqat.devices.process.child import Limits
 from dlqat.runtime_tests.readers import read
 
 pytest.importorskip("adbutils")
@@ -100,8 +100,8 @@ def phone(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gene
     source = Path(dlqat.__file__).parents[1]
     for form, variable in android.RUNNER.items():
         runner = tmp_path / f"runner-{form}"
-        served = {"onnx": "host_ort:HostOrt", "executorch": "host_executorch:HostExecutorch"}[form]
-        worker = f"{sys.executable} -m dlqat.devices.worker dlqat.devices.{served}"
+        served = {"onnx": "host.ort:HostOrt", "executorch": "host.executorch:HostExecutorch"}[form]
+        worker = f"{sys.executable} -m dlqat.devices.process.worker dlqat.devices.{served}"
         runner.write_text(f"#!/bin/sh\nPYTHONPATH={source} exec {worker}\n")
         monkeypatch.setenv(variable, str(runner))
     made: list[Phone] = []
@@ -292,7 +292,7 @@ def test_the_commands_of_an_artifact(phone: Callable[..., Phone], program: Path,
 
 def test_the_folder_for_ai_hub_is_what_its_client_takes(program: Path, tmp_path: Path) -> None:
     """One .onnx and one .data file, nothing else (qai_hub 0.56, client.py), and the program is still the program."""
-    made = next(line for line in elsewhere.ai_hub(program) if line.startswith("mkdir"))
+    made = next(line for line in by_hand.ai_hub(program) if line.startswith("mkdir"))
     made = made.replace("python -c", f"{shlex.quote(sys.executable)} -c", 1)
     subprocess.run(["bash", "-c", made], cwd=tmp_path, check=True, timeout=120)
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["model.data", "model.onnx"]

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from dlqat import checkpoint, recipe
+from dlqat import recipe
 from dlqat.adapter import Adapter, base, fixed_point, fold
 from dlqat.exporters import fold as exporters_fold
-from dlqat.folded import dense
+from dlqat.folded import dense, disk
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run, start
-from dlqat.trainer.layer import QATLinear, teacher
-from dlqat.trainer.prepare import prepare
-from dlqat.trainer.search import search
+from dlqat.trainer import cli, run
+from dlqat.trainer.layers.prepare import prepare
+from dlqat.trainer.layers.qat import QATLinear, teacher
+from dlqat.trainer.rounding.search import search
+from dlqat.trainer.starts import start
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -112,7 +113,7 @@ def test_a_method_makes_the_same_codes_on_the_shrunk_base(tmp_path: Path) -> Non
         asked = [str(a) for a in [*words, "-o", tmp_path / name, "--precision", "fp32", *extra]]
         result = CliRunner().invoke(cli.app, asked, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        folded = checkpoint.read(exporters_fold.fold(tmp_path / name))
+        folded = disk.read(exporters_fold.fold(tmp_path / name))
         made.append(dense(folded.layers["model.layers.0.mlp.up_proj"]))
     assert torch.equal(*made)
 
@@ -131,5 +132,5 @@ def test_what_folds_from_the_float_weights_is_what_training_multiplied_with(
     name = "model.layers.0.mlp.up_proj"
     layer = seen[0].get_submodule(name)
     assert isinstance(layer, QATLinear) and layer.weight.dtype == torch.int8
-    folded = checkpoint.read(exporters_fold.fold(tmp_path / "out"))
+    folded = disk.read(exporters_fold.fold(tmp_path / "out"))
     assert torch.equal(dense(folded.layers[name]), layer.made(torch.float32))

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from dlqat.folded import dense
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule, portable
-from dlqat.trainer import blockwise, start
-from dlqat.trainer.layer import QATLinear, teacher
-from dlqat.trainer.prepare import prepare, qat_layers
+from dlqat.trainer.layers.prepare import prepare, qat_layers
+from dlqat.trainer.layers.qat import QATLinear, teacher
+from dlqat.trainer.starts import blockwise, start
 from models import tiny
 
 TOKENS = torch.randint(3, 160, (136, 32), generator=torch.Generator().manual_seed(1))

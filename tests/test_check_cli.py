@@ -22,12 +22,14 @@ import pytest
 
 import artifacts
 from artifacts import FORMS
+from dlqat import artifact as folders
 from dlqat import folder_lock
-from dlqat.devices import artifact as folders
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import cli, controls, ladder, report, tolerances
+from dlqat.runtime_tests import cli, tolerances
+from dlqat.runtime_tests.check import controls, ladder
 from dlqat.runtime_tests.readers import read
-from dlqat.runtime_tests.report import Check, Report
+from dlqat.runtime_tests.report import record as report
+from dlqat.runtime_tests.report.record import Check, Report
 from dlqat.visible import markdown
 
 
@@ -370,12 +372,13 @@ def test_every_limit_has_a_reason() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_smollm2(smollm2_folded: Path, tmp_path: Path, form: str) -> None:
     """The real model, both forms: 163 million codes, and logits at KL 1e-10."""
-    from dlqat import checkpoint
-    from dlqat.exporters import cli as exporter
-    from dlqat.exporters import onnx_target
-    from dlqat.exporters.target import Options
+    from dlqat.exporters import pipeline
+    from dlqat.exporters.onnx import target as onnx_target
+    from dlqat.folded import disk
 
-    exporter.write(onnx_target, checkpoint.read(smollm2_folded), smollm2_folded, tmp_path / form, Options(form, 2048))
+    pipeline.write(
+        onnx_target, disk.read(smollm2_folded), smollm2_folded, tmp_path / form, onnx_target.Options(2048, form)
+    )
     run(tmp_path / form, "--reference", smollm2_folded, "--quick", code=0)
     checks = {c["name"]: c for c in record(tmp_path / form)["checks"]}
     assert checks["integers of model.onnx"]["figures"]["codes"] == 162_791_424

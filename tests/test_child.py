@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat.devices import artifact as folders
-from dlqat.devices import child, process_tree, wire
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
-from dlqat.devices.isolated import Isolated, isolated
-from dlqat.devices.wire import Garbled, Message
+from dlqat.devices.process import child, process_tree, wire
+from dlqat.devices.process.child import ChildSession, Limits, Worker
+from dlqat.devices.process.isolated import Isolated, isolated
+from dlqat.devices.process.wire import Garbled, Message
 
 SETTING = Setting()
 HOST = DEVICES["host-ort"]
@@ -273,7 +273,7 @@ def test_the_worker_ends_with_its_driver(exported: Path) -> None:
     """kill -9 of the command leaves no runtime behind, busy or not."""
     program = (
         "import sys, time; from pathlib import Path; from dlqat.devices.all import DEVICES\n"
-        "from dlqat.devices.isolated import Isolated\n"
+        "from dlqat.devices.process.isolated import Isolated\n"
         f"p = Path({str(exported)!r}); d = DEVICES['host-ort']\n"
         "s = Isolated(d).open(p, d.settings(p, 1)[0]); print(s._worker.pid, flush=True); time.sleep(1000)"
     )
@@ -285,7 +285,7 @@ def test_the_worker_ends_with_its_driver(exported: Path) -> None:
 
 
 def test_setting_travels() -> None:
-    from dlqat.devices.worker import setting_of
+    from dlqat.devices.process.worker import setting_of
 
     setting = Setting("int8", False, 3, options=(("a", "b"),))
     assert setting_of(child.setting_fields(setting)) == setting

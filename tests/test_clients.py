@@ -18,9 +18,10 @@ from transformers import AutoTokenizer
 import artifacts
 import models
 from conftest import CACHE
-from dlqat import checkpoint
-from dlqat.exporters import asked, clients, generation, loaders, templates
+from dlqat.exporters import asked, generation, loaders, templates
 from dlqat.exporters.loaders import CLIENTS
+from dlqat.exporters.onnx import clients
+from dlqat.folded import disk
 from dlqat.refusal import Refusal
 from toy_tokenizer import CHATML, byte_tokenizer, sentencepiece_tokenizer
 
@@ -180,7 +181,7 @@ def test_genai_takes_what_is_carried(tmp_path: Path) -> None:
     genai = pytest.importorskip("onnxruntime_genai")
     byte_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps(SETTINGS))
-    checkpoint.write(models.fold_model(models.tiny(vocab_size=320)), tmp_path / "folded", files=tmp_path)
+    disk.write(models.fold_model(models.tiny(vocab_size=320)), tmp_path / "folded", files=tmp_path)
     folder = artifacts.export_folded(tmp_path, "qdq")
     options = genai.GeneratorParams(genai.Model(str(folder))).get_search_options()
     assert {k: options[k] for k in ("do_sample", "no_repeat_ngram_size")} == {
@@ -236,7 +237,7 @@ def test_more_templates_travel(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": CHATML, "rag": "x"}
     tokenizer.save_pretrained(tmp_path)
-    checkpoint.write(models.fold_model(models.tiny(vocab_size=320)), tmp_path / "folded", files=tmp_path)
+    disk.write(models.fold_model(models.tiny(vocab_size=320)), tmp_path / "folded", files=tmp_path)
     folder = artifacts.export_folded(tmp_path, "qdq")
     for place in (tmp_path / "folded", folder):
         assert (place / "additional_chat_templates" / "rag.jinja").read_text() == "x"

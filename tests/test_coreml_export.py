@@ -18,15 +18,19 @@ import coreml_runs
 import models
 import unions
 from dlqat import architecture, own_folder
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices.mil_program import Package
-from dlqat.exporters import cli, coreml_builder, coreml_package, coreml_target, decoder, onnx_target
-from dlqat.exporters.target import Options
+from dlqat.exporters import decoder, pipeline
+from dlqat.exporters.coreml import builder
+from dlqat.exporters.coreml import package as coreml_package
+from dlqat.exporters.coreml import target as coreml_target
+from dlqat.exporters.onnx import target as onnx_target
 from dlqat.folded import Quantized
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
+from dlqat.mil.program import Package
 from dlqat.recipe import LayerSpec, Recipe, Rule
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import integers, readers
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import integers
 from torch_builder import TorchBuilder
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 160, 24)]
@@ -93,10 +97,10 @@ def test_every_kind_of_folded_layer(tmp_path: Path) -> None:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same model for each deployment target."""
     model = models.fold_model(models.tiny("llama-tied"), every_grid())
-    return {t: coreml_runs.write(model, tmp_path_factory.mktemp(t), t) for t in coreml_target.DEPLOYMENT_TARGETS}
+    return {t: coreml_runs.write(model, tmp_path_factory.mktemp(t), t) for t in coreml_package.TARGETS}
 
 
-@pytest.mark.parametrize("target", coreml_target.DEPLOYMENT_TARGETS)
+@pytest.mark.parametrize("target", coreml_package.TARGETS)
 def test_integers_of_every_grid(packages: dict[str, Path], target: str) -> None:
     """Codes, scales, zero-points and float parameters, read back from the package, and what they compute."""
     model = models.fold_model(models.tiny("llama-tied"), every_grid())
@@ -130,29 +134,32 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path) -> None:
     for scales, reason in ((fine, "no float16 number"), (large, "exceeds 65504")):
         changed = dataclasses.replace(leaf, scales=scales)
         odd = dataclasses.replace(model, layers={**model.layers, name: changed})
-        rows = coreml_target.plan(odd, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
+        rows = coreml_target.plan(odd, tmp_path, coreml_target.Options(64, "stateful", deployment_target="iOS18"))
         refused = [r.refused for r in rows if r.refused]
         assert len(refused) == 1
         assert reason in refused[0]
     assert all(
         r.refused is None
-        for r in coreml_target.plan(model, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
+        for r in coreml_target.plan(model, tmp_path, coreml_target.Options(64, "stateful", deployment_target="iOS18"))
     )
 
 
 def test_deployment_targets_are_this_target_s() -> None:
     config = models.tiny("llama-tied").config.to_dict()
-    assert cli.choose(coreml_target, "coreml", None, None, config) == Options("stateful", 128, "", "iOS18")
-    assert cli.choose(coreml_target, "coreml", None, 64, config, deployment_target="iOS26").deployment_target == "iOS26"
+    assert pipeline.choose(coreml_target, "coreml", config) == coreml_target.Options(128, "stateful", "iOS18")
+    assert (
+        pipeline.choose(coreml_target, "coreml", config, 64, {"deployment_target": "iOS26"}).deployment_target
+        == "iOS26"
+    )
     with pytest.raises(Refusal, match="iOS17 is not known to target coreml; known: iOS18, iOS26"):
-        cli.choose(coreml_target, "coreml", None, None, config, deployment_target="iOS17")
+        pipeline.choose(coreml_target, "coreml", config, None, {"deployment_target": "iOS17"})
     with pytest.raises(Refusal, match="target onnx; it has no such choice"):
-        cli.choose(onnx_target, "onnx", None, None, config, deployment_target="iOS18")
+        pipeline.choose(onnx_target, "onnx", config, None, {"deployment_target": "iOS18"})
 
 
 @pytest.mark.parametrize("eps", [1e-5, 9.999999747378752e-06, 1e-6, 1e-8])
 def test_eps_survives_float16(eps: float) -> None:
-    root, rest = coreml_builder._square_times(eps)
+    root, rest = builder._square_times(eps)
     assert float(root) ** 2 * float(rest) == pytest.approx(eps, rel=2e-6)
 
 

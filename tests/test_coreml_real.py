@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dlqat import architecture, checkpoint
-from dlqat.devices.coreml_reference import CoremlReference
+from dlqat import architecture
 from dlqat.devices.device import Setting
-from dlqat.exporters import coreml_target
-from dlqat.exporters.target import Options
-from dlqat.runtime_tests import integers, parity, prompts, readers, tolerances
-from dlqat.runtime_tests.reference import Reference
+from dlqat.devices.host.coreml_reference import CoremlReference
+from dlqat.exporters.coreml import target as coreml_target
+from dlqat.folded import disk
+from dlqat.runtime_tests import readers, tolerances
+from dlqat.runtime_tests.check import divergence, integers, prompts
+from dlqat.runtime_tests.reference.model import Reference
 
 TOKENS = 300
 
@@ -25,8 +26,8 @@ TOKENS = 300
 @pytest.fixture(scope="module")
 def artifact(smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("coreml")
-    options = Options(coreml_target.FORMS[0], 4096, deployment_target="iOS18")
-    written = coreml_target.write(checkpoint.read(smollm2_folded), smollm2_folded, folder, options)
+    options = coreml_target.Options(4096, coreml_target.FORMS[0], deployment_target="iOS18")
+    written = coreml_target.write(disk.read(smollm2_folded), smollm2_folded, folder, options)
     (folder / "manifest.json").write_text(json.dumps({"bytes": dict(written.sizes)}))
     return folder
 
@@ -36,7 +37,7 @@ def test_size_and_integers(artifact: Path, smollm2_folded: Path) -> None:
     """91 MB with the tied head once, at a context of 4096; every code, scale and norm equal."""
     sizes = json.loads((artifact / "manifest.json").read_text())["bytes"]
     assert sum(sizes.values()) <= 91e6
-    model = checkpoint.read(smollm2_folded)
+    model = disk.read(smollm2_folded)
     assert architecture.read(model.config).tied
     result = integers.compare(readers.read(artifact / "model.mlpackage"), integers.wanted(model))
     assert result.differences == ()
@@ -58,6 +59,6 @@ def test_300_tokens(artifact: Path, smollm2_folded: Path) -> None:
             rows.append(session.logits(ids[at : at + chunk]))
             at += chunk
         session.close()
-        found = parity.summarize(parity.compare(want, np.concatenate(rows), tie))
+        found = divergence.summarize(divergence.compare(want, np.concatenate(rows), tie))
         assert found.positions == TOKENS
-        assert parity.float_fault(found, limit) is None
+        assert divergence.float_fault(found, limit) is None

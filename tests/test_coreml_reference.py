@@ -14,19 +14,20 @@ import torch
 
 import coreml_runs
 import unions
-from dlqat.devices import artifact as artifacts
+from dlqat import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
-from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import DeviceFailure, Setting, rewindable
-from dlqat.devices.isolated import isolated
-from dlqat.devices.mil_call import Unsupported
-from dlqat.devices.mil_interpreter import Interpreter
-from dlqat.devices.mil_program import Package
-from dlqat.runtime_tests import greedy, ladder, parity, tolerances
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.reference import Reference
-from dlqat.runtime_tests.report import Check
-from dlqat.runtime_tests.scoring import Question, judge, scores
+from dlqat.devices.host.coreml_reference import CoremlReference
+from dlqat.devices.process.isolated import isolated
+from dlqat.mil.call import Unsupported
+from dlqat.mil.interpreter import Interpreter
+from dlqat.mil.program import Package
+from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests.check import divergence, greedy, ladder
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.eval.scoring import Question, judge, scores
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.runtime_tests.report.record import Check
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_float16_has_limits_of_its_own(checks: list[Check]) -> None:
     assert float32.figures["kl_max"] < tolerances.FLOAT_KL_MAX / 1000
     assert tolerances.FLOAT_KL_MAX / 1000 < float16.figures["kl_max"] < tolerances.FLOAT16_KL_MAX
     assert float16.figures["rotary_tables_in_float16"]["kl_max"] > 0
-    assert parity.float_fault(parity.Divergence(9, 0, 0, 2e-3, 0, 0, 1.0, 0, 0), tolerances.FLOAT16_KL_MAX)
+    assert divergence.float_fault(divergence.Divergence(9, 0, 0, 2e-3, 0, 0, 1.0, 0, 0), tolerances.FLOAT16_KL_MAX)
 
 
 def test_golden_outputs_agree(exported: Path) -> None:
@@ -151,7 +152,7 @@ def program(make: Any, folder: Path, *shapes: tuple[int, ...], state: tuple[int,
     ct = pytest.importorskip("coremltools", reason="coremltools is in the coreml extra")
     from coremltools.converters.mil.mil import types
 
-    from dlqat.exporters.coreml_tools import mb
+    from dlqat.exporters.coreml.tools import mb
 
     specs = [mb.TensorSpec(s, dtype=types.fp32) for s in shapes]
     specs += [mb.StateTensorSpec(state, dtype=types.fp16)] if state else []

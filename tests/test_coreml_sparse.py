@@ -16,14 +16,17 @@ import torch
 import coreml_runs
 import models
 from dlqat import folded
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices.mil_program import Constant, Function, Package
-from dlqat.exporters import coreml_sparse, coreml_target, coreml_weights
-from dlqat.exporters.target import Options
+from dlqat.exporters.coreml import package as coreml_package
+from dlqat.exporters.coreml import sparse as coreml_sparse
+from dlqat.exporters.coreml import target as coreml_target
+from dlqat.exporters.coreml import weights as coreml_weights
 from dlqat.folded import Quantized
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
+from dlqat.mil.program import Constant, Function, Package
 from dlqat.recipe import Recipe, Rule
-from dlqat.runtime_tests import integers, readers
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import integers
 from test_coreml_export import reference, run
 from test_reader_coreml import WEIGHTS, change_bytes, change_operation, differences
 
@@ -69,7 +72,7 @@ def model() -> FoldedModel:
     return replace(made, layers=layers)
 
 
-@pytest.fixture(scope="module", params=coreml_target.DEPLOYMENT_TARGETS)
+@pytest.fixture(scope="module", params=coreml_package.TARGETS)
 def package(model: FoldedModel, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return coreml_runs.write(model, tmp_path_factory.mktemp("package"), request.param)
 
@@ -122,7 +125,7 @@ def test_what_is_stored_sparse_and_its_bytes(package: Path, model: FoldedModel) 
 
 
 def test_the_plan_says_so(model: FoldedModel, tmp_path: Path) -> None:
-    rows = coreml_target.plan(model, tmp_path, Options("stateful", 64, deployment_target="iOS18"))
+    rows = coreml_target.plan(model, tmp_path, coreml_target.Options(64, "stateful", deployment_target="iOS18"))
     said = {row.layers.rpartition(".")[2].split()[0]: row.becomes for row in rows}
     assert said["up_proj"] == "sparse: uint1 mask, uint1 lut_to_sparse"
     assert "sparse" not in said["gate_proj"]
@@ -197,11 +200,11 @@ def test_the_report_says_what_the_zeros_bring(model: FoldedModel, tmp_path: Path
 @pytest.fixture
 def zeros() -> Callable[[Path], str]:
     """What the proof of an artifact says of zeros."""
+    from dlqat.artifact import find
     from dlqat.devices.all import device
-    from dlqat.devices.artifact import find
-    from dlqat.runtime_tests import ladder
-    from dlqat.runtime_tests.proof import Proof
-    from dlqat.runtime_tests.reference import Reference
+    from dlqat.runtime_tests.check import ladder
+    from dlqat.runtime_tests.check.proof import Proof
+    from dlqat.runtime_tests.reference.model import Reference
 
     def fact(folder: Path) -> str:
         artifact = find(folder)

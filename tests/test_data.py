@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 from dlqat import source
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
-from dlqat.trainer import chat, data, examples, self_data
-from dlqat.trainer.batches import Batches
-from dlqat.trainer.data import Plan
-from dlqat.trainer.examples import IGNORED, Examples, Marked
+from dlqat.trainer.data import chat, examples, self_data, training_data
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.data.examples import IGNORED, Examples, Marked
+from dlqat.trainer.data.training_data import DataPlan
 from models import tiny
 from toy_tokenizer import CHATML, toy_tokenizer
 
@@ -44,7 +44,7 @@ def write_jsonl(path: Path, content: Sequence[object]) -> Path:
 
 
 def read(path: Path, loaded: Loaded, length: int = 64, **plan: int) -> Examples:
-    return data.load([str(path)], loaded, Plan(length, plan.get("examples", 4)), path.parent)
+    return training_data.load([str(path)], loaded, DataPlan(length, plan.get("examples", 4)), path.parent)
 
 
 def learned(found: Examples, tokenizer, index: int = 0) -> list[str]:
@@ -215,7 +215,7 @@ def test_sources_are_joined(tmp_path: Path, loaded: Loaded) -> None:
     write_jsonl(tmp_path / "corpus" / "deep" / "c.jsonl", [{"text": "ccc"}])
     write_jsonl(tmp_path / "x.jsonl", [{"text": "xxxx"}, {"text": ""}])
     names = [f"{tmp_path}/x.jsonl,{tmp_path}/corpus", f"{tmp_path}/x.jsonl"]
-    found = data.load(names, loaded, Plan(8, 1), tmp_path)
+    found = training_data.load(names, loaded, DataPlan(8, 1), tmp_path)
     texts = [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))]
     assert texts == ["xxxx</s>", "b" * 8, "ccc</s>", "xxxx</s>"]
     assert found.skipped == 2
@@ -278,15 +278,15 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, loaded: Loaded) -> N
 )
 def test_what_is_no_source_is_refused(names: list[str], message: str) -> None:
     with pytest.raises(Refusal, match=message):
-        data.sources(names)
+        training_data.sources(names)
 
 
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     with pytest.raises(Refusal, match=r"a.csv: training data are .txt or .jsonl"):
-        data.sources([str(tmp_path / "a.csv")])
+        training_data.sources([str(tmp_path / "a.csv")])
     with pytest.raises(Refusal, match="has no .txt and no .jsonl file"):
-        data.sources([str(tmp_path)])
+        training_data.sources([str(tmp_path)])
 
 
 def test_data_with_nothing_to_learn_is_refused(tmp_path: Path, loaded: Loaded) -> None:
@@ -303,7 +303,7 @@ def test_hub_dataset(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
 
     def texts(name: str, count: int) -> list[str]:
-        found = data.load([name], loaded, Plan(64, count, seed=3), tmp_path)
+        found = training_data.load([name], loaded, DataPlan(64, count, seed=3), tmp_path)
         return [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))]
 
     assert sorted(texts("org/name:default", 99)) == [f"row {i}</s>" for i in range(9)]
@@ -522,7 +522,7 @@ def test_the_teachers_texts_begin_greedily_and_end_at_the_end_token(loaded: Load
 
 
 def test_self_is_a_source(tmp_path: Path, loaded: Loaded) -> None:
-    found = data.load(["self"], loaded, Plan(12, 6, seed=7), tmp_path)
+    found = training_data.load(["self"], loaded, DataPlan(12, 6, seed=7), tmp_path)
     assert len(found) == 6
     assert int(found.loss.sum()) == len(found.ids) - 6
 

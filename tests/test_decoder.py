@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import models
 import unions
-from dlqat import architecture, checkpoint, folded
-from dlqat.checkpoint import FoldedModel, Lazy
-from dlqat.exporters import decoder
-from dlqat.folded import Quantized
+from dlqat import architecture, folded
+from dlqat.exporters import decoder, storage
+from dlqat.folded import Quantized, disk
+from dlqat.folded.disk import FoldedModel, Lazy
 from dlqat.refusal import Refusal
 from torch_builder import TorchBuilder
 
@@ -44,7 +44,7 @@ def reference(folder: Path) -> torch.Tensor:
 def test_forward_is_transformers_forward(tmp_path: Path, family: str) -> None:
     """Prefill, and prefill then token by token past the sliding window of 8."""
     models.write_folded(tmp_path / "folded", family)
-    model, expected = checkpoint.read(tmp_path / "folded"), reference(tmp_path / "folded")
+    model, expected = disk.read(tmp_path / "folded"), reference(tmp_path / "folded")
     torch.testing.assert_close(described(model, IDS), expected, atol=TOLERANCE, rtol=0)
     stepwise = described(model, IDS[:4], *([i] for i in IDS[4:]))
     torch.testing.assert_close(stepwise, expected, atol=TOLERANCE, rtol=0)
@@ -54,14 +54,14 @@ def test_forward_is_transformers_forward(tmp_path: Path, family: str) -> None:
 def test_union_is_its_dense_weight(tmp_path: Path, family: str) -> None:
     """Low-rank, clustered, summed and nested layers, with and without biases."""
     unions.write_folded(tmp_path / "folded", family)
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     torch.testing.assert_close(described(model, IDS), reference(tmp_path / "folded"), atol=TOLERANCE, rtol=0)
 
 
 def test_leaves_are_named_by_their_paths(tmp_path: Path) -> None:
     """What a builder is told are the paths of folded.leaves and folded.labels, each once."""
     unions.write_folded(tmp_path / "folded", "llama-tied")
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     b = TorchBuilder(architecture.read(model.config), IDS, {})
     decoder.forward(b, model)
     expected = [path for name in model.layers for path, _ in folded.leaves(model.layers[name], name)]
@@ -73,7 +73,7 @@ def test_leaves_are_named_by_their_paths(tmp_path: Path) -> None:
 def test_one_changed_code_is_seen(tmp_path: Path) -> None:
     """Negative control: the comparison above notices a single code."""
     models.write_folded(tmp_path / "folded", "llama-tied")
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     name = "model.layers.1.mlp.down_proj"
     layer = model.layers[name]
     assert isinstance(layer, Quantized)
@@ -85,7 +85,7 @@ def test_one_changed_code_is_seen(tmp_path: Path) -> None:
 def test_layers_that_no_rule_matches_stay_float(tmp_path: Path) -> None:
     recipe = models.Recipe(tuple(r for r in models.portable().rules if r.match != "lm_head")[:1])
     models.write_folded(tmp_path / "folded", "llama", recipe)
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     assert decoder.EMBEDDING not in model.layers
     torch.testing.assert_close(described(model, IDS), reference(tmp_path / "folded"), atol=TOLERANCE, rtol=0)
 
@@ -124,6 +124,6 @@ def test_what_cannot_be_looked_up_is_unsupported() -> None:
     model = models.fold_model(models.tiny("llama"))
     b = TorchBuilder(architecture.read(model.config), IDS, {})
     table = model.layers[decoder.EMBEDDING]
-    assert decoder.unsupported(b, decoder.EMBEDDING, table) is None
-    assert "looked up" in (decoder.unsupported(b, decoder.EMBEDDING, folded.Sum((table, table))) or "")
-    assert decoder.unsupported(b, decoder.HEAD, torch.zeros(3, 4)) == "no odd vocabulary here"
+    assert storage.unsupported(b, decoder.EMBEDDING, table) is None
+    assert "looked up" in (storage.unsupported(b, decoder.EMBEDDING, folded.Sum((table, table))) or "")
+    assert storage.unsupported(b, decoder.HEAD, torch.zeros(3, 4)) == "no odd vocabulary here"

@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rich.console import Console
 
 import artifacts
 import onnx_by_hand as hand
 from artifacts import FORMS
+from dlqat import artifact as folders
 from dlqat import atomic
-from dlqat.devices import artifact as folders
 from dlqat.devices import machine
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure, Setting
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import cli
+from dlqat.runtime_tests.check.run import CheckRequest, prove
 from dlqat.runtime_tests.readers import read
 
 HOST = DEVICES["host-ort"]
@@ -51,7 +50,7 @@ def test_a_missing_runtime_is_told(monkeypatch: pytest.MonkeyPatch, exported: Pa
         patch.setattr(importlib.util, "find_spec", lambda _: None)
         assert HOST.available() == "onnxruntime and onnx not installed; pip install 'dlqat[onnx]'"
         with pytest.raises(Refusal, match="host-ort cannot run here: onnxruntime and onnx not installed"):
-            cli.prove(cli.Request(folders.find(exported), exported.parent / "folded"), Console())
+            prove(CheckRequest(folders.find(exported), exported.parent / "folded"))
     assert HOST.available() is None
 
 
@@ -162,9 +161,9 @@ def test_find(exported: Path, tmp_path: Path) -> None:
     found = folders.find(exported)
     assert [p.name for p in found.programs] == ["model.onnx", "model_generate.onnx"]
     assert found.format == "onnx"
-    assert found.context == artifacts.CONTEXT
+    assert found.manifest.context == artifacts.CONTEXT
     assert not list(folders.damage(found))
-    assert set(folders.source(found)) >= {"model.safetensors", "integers.safetensors"}
+    assert set(found.manifest.source.folded) >= {"model.safetensors", "integers.safetensors"}
 
 
 def test_find_without_a_manifest(tmp_path: Path) -> None:
@@ -186,11 +185,11 @@ def test_find_without_a_manifest(tmp_path: Path) -> None:
         ('{"model": "model.onnx"}', "model.onnx is missing"),
         ('{"model": "../model.onnx"}', "no program of this folder"),
         ('{"model": "model.bin"}', "no program of this folder"),
-        ('{"files": ["model.onnx"]}', '"files" does not give each file its checksum; export again'),
-        ('{"files": {"model.onnx": "12ab"}}', '"files" does not give each file its checksum; export again'),
-        ('{"context": "128"}', "\"context\" is '128', and should be a number of tokens; export again"),
-        ('{"context": 0}', "and should be a number of tokens"),
-        ('{"context": true}', "and should be a number of tokens"),
+        ('{"files": ["model.onnx"]}', r"Expected object, got array at \$.files; export again"),
+        ('{"files": {"model.onnx": "12ab"}}', r"Expected object, got str at \$.files.*; export again"),
+        ('{"context": "128"}', r"Expected int \| null, got str at \$.context; export again"),
+        ('{"context": 0}', r"Expected int >= 1 at \$.context"),
+        ('{"context": true}', r"got bool at \$.context"),
     ],
 )
 def test_find_refuses(tmp_path: Path, manifest: str | None, says: str) -> None:

@@ -24,22 +24,25 @@ import numpy as np
 import pytest
 
 import artifacts
+from dlqat import artifact as folders
 from dlqat import folder_lock
-from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.child import ChildSession, Limits
 from dlqat.devices.device import DeviceFailure, Setting, Timings, rewindable
-from dlqat.devices.isolated import isolated
-from dlqat.devices.worker import Server
+from dlqat.devices.process.child import ChildSession, Limits
+from dlqat.devices.process.isolated import isolated
+from dlqat.devices.process.worker import Server
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import accuracy, eval_cli, eval_request, evaluate, intervals, ladder, tolerances, versions
-from dlqat.runtime_tests.fingerprint import fingerprint, of_reference
-from dlqat.runtime_tests.journal import Journal
-from dlqat.runtime_tests.reference import Reference
-from dlqat.runtime_tests.rungs import l4_accuracy
-from dlqat.runtime_tests.scoring import Question, scores
-from dlqat.runtime_tests.subject import Subject
-from dlqat.runtime_tests.torch_session import TorchSession
+from dlqat.runtime_tests import eval_cli, tolerances
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.rungs import l4_accuracy
+from dlqat.runtime_tests.eval import intervals, measure, request, text_loss
+from dlqat.runtime_tests.eval.fingerprint import fingerprint, of_reference
+from dlqat.runtime_tests.eval.journal import Journal
+from dlqat.runtime_tests.eval.journaled_model import JournaledModel
+from dlqat.runtime_tests.eval.scoring import Question, scores
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.runtime_tests.reference.torch_session import TorchSession
+from dlqat.runtime_tests.report import versions
 
 QUESTIONS = [
     {
@@ -233,12 +236,12 @@ def test_as_lm_eval_itself(exported: Path, data: Path, tmp_path: Path) -> None:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
-    from dlqat.runtime_tests import tasks
+    from dlqat.runtime_tests.eval import tasks
 
     tokenizer = AutoTokenizer.from_pretrained(exported)
     config = tasks.configs(["arc_easy"], data)
-    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
-    answers = evaluate.tasks(subject, tokenizer, config, None, None)
+    subject = JournaledModel("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
+    answers = measure.tasks(subject, tokenizer, config, None, None)
     ours = answers.samples
     assert answers.higher_is_better == {"arc_easy": {"acc": True, "acc_norm": True}}
     network = Reference(exported.parent / "folded").network
@@ -262,13 +265,13 @@ def test_figures_by_filter() -> None:
         for way, values in (("strict", (0, 1, 1)), ("loose", (1, 1, 0)))
         for doc, value in reversed(list(enumerate(values)))
     ]
-    assert evaluate._per_question(rows) == {"exact_match, strict": [0, 1, 1], "exact_match, loose": [1, 1, 0]}
-    assert evaluate._per_question(rows[:3]) == {"exact_match": [0, 1, 1]}
+    assert measure._per_question(rows) == {"exact_match, strict": [0, 1, 1], "exact_match, loose": [1, 1, 0]}
+    assert measure._per_question(rows[:3]) == {"exact_match": [0, 1, 1]}
 
 
 def test_tasks_by_what_they_are_called(tmp_path: Path) -> None:
     """winogrande stands in winogrande/default.yaml: found by its own name, with the questions of a local file."""
-    from dlqat.runtime_tests import tasks
+    from dlqat.runtime_tests.eval import tasks
 
     (tmp_path / "winogrande_validation.jsonl").write_text("{}\n")
     ((config,), _) = tasks.configs(["winogrande"], tmp_path)
@@ -279,7 +282,7 @@ def test_tasks_by_what_they_are_called(tmp_path: Path) -> None:
 
 def test_a_task_is_the_one_that_has_the_name(tmp_path: Path) -> None:
     """mmlu_anatomy.yaml stands in llama3/ as well, where it is another task, generated; three ways to write a name."""
-    from dlqat.runtime_tests import tasks
+    from dlqat.runtime_tests.eval import tasks
 
     for name, kind in (("mmlu_anatomy", "multiple_choice"), ("gsm8k", "generate_until")):
         found = tasks._definition(name)
@@ -289,7 +292,7 @@ def test_a_task_is_the_one_that_has_the_name(tmp_path: Path) -> None:
 
 def test_examples_do_not_come_from_the_questions(tmp_path: Path) -> None:
     """A question's own answer could stand before it: the file with the examples is asked for by name."""
-    from dlqat.runtime_tests import tasks
+    from dlqat.runtime_tests.eval import tasks
 
     (tmp_path / "arc_easy_test.jsonl").write_text("{}\n")
     (tmp_path / "mmlu_anatomy_test.jsonl").write_text("{}\n")
@@ -308,11 +311,11 @@ def test_figures_that_are_no_means_are_lm_eval_s_own() -> None:
     """lambada's perplexity is the exponential of a mean: no difference per question, and the table shows lm_eval's figure."""
     from rich.console import Console
 
-    from dlqat.runtime_tests.eval_table import table
+    from dlqat.runtime_tests.report.eval_table import table
 
     metrics = {"perplexity": [-2.0, -4.0], "acc": [1.0, 0.0], "exact_match, strict": [1.0, 1.0]}
     own = {"perplexity,none": math.exp(3), "acc,none": 0.5, "exact_match,strict": 1.0, "acc_stderr,none": 0.1}
-    assert set(evaluate._means(metrics, own)) == {"acc", "exact_match, strict"}
+    assert set(measure._means(metrics, own)) == {"acc", "exact_match, strict"}
     one = {"value": 0.5, "low": None, "high": None}
     row = {"questions": 2, "artifact": one}
     result = {"device": "x", "setting": "y", "text": None, "tasks": {"lambada": {"acc": row}}}
@@ -326,8 +329,8 @@ def test_figures_that_are_no_means_are_lm_eval_s_own() -> None:
 
 def test_every_end_token_stops(exported: Path, tmp_path: Path) -> None:
     """Those of generation_config.json, not the tokenizer's one."""
-    from dlqat.runtime_tests import eval_run
-    from dlqat.runtime_tests.harness import SubjectLM
+    from dlqat.runtime_tests.eval import run as eval_run
+    from dlqat.runtime_tests.eval.lm_eval_model import LmEvalModel
     from toy_tokenizer import toy_tokenizer
 
     tokenizer = toy_tokenizer()
@@ -336,17 +339,17 @@ def test_every_end_token_stops(exported: Path, tmp_path: Path) -> None:
     assert eval_run.end_tokens(tmp_path, tokenizer) == [7]
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
     assert eval_run.end_tokens(tmp_path, tokenizer) == [2, 9]
-    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
-    whole = SubjectLM(subject, tokenizer)._generate("The cat", {"until": [], "max_gen_toks": 12})
+    subject = JournaledModel("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
+    whole = LmEvalModel(subject, tokenizer)._generate("The cat", {"until": [], "max_gen_toks": 12})
     end = tokenizer.convert_tokens_to_ids(whole[4])
-    cut = SubjectLM(subject, tokenizer, [2, end])._generate("The cat", {"until": [], "max_gen_toks": 12})
+    cut = LmEvalModel(subject, tokenizer, [2, end])._generate("The cat", {"until": [], "max_gen_toks": 12})
     assert cut.rstrip(whole[4]) == whole[: whole.index(whole[4])].rstrip(whole[4])
     subject.close()
 
 
 @pytest.mark.parametrize("alias", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
 def test_settings_as_lm_eval_reads_them(alias: str) -> None:
-    from dlqat.runtime_tests.harness import longest
+    from dlqat.runtime_tests.eval.lm_eval_model import longest
 
     assert longest({alias: 12}, 128) == 12
     assert longest({alias: 12, "do_sample": False, "temperature": 0.7}, 128) == 12
@@ -378,7 +381,7 @@ def test_the_chat_template_is_an_option(exported: Path, data: Path, tmp_path: Pa
 
 
 def test_questions_that_lose_their_beginning_are_counted(exported: Path, tmp_path: Path) -> None:
-    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 20)
+    subject = JournaledModel("x", lambda: ort(exported), Journal(tmp_path, {}), 20)
     subject.scores([Question((3,) * 10, (4,)), Question((3,) * 30, (4,)), Question((5,) * 25, (4,))])
     subject.text([3] * 30, [2], 4, lambda tokens: False, [])
     assert subject.cut == 3
@@ -407,8 +410,8 @@ def test_figures_that_are_no_shares() -> None:
     """Log-likelihoods and means without a spread: neither in percent nor drawn on an axis from 0 to 1."""
     from rich.console import Console
 
-    from dlqat.runtime_tests import page
-    from dlqat.runtime_tests.eval_table import table
+    from dlqat.runtime_tests.report import page
+    from dlqat.runtime_tests.report.eval_table import table
 
     one = {"value": -20.5, "low": None, "high": None}
     row = {"questions": 1, "artifact": one, "reference": one, "difference": one | {"better": 0, "worse": 0}}
@@ -428,9 +431,9 @@ def test_figures_that_are_no_shares() -> None:
 
 def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 90, 300)]
-    subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
-    windows = evaluate.perplexity(subject, ids, 100)
-    wanted = accuracy.perplexity(accuracy.of_session(ort(exported)), ids, 100)
+    subject = JournaledModel("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
+    windows = measure.perplexity(subject, ids, 100)
+    wanted = text_loss.perplexity(text_loss.of_session(ort(exported)), ids, 100)
     subject.close()
     assert sum(n for _, n in windows) == wanted.tokens == 297
     assert sum(t for t, _ in windows) / 297 == pytest.approx(wanted.nll, abs=1e-6)
@@ -438,7 +441,7 @@ def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
 
 def test_generated_text_stops(exported: Path, tmp_path: Path) -> None:
     """Greedy text ends before a stop string, and the second time comes from the journal."""
-    from dlqat.runtime_tests.harness import SubjectLM
+    from dlqat.runtime_tests.eval.lm_eval_model import LmEvalModel
     from toy_tokenizer import toy_tokenizer
 
     opened: list[int] = []
@@ -448,12 +451,12 @@ def test_generated_text_stops(exported: Path, tmp_path: Path) -> None:
         return ort(exported)
 
     journal = Journal(tmp_path, {})
-    model = SubjectLM(Subject("x", open_, journal, 128), toy_tokenizer())
+    model = LmEvalModel(JournaledModel("x", open_, journal, 128), toy_tokenizer())
     whole = model._generate("The cat", {"until": [], "max_gen_toks": 12})
     assert whole
     cut = model._generate("The cat", {"until": [whole[4]], "max_gen_toks": 12})
     assert cut == whole[: whole.index(whole[4])]
-    again = SubjectLM(Subject("x", open_, journal, 128), toy_tokenizer())
+    again = LmEvalModel(JournaledModel("x", open_, journal, 128), toy_tokenizer())
     assert again._generate("The cat", {"until": [], "max_gen_toks": 12}) == whole
     assert len(opened) == 1
     for settings, says in (
@@ -467,7 +470,7 @@ def test_generated_text_stops(exported: Path, tmp_path: Path) -> None:
 
 def test_tasks_that_cannot_be_answered() -> None:
     """Sampling, and answers as long as the context: refused by the definition, in groups and tags as well."""
-    from dlqat.runtime_tests import tasks
+    from dlqat.runtime_tests.eval import tasks
 
     def entry(tags: tuple[str, ...] = (), **cfg: Any) -> Any:
         return SimpleNamespace(cfg=cfg or None, tags=tags)
@@ -635,11 +638,11 @@ def test_answers_are_those_of_one_phone(exported: Path, tmp_path: Path) -> None:
         session = Counting()
         session.facts = lambda: opened.append(name) or {"phone": name, "threads": threads, "load_seconds": time.time()}
         device = SimpleNamespace(name="android-ort", open=lambda program, setting: session)
-        return eval_request.Request(folders.find(exported), cast("Any", device), None, output=tmp_path)
+        return request.EvalRequest(folders.find(exported), cast("Any", device), None, output=tmp_path)
 
     found: list[tuple[str, int]] = []
     for name, threads in (("A", 1), ("B", 1), ("A", 2)):
-        subject = eval_request.artifact(phone(name, threads), Setting())
+        subject = request.artifact(phone(name, threads), Setting())
         subject.scores([Question((1, 2), (3,))])
         found.append((subject.facts()["phone"], subject.session.fed))  # pyright: ignore[reportAttributeAccessIssue]
         subject.close()
@@ -674,10 +677,10 @@ def test_l4_where_less_is_better(exported: Path, tmp_path: Path, higher: bool | 
     """The direction is the one that lm_eval states of the metric; 1000 questions, of which a quarter changed."""
     changed, rest = [0.5 + 2 * gap] * 250, [0.0, 1.0] * 375
     ours, theirs = (
-        evaluate.Answers({"t": {"m": values}}, {}, {"t": {"m": higher}})
+        measure.Answers({"t": {"m": values}}, {}, {"t": {"m": higher}})
         for values in ([*changed, *rest], [*(1 - x for x in changed), *rest])
     )
-    row = evaluate.compared(ours, theirs)["t"]["m"]
+    row = measure.compared(ours, theirs)["t"]["m"]
     assert row["difference"]["value"] == gap
     if higher is not None:
         assert row["difference"]["better"] == (250 if higher == (gap > 0) else 0)
@@ -802,7 +805,7 @@ def test_a_folder_that_another_command_writes(exported: Path, data: Path, tmp_pa
 
 def test_the_pace() -> None:
     """Rate and time left count what was answered in this run, and say nothing before the first answer."""
-    from dlqat.runtime_tests.eval_progress import _Pace
+    from dlqat.runtime_tests.eval.progress import _Pace
 
     assert _Pace(5, 5).text(100) == ""
     assert _Pace(100, 120, time.monotonic() - 10).text(200) == "2.0/s, 0:40 left"

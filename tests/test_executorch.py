@@ -17,27 +17,28 @@ from rich.console import Console
 
 import artifacts
 import models
-from dlqat import architecture, checkpoint
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices import artifact as folders
+from dlqat import architecture
+from dlqat import artifact as folders
 from dlqat.devices import executorch_options
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
-from dlqat.devices.isolated import isolated
-from dlqat.exporters import cli, executorch_target
-from dlqat.exporters.executorch_builder import packed
-from dlqat.exporters.executorch_graph import Value, Xnn
-from dlqat.exporters.executorch_support import unsupported
-from dlqat.exporters.target import Options
-from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum
+from dlqat.devices.process.isolated import isolated
+from dlqat.exporters import cli, pipeline
+from dlqat.exporters.executorch import target as executorch_target
+from dlqat.exporters.executorch.builder import packed
+from dlqat.exporters.executorch.graph import Value, Xnn
+from dlqat.exporters.executorch.storage import Storage
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec, Recipe, Rule, portable
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import ladder, readers
-from dlqat.runtime_tests.arithmetic import FLOAT, PER_TOKEN
-from dlqat.runtime_tests.readers.executorch_file import PteFile
-from dlqat.runtime_tests.report import Check
-from dlqat.runtime_tests.rungs import l2_conditions
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.rungs import l2_conditions
+from dlqat.runtime_tests.readers.executorch.file import PteFile
+from dlqat.runtime_tests.reference.arithmetic import FLOAT, PER_TOKEN
+from dlqat.runtime_tests.report.record import Check
 
 FORM = "xnnpack"
 HOST = DEVICES["host-executorch"]
@@ -211,7 +212,9 @@ def test_what_xnnpack_would_get_wrong_is_refused(tmp_path: Path, changes: dict, 
     def reasons(*rules: Rule) -> list[str]:
         recipe = Recipe((*portable().rules, *rules))
         models.write_folded(tmp_path / "folded", "llama", recipe)
-        rows = executorch_target.plan(checkpoint.read(tmp_path / "folded"), tmp_path / "folded", Options(FORM, 64))
+        rows = executorch_target.plan(
+            disk.read(tmp_path / "folded"), tmp_path / "folded", executorch_target.Options(64, FORM)
+        )
         return [row.refused for row in rows if row.refused is not None]
 
     (found,) = reasons(Rule(name, changes))
@@ -224,26 +227,26 @@ def test_what_xnnpack_would_get_wrong_is_refused(tmp_path: Path, changes: dict, 
 
 def test_scales_that_are_no_bfloat16_are_refused() -> None:
     codes, scales = torch.zeros(4, 64, dtype=torch.int8), torch.full((4, 2), 0.1)
-    specs = {"x": LayerSpec(activation_bits=8)}
-    assert "bfloat16" in (unsupported("x", Quantized(Grid(4, 32), codes, scales), specs) or "")
-    assert unsupported("x", Quantized(Grid(4, 32), codes, scales.bfloat16().float()), specs) is None
-    assert unsupported("x", Quantized(Grid(4, None), codes, scales[:, :1]), specs) is None  # rows keep float32
+    storage = Storage({"x": LayerSpec(activation_bits=8)})
+    assert "bfloat16" in (storage.supports("x", Quantized(Grid(4, 32), codes, scales)) or "")
+    assert storage.supports("x", Quantized(Grid(4, 32), codes, scales.bfloat16().float())) is None
+    assert storage.supports("x", Quantized(Grid(4, None), codes, scales[:, :1])) is None  # rows keep float32
 
 
 def test_a_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
     models.write_folded(tmp_path / "folded", "mistral")
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     with pytest.raises(Refusal, match="--max-context 8"):
-        executorch_target.plan(model, tmp_path / "folded", Options(FORM, 64))
-    assert executorch_target.plan(model, tmp_path / "folded", Options(FORM, 8))
+        executorch_target.plan(model, tmp_path / "folded", executorch_target.Options(64, FORM))
+    assert executorch_target.plan(model, tmp_path / "folded", executorch_target.Options(8, FORM))
 
 
 def test_logits_is_a_choice_of_targets_that_have_it() -> None:
     config = models.tiny().config.to_dict()
-    assert cli.choose(executorch_target, "executorch", None, None, config, "all").logits == "all"
+    assert pipeline.choose(executorch_target, "executorch", config, None, {"logits": "all"}).logits == "all"
     for name, what, match in (("onnx", "all", "no such choice"), ("executorch", "some", "known: last, all")):
         with pytest.raises(Refusal, match=match):
-            cli.choose(cli.load(name), name, None, None, config, what)
+            pipeline.choose(pipeline.load(name), name, config, None, {"logits": what})
 
 
 # What stands in the file
@@ -266,7 +269,13 @@ def test_logits_of_all_positions(tmp_path: Path, exported: Path) -> None:
     folder = tmp_path / "all"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "console", Console(file=io.StringIO()))
-        cli.write(executorch_target, checkpoint.read(source), source, folder, Options(FORM, artifacts.CONTEXT, "all"))
+        pipeline.write(
+            executorch_target,
+            disk.read(source),
+            source,
+            folder,
+            executorch_target.Options(artifacts.CONTEXT, FORM, "all"),
+        )
     assert [plan.name for plan in PteFile(folder / "model.pte").methods] == ["forward"]
     assert np.array_equal(session(folder, generate=True).logits(IDS)[-1:], session(exported).logits(IDS)[-1:])
     passed({c.name: c for c in artifacts.checks(folder, source, "L0")})
@@ -289,8 +298,8 @@ def test_metadata_methods(exported: Path) -> None:
 def test_the_folder_describes_itself(exported: Path) -> None:
     found = folders.find(exported)
     size = (exported / "model.pte").stat().st_size
-    assert found.manifest["bytes"]["total"] == size
-    assert (found.format, found.context, found.generator) == ("executorch", artifacts.CONTEXT, found.program)
+    assert json.loads((exported / "manifest.json").read_text())["bytes"]["total"] == size
+    assert (found.format, found.manifest.context, found.generator) == ("executorch", artifacts.CONTEXT, found.program)
     settings = json.loads((exported / "tokenizer_config.json").read_text())
     assert settings["chat_template"] == (exported / "chat_template.jinja").read_text()
 
@@ -298,7 +307,7 @@ def test_the_folder_describes_itself(exported: Path) -> None:
 def test_the_tied_head_is_the_embedding_s_bytes(exported: Path) -> None:
     """Its 160 rows of 64 codes stand in the file once, and L0 has proved that both use them."""
     content = (exported / "model.pte").read_bytes()
-    layer = checkpoint.read(exported.parent / "folded").layers["model.embed_tokens"]
+    layer = disk.read(exported.parent / "folded").layers["model.embed_tokens"]
     assert isinstance(layer, Quantized)
     assert content.count(layer.codes.numpy().tobytes()) == 1
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dlqat import checkpoint
-from dlqat.exporters import executorch_target
-from dlqat.exporters.target import Options
+from dlqat.exporters.executorch import target as executorch_target
+from dlqat.folded import disk
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -20,7 +19,9 @@ def test_text_llm_runner(smollm2_folded: Path, tmp_path: Path) -> None:
     """It reads the metadata methods and the tokenizer, answers the chat template's prompt, and stops at EOS."""
     from transformers import AutoTokenizer
 
-    executorch_target.write(checkpoint.read(smollm2_folded), smollm2_folded, tmp_path, Options("xnnpack", 512))
+    executorch_target.write(
+        disk.read(smollm2_folded), smollm2_folded, tmp_path, executorch_target.Options(512, "xnnpack")
+    )
     for name in ("executorch.kernels.quantized", "executorch.extension.llm.custom_ops.custom_ops"):
         importlib.import_module(name)  # they register the kernels of the wheel
     llm = importlib.import_module("executorch.extension.llm.runner")

@@ -21,15 +21,18 @@ from typer.testing import CliRunner
 
 import models
 import unions
-from dlqat import checkpoint, folder_lock, own_folder, refusal
-from dlqat.exporters import cli, clients, fold, onnx_target
-from dlqat.folded import Sum
+from dlqat import folder_lock, own_folder, refusal
+from dlqat.exporters import cli, fold, pipeline
+from dlqat.exporters.onnx import clients
+from dlqat.exporters.onnx import target as onnx_target
+from dlqat.folded import Sum, disk
 from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import eval_request, report
-from dlqat.runtime_tests.fingerprint import result_path
-from dlqat.runtime_tests.journal import Journal
-from dlqat.runtime_tests.report import Report
+from dlqat.runtime_tests.eval import request
+from dlqat.runtime_tests.eval.fingerprint import result_path
+from dlqat.runtime_tests.eval.journal import Journal
+from dlqat.runtime_tests.report import record as report
+from dlqat.runtime_tests.report.record import Report
 from toy_tokenizer import toy_tokenizer
 
 FOLDERS = {"qdq": "onnx", "ort": "onnx-ort", "web": "onnx-web"}
@@ -50,7 +53,7 @@ def model_dir(tmp_path: Path, family: str = "llama-tied", generation: dict[str, 
     toy_tokenizer().save_pretrained(source)
     content = {"bos_token_id": 1, "eos_token_id": 2} if generation is None else generation
     (source / "generation_config.json").write_text(json.dumps(content))
-    checkpoint.write(models.fold_model(models.tiny(family)), tmp_path / "model" / "folded", files=source)
+    disk.write(models.fold_model(models.tiny(family)), tmp_path / "model" / "folded", files=source)
     return tmp_path / "model"
 
 
@@ -165,7 +168,7 @@ def test_what_is_refused_is_named_before_any_work(tmp_path: Path) -> None:
     model = models.fold_model(models.tiny("llama"))
     table = model.layers["model.embed_tokens"]
     broken = replace(model, layers={**model.layers, "model.embed_tokens": Sum((table,))})
-    checkpoint.write(broken, tmp_path / "folded", files=tmp_path)
+    disk.write(broken, tmp_path / "folded", files=tmp_path)
     for extra in (["--dry-run"], []):
         with pytest.raises(Refusal, match=r"model\.embed_tokens: .*cannot be looked up"):
             run(tmp_path / "folded", "--no-verify", *extra)
@@ -276,7 +279,7 @@ def test_adapters_are_folded_when_folded_is_stale(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fold, "fold", lambda folder, base: called.append(folder))
     for stale in (False, True):
         monkeypatch.setattr(fold, "stale", lambda _, stale=stale: stale)
-        assert cli.fold_if_needed(folder) == folder / "folded"
+        assert pipeline.fold_if_needed(folder) == folder / "folded"
         assert called == [folder] * stale
 
 
@@ -301,7 +304,7 @@ def test_what_the_proof_leaves_in_an_artifact_may_go_and_a_file_of_the_user_may_
     result = result_path(out, "host-ort")
     result.write_text("{}")
     own_folder.note(out, result)
-    journal = Journal(out / eval_request.CACHE, {})
+    journal = Journal(out / request.CACHE, {})
     journal.put("question", 1)
     journal.close()
     (out / ".report.json.1.dlqat-draft").touch()
@@ -321,7 +324,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     (source / "folded").rename(source / ".folded.dlqat-old")
     with pytest.raises(Stop), own_folder.replacing(source / "folded"):
         raise Stop
-    assert checkpoint.read(source / "folded").layers
+    assert disk.read(source / "folded").layers
     assert [p.name for p in source.iterdir()] == ["folded"]
 
 
@@ -340,7 +343,7 @@ def test_what_is_linked_is_left_alone(tmp_path: Path) -> None:
     shutil.rmtree(source / "folded")
     (source / "folded").symlink_to(mine)
     with pytest.raises(Refusal, match="folded is a symbolic link, which dlqat does not follow"):
-        checkpoint.write(models.fold_model(models.tiny()), source / "folded", files=tmp_path / "source")
+        disk.write(models.fold_model(models.tiny()), source / "folded", files=tmp_path / "source")
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
 
 

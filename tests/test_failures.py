@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.runtime_tests import controls
+from dlqat.runtime_tests.check import controls
 from dlqat.runtime_tests.readers import read
 from processes import all_gone, browser, tree, words
 
@@ -88,7 +88,7 @@ def test_the_runtime_is_killed_under_dlqat_eval(exported: Path, text: Path, tmp_
     journal = tmp_path / ".dlqat-eval"
 
     def disturb(pids: list[int]) -> bool:
-        workers = [p for p in pids if "dlqat.devices.worker" in words(p)]
+        workers = [p for p in pids if "dlqat.devices.process.worker" in words(p)]
         if not workers or not any(f.stat().st_size for f in journal.glob("*.jsonl")):
             return False
         os.kill(workers[0], signal.SIGKILL)

@@ -17,17 +17,18 @@ import pytest
 import torch
 
 import artifacts
-from dlqat.devices import artifact as folders
-from dlqat.devices import web_ort
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.child import Limits
 from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
-from dlqat.runtime_tests import ladder, tolerances
-from dlqat.runtime_tests.arithmetic import PER_TOKEN, Arithmetic
-from dlqat.runtime_tests.linears import relative_error
-from dlqat.runtime_tests.proof import Proof
+from dlqat.devices.process.child import Limits
+from dlqat.devices.web import ort
+from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.linears import relative_error
+from dlqat.runtime_tests.check.proof import Proof
 from dlqat.runtime_tests.readers import read
-from dlqat.runtime_tests.reference import Reference
+from dlqat.runtime_tests.reference.arithmetic import PER_TOKEN, Arithmetic
+from dlqat.runtime_tests.reference.model import Reference
 from processes import all_gone, browser, tree
 
 FLOAT32 = 2e-5
@@ -132,10 +133,10 @@ def test_half_a_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "node").write_text("#!/bin/sh\nexec sleep 100\n")
     (tmp_path / "node").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(web_ort, "ASK", 0.5)
-    web_ort._node_fault.cache_clear()
+    monkeypatch.setattr(ort, "ASK", 0.5)
+    ort._node_fault.cache_clear()
     assert "node does not say its version" in str(DEVICES["node"].available())
-    web_ort._node_fault.cache_clear()
+    ort._node_fault.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlqat import checkpoint, folded
-from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, dense
+from dlqat import folded
+from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, dense, disk
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, EMBEDDINGS, Recipe, Rule
 from dlqat.refusal import Refusal
@@ -50,7 +50,7 @@ def same(a: Folded, b: Folded) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reading_gives_what_was_written(tmp_path: Path, family: str, symmetric: bool) -> None:
     model = write_folded(tmp_path / "folded", family, mixed(symmetric))
-    back = checkpoint.read(tmp_path / "folded")
+    back = disk.read(tmp_path / "folded")
     assert list(back.layers) == list(model.layers) and set(back.tensors) == set(model.tensors)
     assert all(same(back.layers[n], model.layers[n]) for n in model.layers)
     assert all(torch.equal(back.tensors[n], model.tensors[n]) for n in model.tensors)
@@ -112,9 +112,9 @@ def test_every_kind_of_layer_comes_back_and_stands_dense_for_transformers(tmp_pa
     name = "model.layers.0.self_attn.q_proj"
     for kind, layer in union().items():
         layers = {**model.layers, name: layer}
-        changed = checkpoint.FoldedModel(model.config, layers, model.tensors, model.specs)
-        checkpoint.write(changed, tmp_path / kind, files=tmp_path)
-        assert same(checkpoint.read(tmp_path / kind).layers[name], layer), kind
+        changed = disk.FoldedModel(model.config, layers, model.tensors, model.specs)
+        disk.write(changed, tmp_path / kind, files=tmp_path)
+        assert same(disk.read(tmp_path / kind).layers[name], layer), kind
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / kind)
         loaded(torch.tensor([[1]]))
         assert torch.equal(loaded.get_submodule(name).weight, dense(layer)), kind
@@ -165,7 +165,7 @@ def test_damage_is_refused_by_name(tmp_path: Path, file: str, name: str, change:
     write_folded(tmp_path / "folded")
     _edit(tmp_path / "folded", file, name, change)
     with pytest.raises(Refusal, match=says) as refusal:
-        model = checkpoint.read(tmp_path / "folded")
+        model = disk.read(tmp_path / "folded")
         for layer in model.layers:
             _ = model.layers[layer]
         for tensor in model.tensors:
@@ -178,13 +178,13 @@ def test_a_truncated_file_and_a_foreign_folder_are_refused(tmp_path: Path) -> No
     path = tmp_path / "folded" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(Refusal, match=r"model\.safetensors is damaged"):
-        checkpoint.read(tmp_path / "folded")
+        disk.read(tmp_path / "folded")
     with pytest.raises(Refusal, match="does not exist"):
-        checkpoint.read(tmp_path)
+        disk.read(tmp_path)
     record = tmp_path / "folded" / "dlqat.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99}))
     with pytest.raises(Refusal, match="format 99"):
-        checkpoint.read(tmp_path / "folded")
+        disk.read(tmp_path / "folded")
 
 
 @pytest.mark.parametrize("name", ["dlqat.json", "config.json"])
@@ -192,7 +192,7 @@ def test_what_is_no_object_is_refused(tmp_path: Path, name: str) -> None:
     write_folded(tmp_path / "folded")
     (tmp_path / "folded" / name).write_text("[]")
     with pytest.raises(Refusal, match=f"{name} is no JSON object"):
-        checkpoint.read(tmp_path / "folded")
+        disk.read(tmp_path / "folded")
 
 
 def test_a_layer_off_its_grid_is_not_written(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_layer_off_its_grid_is_not_written(tmp_path: Path) -> None:
     name, layer = next((n, x) for n, x in model.layers.items() if n.endswith("q_proj"))
     assert isinstance(layer, Quantized)
     wild = Quantized(layer.grid, torch.full_like(layer.codes, 9), layer.scales)
-    changed = checkpoint.FoldedModel(model.config, {**model.layers, name: wild}, model.tensors, model.specs)
+    changed = disk.FoldedModel(model.config, {**model.layers, name: wild}, model.tensors, model.specs)
     with pytest.raises(Refusal, match="outside"):
-        checkpoint.write(changed, tmp_path / "folded", files=tmp_path)
+        disk.write(changed, tmp_path / "folded", files=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -14,11 +14,12 @@ import pytest
 import artifacts
 import coreml_runs
 import models
-from dlqat import architecture, checkpoint
+from dlqat import architecture, artifact
 from dlqat.architecture import Decoder
-from dlqat.devices import artifact
-from dlqat.runtime_tests import forward, readers
-from dlqat.runtime_tests.readers.reader import Contents
+from dlqat.folded import disk
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import facts
+from dlqat.runtime_tests.readers.contents import Contents
 
 FORMS = ("qdq", "ort", "web", "xnnpack", "coreml")
 
@@ -32,14 +33,14 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Any:
             made = coreml_runs.export(folder, models.fold_model(models.tiny(family)))
         else:
             made = artifacts.export(folder, form, family)
-        decoder = architecture.read(checkpoint.read(folder / "folded").config)
+        decoder = architecture.read(disk.read(folder / "folded").config)
         return decoder, readers.read(artifact.find(made).program)
 
     return of
 
 
 def differences(decoder: Decoder, contents: Contents) -> list[str]:
-    return [str(d) for d in forward.compare(contents.facts, decoder)[1]]
+    return [str(d) for d in facts.compare(contents.facts, decoder)[1]]
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "qwen3"])
@@ -92,7 +93,7 @@ def test_what_is_not_found_is_missing(read: Any, kind: str):
 
 def test_rotary_tables_are_compared_beyond_the_texts_of_l2(tmp_path: Path):
     folder = artifacts.export(tmp_path, "ort")
-    cosines = architecture.read(checkpoint.read(tmp_path / "folded").config).rope_tables(artifacts.CONTEXT)[0]
+    cosines = architecture.read(disk.read(tmp_path / "folded").config).rope_tables(artifacts.CONTEXT)[0]
 
     def stop_turning(content: bytearray) -> None:
         at = bytes(content).index(np.ascontiguousarray(cosines).tobytes())

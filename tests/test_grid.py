@@ -15,7 +15,7 @@ from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, 
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
 from dlqat.trainer import reach
-from dlqat.trainer.search import search
+from dlqat.trainer.rounding.search import search
 from models import tiny
 
 GRIDS = [Grid(b, g, s) for b in BITS for g in (*GROUP_SIZES, None) for s in (True, False)]

@@ -23,16 +23,18 @@ import pytest
 
 import artifacts
 import coreml_runs
-from dlqat import checkpoint, own_folder, plain_file, refusal, source, visible
-from dlqat.devices import artifact, wire
+from dlqat import artifact, own_folder, plain_file, refusal, source, visible
+from dlqat.devices.process import wire
+from dlqat.folded import disk
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import cli, eval_table, readers, report
+from dlqat.runtime_tests import cli, readers
 from dlqat.runtime_tests.readers.leftover import leftover
-from dlqat.runtime_tests.reference import Reference
-from dlqat.runtime_tests.report import Check, Report
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.runtime_tests.report import eval_table, record
+from dlqat.runtime_tests.report.record import Check, Report
 from dlqat.source import chat_template, pretrained
 from dlqat.terminal import Terminal
-from dlqat.trainer import chat
+from dlqat.trainer.data import chat
 from models import fold_model, tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -49,7 +51,7 @@ def model(folder: Path) -> Path:
 def folded(folder: Path) -> Path:
     """folded/ that is fine."""
     toy_tokenizer().save_pretrained(folder / "source")
-    checkpoint.write(fold_model(tiny()), folder / "folded", files=folder / "source")
+    disk.write(fold_model(tiny()), folder / "folded", files=folder / "source")
     return folder / "folded"
 
 
@@ -219,7 +221,7 @@ class Strict(HTMLParser):
 
 def test_nothing_acts_in_report_html(tmp_path: Path) -> None:
     """No element that a stranger wrote, no address, and the browser is told to run and load nothing."""
-    report.write(evil_report(), tmp_path)
+    record.write(evil_report(), tmp_path)
     text = (tmp_path / "report.html").read_text()
     page = Strict()
     page.feed(text)
@@ -240,7 +242,7 @@ ACTING = {"\x1b", "\r", "\x9b", "\u202e", "\u2028"}
 
 def test_nothing_acts_in_report_md(tmp_path: Path) -> None:
     """One heading says how it ended, and it is ours; names make no tables, links or headings."""
-    report.write(evil_report(), tmp_path)
+    record.write(evil_report(), tmp_path)
     text = (tmp_path / "report.md").read_text()
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings[0] == "# dlqat-check: failed"
@@ -291,8 +293,8 @@ def test_everything_is_printed_through_the_terminal() -> None:
     allowed = {
         "terminal.py",
         "refusal.py",
-        "exporters/check_on_mac.py",
-        "devices/browser_worker.py",
+        "exporters/coreml/check_on_mac.py",
+        "devices/web/browser_worker.py",
     }
     found = {
         str(p.relative_to(SRC))
@@ -513,7 +515,9 @@ def test_templates_are_rendered_in_one_place() -> None:
         for node in ast.walk(ast.parse(p.read_text()))
         if getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names
     }
-    assert found == {"template_worker.py", "harness.py", "loaders.py"}, "lm_eval and genai have a method of that name"
+    assert found == {"template_worker.py", "lm_eval_model.py", "loaders.py"}, (
+        "lm_eval and genai have a method of that name"
+    )
 
 
 # -- the web server of the browser device
@@ -521,7 +525,7 @@ def test_templates_are_rendered_in_one_place() -> None:
 
 def test_the_web_server_answers_its_page_and_nobody_else(tmp_path: Path) -> None:
     """Another site that the user has open, a name that leads to this machine, and paths that lead out get nothing."""
-    from dlqat.devices.browser_worker import Site
+    from dlqat.devices.web.browser_worker import Site
 
     (tmp_path / "secret").write_text("mine")
     root = tmp_path / "model dir"

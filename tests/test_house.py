@@ -15,9 +15,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import dlqat
+from dlqat.devices.all import device
+from dlqat.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -142,7 +145,7 @@ def test_imports_point_down() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("grid.py", "import dlqat.checkpoint", None),
+        ("grid.py", "import dlqat.folded.disk", None),
         ("grid.py", "import dlqat.trainer", "Imports point down"),
         ("grid.py", "import onnx", "The core needs no extra"),
         ("trainer/__init__.py", "import dlqat.exporters", "Imports point down"),
@@ -151,6 +154,23 @@ def test_imports_point_down() -> None:
         ("runtime_tests/__init__.py", "import dlqat.trainer", "The proof shares no code with writers"),
         ("runtime_tests/readers/__init__.py", "import dlqat.exporters", "The proof shares no code with writers"),
         ("stray.py", "", "Imports point down"),
+        ("trainer/rounding/__init__.py", "import dlqat.trainer.layers", "Rooms of the trainer"),
+        ("trainer/starts/__init__.py", "import dlqat.trainer.methods", "Rooms of the trainer"),
+        ("trainer/stray.py", "", "Rooms of the trainer"),
+        ("exporters/onnx/__init__.py", "import dlqat.exporters.coreml", "Wings of the exporters"),
+        ("exporters/builder.py", "import dlqat.exporters.onnx", "Wings of the exporters"),
+        ("exporters/onnx/__init__.py", "import dlqat.exporters.builder", None),
+        (
+            "exporters/coreml/__init__.py",
+            "import dlqat.mil",
+            "Core ML is written without its reader",
+        ),
+        ("devices/host/__init__.py", "import dlqat.devices.web", "Rooms of the devices"),
+        ("devices/phone/__init__.py", "import dlqat.devices.runner", "Rooms of the devices"),
+        ("exporters/storage.py", "import dlqat.artifact", None),
+        ("runtime_tests/readers/contents.py", "import dlqat.runtime_tests.check", "Rooms of the proof"),
+        ("runtime_tests/eval/__init__.py", "import dlqat.runtime_tests.check", "Rooms of the proof"),
+        ("runtime_tests/readers/onnx/__init__.py", "import dlqat.runtime_tests.readers.coreml", "One reader a format"),
     ],
 )
 def test_import_contracts_break(tmp_path: Path, file: str, line: str, contract: str | None) -> None:
@@ -161,6 +181,21 @@ def test_import_contracts_break(tmp_path: Path, file: str, line: str, contract: 
     result = lint_imports(tmp_path)
     assert result.returncode == (1 if contract else 0), result.stdout
     assert contract is None or f"{contract} BROKEN" in result.stdout
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_a_folder_wherever_it_is_written_or_read(name: str) -> None:
+    package = ROOT / "src" / "dlqat"
+    assert (package / "exporters" / name / "target.py").is_file()
+    assert (package / "runtime_tests" / "readers" / name / "reader.py").is_file()
+    assert device(None, name).formats == (name,)
+    packages = {Requirement(r).name for r in PYPROJECT["project"]["optional-dependencies"][name]}
+    assert packages >= {p for p in FORMATS[name].written_with + FORMATS[name].run_with if p != "numpy"}
+
+
+@pytest.mark.parametrize("room", ["exporters", "runtime_tests/readers"])
+def test_a_folder_that_is_no_format_is_not_there(room: str) -> None:
+    assert {p.parent.name for p in (ROOT / "src" / "dlqat" / room).glob("*/__init__.py")} == set(FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +234,17 @@ def test_dlqat_export_starts_without_transformers() -> None:
     """Two seconds of --help in place of five; and its remarks on torchao come where quiet() holds them back."""
     code = "import sys, dlqat.exporters.cli; sys.exit('transformers' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
+
+
+def test_the_pages_name_files_that_exist() -> None:
+    """Paths in backticks and in tables: of a room of src/dlqat, or of the repository."""
+    rooms = "|".join(p.name for p in (ROOT / "src" / "dlqat").iterdir() if p.is_dir() and (p / "__init__.py").exists())
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    named = [(p.name, m) for p in pages for m in re.findall(rf"`((?:(?:{rooms})/|tests/)[\w./-]*)`", p.read_text())]
+    places = ROOT, ROOT / "src" / "dlqat"
+    missing = [(page, m) for page, m in named if "NAME" not in m and not any((at / m).exists() for at in places)]
+    assert missing == []
+    assert len(named) > 60
 
 
 def test_the_pages_show_the_committed_results() -> None:

@@ -14,14 +14,15 @@ import torch
 
 import artifacts
 import models
-from dlqat import checkpoint
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
+from dlqat.folded import disk
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
-from dlqat.runtime_tests import controls, integers, readers
-from dlqat.runtime_tests.integers import Integrity
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.rungs.l0_integers import files, reference_equal
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import controls, integers
+from dlqat.runtime_tests.check.integers import Integrity
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.check.rungs.l0_integers import files, reference_equal
 
 GRIDS = [Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)]
 FORMS = (*artifacts.FORMS, "web")
@@ -30,7 +31,7 @@ DOWN, OUT = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"
 
 def compare(artifact: Path, reference: Path) -> Integrity:
     program = folders.find(artifact).program
-    return integers.compare(readers.read(program), integers.wanted(checkpoint.read(reference)))
+    return integers.compare(readers.read(program), integers.wanted(disk.read(reference)))
 
 
 def told(artifact: Path, reference: Path) -> list[str]:
@@ -55,7 +56,7 @@ def test_families(tmp_path: Path, family: str, form: str) -> None:
     """Biases, head norms and tied heads of all families."""
     artifact = artifacts.export(tmp_path, form, family)
     result = compare(artifact, tmp_path / "folded")
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     assert result.differences == ()
     assert result.floats == sum(model.tensors[n].numel() for n in model.tensors)
 
@@ -81,7 +82,7 @@ def test_changed_bits_are_named(tmp_path: Path, form: str) -> None:
     """Negative control (law 7): one bit of a code, a scale, a zero-point."""
     fields = {"bits": 4, "group_size": 16, "symmetric": False}
     artifact = artifacts.export(tmp_path, form, "llama", Recipe((Rule(".*", fields),)))
-    found, want = folders.find(artifact), integers.wanted(checkpoint.read(tmp_path / "folded"))
+    found, want = folders.find(artifact), integers.wanted(disk.read(tmp_path / "folded"))
     before = (artifact / "onnx" / "model.onnx_data").read_bytes()
     noticed = list(controls.check_integers(found, readers.read(found.program), want))
     assert [c.what.split()[-1] for c in noticed] == ["codes", "scales", "zero-points"]
@@ -94,7 +95,7 @@ def test_changed_bits_are_named(tmp_path: Path, form: str) -> None:
 def test_every_tensor_is_looked_at(tmp_path: Path, what: str) -> None:
     """Flip the first bit of each stored tensor in turn: L0 names that tensor and no other."""
     artifact = artifacts.export_union(tmp_path, "qdq")
-    found, want = folders.find(artifact), integers.wanted(checkpoint.read(tmp_path / "folded"))
+    found, want = folders.find(artifact), integers.wanted(disk.read(tmp_path / "folded"))
     model = onnx.load(str(found.program))
     tensors = [t for t in model.graph.initializer if t.name.endswith(f".{what}")]
     assert len(tensors) > 4
@@ -191,7 +192,7 @@ def test_lies(biased: Path, tmp_path: Path, lie: str) -> None:
     """Graphs that run and multiply something else than their names say."""
     edit, says = LIES[lie]
     program = folders.find(biased / "qdq").program
-    want = integers.wanted(checkpoint.read(biased / "folded"))
+    want = integers.wanted(disk.read(biased / "folded"))
     assert integers.compare(readers.read(program), want).differences == ()
     model = onnx.load(str(program))
     edit(model)

@@ -14,8 +14,8 @@ from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.trainer.kernels import ops, reference
 from dlqat.trainer.kernels.choose import SWITCH, choose
-from dlqat.trainer.layer import QATLinear
-from dlqat.trainer.search import search
+from dlqat.trainer.layers.qat import QATLinear
+from dlqat.trainer.rounding.search import search
 
 SPECS = {
     "dl-qat": LayerSpec(4, 16, rank=4),

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dlqat.folded import check, dense
 from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec
-from dlqat.trainer.activation import fake_quant, straight_through
 from dlqat.trainer.kernels import reference
-from dlqat.trainer.layer import QATEmbedding, QATLinear, teacher
-from dlqat.trainer.search import search
+from dlqat.trainer.layers.activation import fake_quant, straight_through
+from dlqat.trainer.layers.qat import QATEmbedding, QATLinear, teacher
+from dlqat.trainer.rounding.search import search
 
 CORNERS: dict[str, dict[str, Any]] = {
     "dl-qat": {},

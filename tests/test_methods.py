@@ -10,22 +10,23 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from dlqat import plan
+from dlqat import plan, tree
 from dlqat.adapter import Adapter, fold
 from dlqat.folded import Quantized, dense
 from dlqat.grid import Grid, dequantize, quantize
-from dlqat.plan import Factors, Parts, Pruned, Shared
+from dlqat.plan import Pruned
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
-from dlqat.trainer.gptq import DAMPING, Pattern, compensate, sweep
-from dlqat.trainer.methods import known
+from dlqat.trainer.methods import by_name
 from dlqat.trainer.methods.allocation import allocate, counts, ideal
 from dlqat.trainer.methods.kmeans import inertia, kmeans
 from dlqat.trainer.methods.nm import holds, saliency_svd, wanda
-from dlqat.trainer.methods.rounding import factors, to_grid
 from dlqat.trainer.methods.ternary import progressive, refit, ternary
 from dlqat.trainer.methods.whitened import whitened
-from dlqat.trainer.offset import offset
+from dlqat.trainer.rounding.gptq import DAMPING, Pattern, compensate, sweep
+from dlqat.trainer.rounding.offset import offset
+from dlqat.trainer.rounding.to_grid import factors, to_grid
+from dlqat.tree import Clustered, LowRank, Sum
 
 
 def layer(out: int = 32, inputs: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,11 +130,11 @@ def test_kmeans_of_duplicates_and_of_every_point() -> None:
 
 def test_swsc_is_its_formula() -> None:
     """W'' = R[labels] + A B with everything read back from the tensors; the paper's bits at its own setting."""
-    method = known.parse("swsc", ["clusters=0.25", "rank=0.25"])
+    method = by_name.parse("swsc", ["clusters=0.25", "rank=0.25"])
     weight, spec = layer(64, 64)[0], LayerSpec(8, 16)
     name = "model.layers.0.self_attn.q_proj"
     node = method.plan({name: spec}, {name: (64, 64)}, [1.0])[name]
-    assert isinstance(node, Parts)
+    assert isinstance(node, Sum)
     tensors = method.make(name, node, weight, None)
     made = _fold(node, name, tensors, weight)
     means = _fold(spec, f"{name}.0.centroids", tensors, tensors[f"{name}.0.centroids.weight"])
@@ -143,8 +144,8 @@ def test_swsc_is_its_formula() -> None:
     tail = torch.linalg.svdvals(rest)[16:].square().sum()
     exact = float((rest - _float(tensors, f"{name}.1")).square().sum())
     assert exact == pytest.approx(float(tail), rel=1e-5)
-    paper = known.parse("swsc", [])
-    big = Parts((Shared(256, LayerSpec()), Factors(128, LayerSpec(), LayerSpec())))
+    paper = by_name.parse("swsc", [])
+    big = Sum((Clustered(LayerSpec(), 256), LowRank(LayerSpec(), LayerSpec(), 128)))
     assert paper.paper_bits(big, (4096, 4096)) == pytest.approx(2.0, abs=0.003)
 
 
@@ -162,7 +163,7 @@ def _fold(node: plan.Node, name: str, tensors: dict[str, Tensor], weight: Tensor
         base = tensors[f"{path}.weight"] if leaf.own else weight
         return fold(base, Adapter(leaf.spec.grid, tensors[f"{path}.scales"], **fields))
 
-    return dense(plan.fold(node, name, one, tensors.__getitem__))
+    return dense(tree.mapped(node, name, one, tensors.__getitem__))
 
 
 # CASP
@@ -191,7 +192,7 @@ def test_fewer_tokens_than_inputs_and_dead_inputs() -> None:
 def test_factors_are_rounded_for_what_they_read() -> None:
     """The left factor sees R x: its moments are R H R^T, and gptq on them beats rounding to nearest."""
     weight, moments = layer(64, 64)
-    node = Factors(32, LayerSpec(3, 16), LayerSpec(3, 16))
+    node = LowRank(LayerSpec(3, 16), LayerSpec(3, 16), 32)
     parts = [p.float() for p in whitened(weight, moments, 32)]
     _, plain = factors(*parts, node, "x", "mse", moments)
     tensors, good = factors(*parts, node, "x", "gptq", moments)
@@ -231,16 +232,16 @@ def test_casp_gives_keys_of_grouped_queries_their_own_rank_and_keeps_the_average
         for i in range(4)
         for x, s in (("q", (576, 576)), ("k", (192, 576)), ("v", (192, 576)))
     }
-    method = known.parse("casp", ["average=3"])
+    method = by_name.parse("casp", ["average=3"])
     nodes = method.plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [0.3, 0.1, 0.01, 0.2])
     q, k = (nodes[f"model.layers.0.self_attn.{x}_proj"] for x in "qk")
-    assert isinstance(q, Factors) and q.rank == 64  # 0.25 * 576 / 2 = 72, a multiple of 32
-    assert isinstance(k, Factors) and k.rank == 32  # 0.25 * 192 * 576 / 768 = 36
+    assert isinstance(q, LowRank) and q.rank == 64  # 0.25 * 576 / 2 = 72, a multiple of 32
+    assert isinstance(k, LowRank) and k.rank == 32  # 0.25 * 192 * 576 / 768 = 36
     size = sum(a * b for a, b in shapes.values())
     spent = sum(method.paper_bits(node, shapes[n]) * shapes[n][0] * shapes[n][1] for n, node in nodes.items())
     assert spent / size <= 3
     with pytest.raises(Refusal, match="average of 1 bits"):
-        known.parse("casp", ["average=1"]).plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [1.0] * 4)
+        by_name.parse("casp", ["average=1"]).plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [1.0] * 4)
 
 
 # N:M
@@ -278,7 +279,7 @@ def test_compensation_pays_and_the_correction_pays_more() -> None:
     names = {"obs": [], "wanda": ["score=wanda"], "obs+lr": ["low_rank=0.25"]}
     errors = {}
     for name, settings in names.items():
-        method = known.parse("nm", settings)
+        method = by_name.parse("nm", settings)
         node = method.plan({"x.0.q_proj": spec}, {"x.0.q_proj": (64, 64)}, [])["x.0.q_proj"]
         tensors = method.make("x.0.q_proj", node, weight, moments)
         errors[name] = output_error(weight, _fold(node, "x.0.q_proj", tensors, weight), moments)
@@ -347,7 +348,7 @@ def test_a_spread_reaches_the_masks() -> None:
     shapes = {f"x.{i}.q_proj": (32, 64) for i in range(3)}
     for score in ("obs", "wanda", "ternary"):
         bits = 2 if score == "ternary" else 4
-        method = known.parse("nm", [f"score={score}", "n=4", "m=8", "spread=1"])
+        method = by_name.parse("nm", [f"score={score}", "n=4", "m=8", "spread=1"])
         nodes = method.plan(dict.fromkeys(shapes, LayerSpec(bits, 32)), shapes, [0.3, 0.1, 0.2])
         assert plan.from_json(plan.to_json(nodes), "x") == nodes
         for name, count in zip(shapes, (5, 3, 4), strict=True):
@@ -361,7 +362,7 @@ def test_a_spread_reaches_the_masks() -> None:
 
 def test_plans_travel_as_json_and_count_their_bits() -> None:
     spec = LayerSpec(4, 32)
-    node = Parts((Shared(16, spec), Factors(32, spec, spec), Pruned(2, 4, spec)))
+    node = Sum((Clustered(spec, 16), LowRank(spec, spec, 32), Pruned(2, 4, spec)))
     assert plan.from_json(plan.to_json({"q": node}), "x") == {"q": node}
     codes = 4 * (16 * 64 + 32 * 48 + 32 * 64 + 48 * 64)
     scales = 16 * (16 * 2 + 48 * 1 + 32 * 2 + 48 * 2)
@@ -369,7 +370,7 @@ def test_plans_travel_as_json_and_count_their_bits() -> None:
     with pytest.raises(Refusal, match="no plan"):
         plan.from_json({"q": {"kind": "magic"}}, "plan.json")
     with pytest.raises(Refusal, match="q.left: group_size 32 does not divide its 48"):
-        plan.check({"q": Factors(48, spec, spec)}, {"q": (64, 64)})
+        plan.check({"q": LowRank(spec, spec, 48)}, {"q": (64, 64)})
 
 
 @pytest.mark.parametrize(
@@ -391,15 +392,15 @@ def test_plans_travel_as_json_and_count_their_bits() -> None:
 )
 def test_wrong_options_are_refused_in_one_line(name: str, settings: list[str], says: str) -> None:
     with pytest.raises(Refusal, match=says):
-        known.parse(name, settings)
+        by_name.parse(name, settings)
 
 
 def test_a_pattern_that_does_not_fit_is_refused_by_name() -> None:
     shapes = {"model.layers.0.mlp.up_proj": (64, 64)}
     with pytest.raises(Refusal, match=r"up_proj: nm 2:5: 5 does not divide"):
-        known.parse("nm", ["n=2", "m=5"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
+        by_name.parse("nm", ["n=2", "m=5"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
     with pytest.raises(Refusal, match="2-bit"):
-        known.parse("nm", ["score=ternary"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
+        by_name.parse("nm", ["score=ternary"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
 
 
 def test_a_leaf_of_its_own_weight_says_so() -> None:

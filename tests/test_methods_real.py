@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import artifacts
-from dlqat import adapter, checkpoint, folded, plan, source
-from dlqat.exporters import cli
-from dlqat.folded import Folded, LowRank, Quantized, Sum
+from dlqat import adapter, folded, plan, source, tree
+from dlqat.exporters import pipeline
+from dlqat.folded import Folded, LowRank, Quantized, Sum, disk
 from dlqat.recipe import LayerSpec
-from dlqat.trainer.methods import known
+from dlqat.trainer.methods import by_name
 
 SPEC = LayerSpec(4, 32, rank=0, magnitude=False)
 BLOCKS = {0: ("casp", "keep=0.25"), 14: ("nm", "low_rank=0.1"), 29: ("swsc", "rounding=gptq")}
@@ -25,7 +25,7 @@ def made(model: Path, block: int, name: str, setting: str) -> dict[str, Folded]:
     origin = source.resolve(str(model))
     weights, every = source.weights(origin), origin.decoder.linears()
     shapes = {n: s for n, s in every.items() if n.startswith(f"model.layers.{block}.self_attn")}
-    method = known.parse(name, [setting])
+    method = by_name.parse(name, [setting])
     nodes = method.plan(dict.fromkeys(shapes, SPEC), shapes, [1.0] * origin.decoder.layers)
     layers: dict[str, Folded] = {}
     for path, node in nodes.items():
@@ -40,7 +40,7 @@ def made(model: Path, block: int, name: str, setting: str) -> dict[str, Folded]:
             own = adapter.Adapter(leaves[at].spec.grid, tensors[f"{at}.scales"], **fields)
             return adapter.fold(base, own)
 
-        layers[path] = plan.fold(node, path, one, tensors.__getitem__)
+        layers[path] = tree.mapped(node, path, one, tensors.__getitem__)
     return layers
 
 
@@ -48,12 +48,12 @@ def made(model: Path, block: int, name: str, setting: str) -> dict[str, Folded]:
 def model(smollm2: Path, smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """folded/ with one block's attention by each method."""
     path = tmp_path_factory.mktemp("methods") / "folded"
-    plain = checkpoint.read(smollm2_folded)
+    plain = disk.read(smollm2_folded)
     changed = {n: x for block, how in BLOCKS.items() for n, x in made(smollm2, block, *how).items()}
     assert {type(x) for x in changed.values()} == {LowRank, Sum, Quantized}
     layers = {n: changed.get(n) or plain.layers[n] for n in plain.layers}
-    checkpoint.write(replace(plain, layers=layers), path, files=smollm2_folded)
-    back = checkpoint.read(path)
+    disk.write(replace(plain, layers=layers), path, files=smollm2_folded)
+    back = disk.read(path)
     assert all(torch.equal(folded.dense(back.layers[n]), folded.dense(x)) for n, x in changed.items())
     return path
 
@@ -61,8 +61,8 @@ def model(smollm2: Path, smollm2_folded: Path, tmp_path_factory: pytest.TempPath
 @pytest.mark.real
 @pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
 def test_every_kind_of_union_on_the_real_model(target: str, model: Path, tmp_path: Path) -> None:
-    module, back = cli.load(target), checkpoint.read(model)
-    cli.write(module, back, model, tmp_path / target, cli.choose(module, target, None, 256, back.config))
+    module, back = pipeline.load(target), disk.read(model)
+    pipeline.write(module, back, model, tmp_path / target, pipeline.choose(module, target, back.config, 256))
     proof = artifacts.proof(tmp_path / target, model, quick=True)
     found = list(artifacts.ladder.run(proof, ("L0", "L2")))
     assert [str(c) for c in found if c.status != "passed" and c.name != "Apple hardware"] == []

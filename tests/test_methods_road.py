@@ -16,22 +16,22 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import artifacts
-from dlqat import checkpoint, folded, plan, source
+from dlqat import folded, plan, source
+from dlqat.artifact import find
 from dlqat.devices.all import device
-from dlqat.devices.artifact import find
-from dlqat.exporters import cli as export_cli
-from dlqat.exporters import fold, onnx_target
-from dlqat.exporters.target import Options
-from dlqat.folded import Clustered, LowRank, Quantized, Sum
+from dlqat.exporters import fold, pipeline
+from dlqat.exporters.onnx import target as onnx_target
+from dlqat.folded import Clustered, LowRank, Quantized, Sum, disk
 from dlqat.recipe import parse
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import ladder
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.reference import Reference
-from dlqat.trainer import cli, compress, log
-from dlqat.trainer.layer import teacher
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.trainer import cli, log
+from dlqat.trainer.layers.prepare import load, prepare, qat_layers
+from dlqat.trainer.layers.qat import teacher
+from dlqat.trainer.methods import compress
 from dlqat.trainer.methods.nm import holds
-from dlqat.trainer.prepare import load, prepare, qat_layers
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -94,7 +94,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
 def test_the_integers_are_those_of_the_training_forward(road: Road, case: str) -> None:
     """Laws 2 and 3: each leaf of folded/ is what its layer multiplies with, and transformers loads dense()."""
     out = road(case)
-    model = checkpoint.read(out / "folded")
+    model = disk.read(out / "folded")
     rebuilt = AutoModelForCausalLM.from_pretrained(out.parent / "base")
     rules = parse(json.loads((out / "dlqat.json").read_text())["recipe"], "test")
     decoder = source.resolve(str(out.parent / "base")).decoder
@@ -122,8 +122,8 @@ def test_the_integers_are_those_of_the_training_forward(road: Road, case: str) -
 def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, tmp_path: Path) -> None:
     """Law 4 and parity (L0, L2) of each method's union; a factor or code changed in folded/ fails it by name."""
     out = road(case)
-    model = checkpoint.read(out / "folded")
-    export_cli.write(onnx_target, model, out / "folded", tmp_path / "onnx", Options("qdq", 128))
+    model = disk.read(out / "folded")
+    pipeline.write(onnx_target, model, out / "folded", tmp_path / "onnx", onnx_target.Options(128, "qdq"))
     assert {c.status for c in artifacts.checks(tmp_path / "onnx", out / "folded", "L0", "L2")} == {"passed"}
     if case not in ("swsc", "casp", "nm"):
         return
@@ -132,7 +132,7 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
     packed = stored[f"{path}.weight_packed"]
     changed = {**stored, f"{path}.weight_packed": packed ^ (torch.arange(packed.numel()).view_as(packed) == 0).int()}
     copy = tmp_path / "changed"
-    checkpoint.write(model, copy, files=out / "folded")
+    disk.write(model, copy, files=out / "folded")
     save_file(changed, copy / "integers.safetensors")
     failed = artifacts.checks(tmp_path / "onnx", copy, "L0")
     assert any(c.status == "failed" and path in str(c) for c in failed), (path, leaf.grid)
@@ -143,12 +143,12 @@ def test_the_artifact_holds_them_and_computes_with_them(road: Road, case: str, t
 def test_every_target_takes_the_whole_union(
     road: Road, case: str, target: str, form: str | None, tmp_path: Path
 ) -> None:
-    module = export_cli.load(target)
+    module = pipeline.load(target)
     folder = road(case) / "folded"
-    model = checkpoint.read(folder)
-    options = export_cli.choose(module, target, form, 128, model.config)
+    model = disk.read(folder)
+    options = pipeline.choose(module, target, model.config, 128, {"form": form})
     assert [row.refused for row in module.plan(model, folder, options) if row.refused] == []
-    export_cli.write(module, model, folder, tmp_path / target, options)
+    pipeline.write(module, model, folder, tmp_path / target, options)
     artifact = find(tmp_path / target)
     proof = Proof(artifact, Reference(folder), device(None, artifact.format), 1, quick=True, progress=lambda _: None)
     failed = [str(c) for c in ladder.run(proof, ("L0", "L2")) if c.status == "failed"]
@@ -161,7 +161,7 @@ def test_every_target_takes_the_whole_union(
 
 @pytest.mark.parametrize("case", ["swsc", "casp", "nm"])
 def test_what_a_method_makes_of_a_layer(road: Road, case: str) -> None:
-    plain, trained = (checkpoint.read(road(c) / "folded") for c in (case, f"{case}+dlqat"))
+    plain, trained = (disk.read(road(c) / "folded") for c in (case, f"{case}+dlqat"))
     for model in (plain, trained):
         layer = model.layers[QUERY]
         assert isinstance(layer, KINDS[case])
@@ -179,7 +179,7 @@ def test_what_a_method_makes_of_a_layer(road: Road, case: str) -> None:
     ("case", "n", "m"), [("nm", 2, 4), ("nm+dlqat", 2, 4), ("ternary", 4, 8), ("ternary+dlqat", 4, 8)]
 )
 def test_zeros_stay_zeros(road: Road, case: str, n: int, m: int) -> None:
-    model = checkpoint.read(road(case) / "folded")
+    model = disk.read(road(case) / "folded")
     for name in (UP, QUERY):
         layer = model.layers[name]
         pruned = layer.parts[0] if isinstance(layer, Sum) else layer
@@ -196,7 +196,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapters(
     model, out = road("swsc+dlqat").parent / "base", tmp_path / "cut"
     write = log.Log.__call__
 
-    def stop(self: log.Log, row: log.Row) -> None:
+    def stop(self: log.Log, row: log.StepRow) -> None:
         write(self, row)
         if row.step == 2:
             raise KeyboardInterrupt
@@ -254,7 +254,7 @@ def test_wrong_options_are_refused_before_anything_is_written(
 def test_rounding_to_nearest_needs_no_data(tmp_path: Path, extra: list[str]) -> None:
     """And looks at none."""
     call(base(tmp_path), tmp_path / "out", "--method", "rtn", *extra, data=False)
-    assert checkpoint.read(fold.fold(tmp_path / "out")).layers
+    assert disk.read(fold.fold(tmp_path / "out")).layers
 
 
 @pytest.mark.parametrize(("case", "lost"), [("casp", "left.weight"), ("nm", "0.mask")])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dlqat import checkpoint
-from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import cli, fold
+from dlqat.exporters import fold, pipeline
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
 from test_methods_road import base, call
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -55,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Made:
         out = folder / str(len(list(folder.iterdir())))
         call(model, out, *shlex.split(options))
         folded = fold.fold(out)
-        return checkpoint.read(folded), folded
+        return disk.read(folded), folded
 
     return made
 
@@ -72,8 +72,8 @@ def test_a_cell_is_what_the_target_says(models: Made, options: str, column: str)
     """`yes`, or words of the reason that dlqat-export gives, before any work."""
     model, folded = models(options)
     name, form = TARGETS[column]
-    module = cli.load(name)
-    rows = module.plan(model, folded, cli.choose(module, name, form, 128, model.config))
+    module = pipeline.load(name)
+    rows = module.plan(model, folded, pipeline.choose(module, name, model.config, 128, {"form": form}))
     refused = {row.refused for row in rows if row.refused}
     cell = dict(ROWS)[options][column]
     assert (cell == HELD) == (not refused), refused

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlqat.devices.mil_call import Call, Unsupported
-from dlqat.devices.mil_interpreter import OPERATIONS
+from dlqat.mil.call import Call, Unsupported
+from dlqat.mil.interpreter import OPERATIONS
 
 ct = pytest.importorskip("coremltools", reason="coremltools is in the coreml extra")
 
@@ -94,7 +94,7 @@ def build(make: Callable[[Any], Any]) -> Any:
     """Run `make(mb)` inside a MIL function for the newest system; what it returns."""
     from coremltools.converters.mil.mil import types
 
-    from dlqat.exporters.coreml_tools import mb
+    from dlqat.exporters.coreml.tools import mb
 
     made: list[Any] = []
 

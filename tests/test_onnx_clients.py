@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from conftest import CACHE
-from dlqat import checkpoint
-from dlqat.exporters import onnx_target
-from dlqat.exporters.target import Options
+from dlqat.exporters.onnx import target as onnx_target
+from dlqat.folded import disk
 from onnx_runs import FORMS, Text, session
 
 pytestmark = pytest.mark.real
@@ -37,8 +36,8 @@ console.log(JSON.stringify(answer[0].generated_text.at(-1).content));
 @pytest.fixture(scope="module", params=(*FORMS, "web"))
 def exported(request: pytest.FixtureRequest, smollm2_folded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    model = checkpoint.read(smollm2_folded)
-    onnx_target.write(model, smollm2_folded, folder, Options(request.param, 512))
+    model = disk.read(smollm2_folded)
+    onnx_target.write(model, smollm2_folded, folder, onnx_target.Options(512, request.param))
     return folder
 
 

@@ -14,14 +14,15 @@ from onnx import TensorProto, numpy_helper
 import models
 import onnx_runs
 import unions
-from dlqat import architecture, checkpoint, folded
-from dlqat.checkpoint import FoldedModel
-from dlqat.exporters import onnx_graph
+from dlqat import architecture, folded
 from dlqat.exporters.builder import Linear
 from dlqat.exporters.merge import merge
-from dlqat.exporters.onnx_ort import Ort
-from dlqat.exporters.onnx_qdq import Qdq
-from dlqat.folded import Quantized
+from dlqat.exporters.onnx import graph as onnx_graph
+from dlqat.exporters.onnx import ort, qdq
+from dlqat.exporters.onnx.ort import Ort
+from dlqat.exporters.onnx.qdq import Qdq
+from dlqat.folded import Quantized, disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from onnx_runs import FORMS
@@ -232,9 +233,10 @@ def test_description_writes_nothing(tmp_path: Path, form: str) -> None:
     model = models.fold_model(models.tiny("llama"))
     facts, leaf = architecture.read(model.config), model.layers["lm_head"]
     assert isinstance(leaf, Quantized)
-    b = Qdq(facts, tmp_path) if form == "qdq" else Ort(facts, tmp_path, 64)
-    assert b.supports("lm_head", leaf) is None
-    assert "8" in b.describe("lm_head", leaf)
+    _ = Qdq(facts, tmp_path) if form == "qdq" else Ort(facts, tmp_path, 64)
+    storage = qdq.Storage() if form == "qdq" else ort.Storage()
+    assert storage.supports("lm_head", leaf) is None
+    assert "8" in storage.describe("lm_head", leaf)
     assert not list(tmp_path.iterdir())
 
 
@@ -252,6 +254,6 @@ def test_checkpoint_on_disk_gives_the_same_files(tmp_path: Path) -> None:
     """Layers read lazily from folded/ and layers in memory are written alike."""
     model = models.write_folded(tmp_path / "folded", "qwen2")
     a = onnx_runs.write(model, tmp_path / "a", "ort")
-    b = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / "b", "ort")
+    b = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / "b", "ort")
     assert a.read_bytes() == b.read_bytes()
     assert a.with_name("model.onnx_data").read_bytes() == b.with_name("model.onnx_data").read_bytes()

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 import models
 import onnx_runs
 import unions
-from dlqat import checkpoint
-from dlqat.folded import Quantized
+from dlqat.folded import Quantized, disk
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from onnx_runs import FORMS, Text, session
@@ -45,7 +44,7 @@ def difference(path: Path, logits: np.ndarray, *, optimize: bool) -> float:
 def test_families(tmp_path: Path, family: str, form: str) -> None:
     """Prefill and decode, graph optimizations off and on; mistral decodes past its window of 8."""
     models.write_folded(tmp_path / "folded", family)
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    path = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / form, form)
     logits = expected(tmp_path / "folded")
     for optimize in (False, True):
         assert difference(path, logits, optimize=optimize) < TOLERANCE
@@ -72,7 +71,7 @@ def test_grids(tmp_path: Path, grid: Grid, form: str) -> None:
     """Every kind of grid in blocks, embedding and head."""
     fields = {"bits": grid.bits, "group_size": grid.group_size or 0, "symmetric": grid.symmetric}
     models.write_folded(tmp_path / "folded", "llama", Recipe((Rule(".*", fields),)))
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    path = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / form, form)
     logits = expected(tmp_path / "folded")
     for optimize in (False, True):
         assert difference(path, logits, optimize=optimize) < TOLERANCE
@@ -85,7 +84,7 @@ def test_rows_that_no_block_divides(tmp_path: Path, form: str, symmetric: bool) 
     recipe = Recipe((Rule(".*", {"bits": 4, "group_size": 0, "symmetric": symmetric}),))
     sizes = {"hidden_size": 200, "head_dim": 16, "intermediate_size": 72}
     models.write_folded(tmp_path / "folded", "llama-tied", recipe, **sizes)
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    path = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / form, form)
     logits = expected(tmp_path / "folded")
     for optimize in (False, True):
         assert difference(path, logits, optimize=optimize) < TOLERANCE
@@ -95,14 +94,14 @@ def test_rows_that_no_block_divides(tmp_path: Path, form: str, symmetric: bool) 
 def test_unions(tmp_path: Path, form: str) -> None:
     """Low-rank, clustered, summed and nested layers, with biases."""
     unions.write_folded(tmp_path / "folded", "llama-biased")
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    path = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / form, form)
     assert difference(path, expected(tmp_path / "folded"), optimize=True) < TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_layers_left_in_float(tmp_path: Path, form: str) -> None:
     models.write_folded(tmp_path / "folded", "qwen2", Recipe((Rule(r".*\.mlp\..*", {}),)))
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    path = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / form, form)
     assert difference(path, expected(tmp_path / "folded"), optimize=True) < TOLERANCE
 
 
@@ -110,7 +109,7 @@ def test_layers_left_in_float(tmp_path: Path, form: str) -> None:
 def test_one_changed_code_is_seen(tmp_path: Path, form: str) -> None:
     """Negative control of everything above."""
     models.write_folded(tmp_path / "folded", "llama-tied")
-    model = checkpoint.read(tmp_path / "folded")
+    model = disk.read(tmp_path / "folded")
     name = "model.layers.1.mlp.down_proj"
     layer = model.layers[name]
     assert isinstance(layer, Quantized)
@@ -125,7 +124,7 @@ def test_one_changed_code_is_seen(tmp_path: Path, form: str) -> None:
 def test_rows_of_any_length(tmp_path: Path, family: str, form: str, side: str) -> None:
     """A batch padded on either side, prompt and single tokens: as each row alone in transformers, wherever a token is real."""
     models.write_folded(tmp_path / "folded", family)
-    path = onnx_runs.write(checkpoint.read(tmp_path / "folded"), tmp_path / form, form)
+    path = onnx_runs.write(disk.read(tmp_path / "folded"), tmp_path / form, form)
     rows = [np.roll(IDS, 3)[:, :n] for n in (9, 4, 12, 1)]
     after = np.concatenate([IDS[:, :4]] * 2)
     alone = [

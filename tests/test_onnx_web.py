@@ -18,18 +18,19 @@ import artifacts
 import models
 import onnx_by_hand as hand
 from dlqat import architecture
-from dlqat.devices import artifact as folders
+from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import Setting
 from dlqat.exporters import cli as exporting
-from dlqat.exporters import decoder, onnx_web
-from dlqat.exporters.onnx_qdq import Qdq
+from dlqat.exporters import decoder
+from dlqat.exporters.onnx import web
+from dlqat.exporters.onnx.qdq import Qdq
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import tolerances
-from dlqat.runtime_tests.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic, round_blocks
-from dlqat.runtime_tests.linears import relative_error
+from dlqat.runtime_tests.check.linears import relative_error
 from dlqat.runtime_tests.readers import read
+from dlqat.runtime_tests.reference.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic, round_blocks
 from onnx_runs import Text, session
 from test_far_devices import climb, device
 
@@ -76,7 +77,7 @@ def test_it_is_as_small_as_its_codes(exported: Path) -> None:
 def test_a_batch_is_its_rows(tmp_path: Path) -> None:
     """Two texts, one padded on the left: the logits of each alone."""
     model = models.fold_model(models.tiny("llama"))
-    b = Qdq(architecture.read(model.config), tmp_path, onnx_web)
+    b = Qdq(architecture.read(model.config), tmp_path, web)
     decoder.forward(b, model)
     b.save({"dlqat.form": "web"})
     run = session(tmp_path / "model.onnx")

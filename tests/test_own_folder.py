@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dlqat import checkpoint, folder_lock, own_folder
+from dlqat import folder_lock, own_folder
 from dlqat.exporters import manifest
+from dlqat.folded import disk
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests.journal import Journal
+from dlqat.runtime_tests.eval.journal import Journal
 from dlqat.trainer import run
 from dlqat.trainer.log import Log
 from models import fold_model, tiny
@@ -136,13 +137,13 @@ def test_folded_of_an_earlier_dlqat_is_ours(tmp_path: Path) -> None:
     source = tmp_path / "model"
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
-    checkpoint.write(fold_model(tiny()), source / "folded", files=source)
+    disk.write(fold_model(tiny()), source / "folded", files=source)
     (source / "folded" / own_folder.MARKER).unlink()
-    checkpoint.write(fold_model(tiny()), source / "folded", files=source)
+    disk.write(fold_model(tiny()), source / "folded", files=source)
     (source / "folded" / own_folder.MARKER).unlink()
     (source / "folded" / "tokenizer.json").write_text('{"mine": 1}')
     with pytest.raises(Refusal, match="tokenizer.json, which dlqat did not write"):
-        checkpoint.write(fold_model(tiny()), source / "folded", files=source)
+        disk.write(fold_model(tiny()), source / "folded", files=source)
     assert (source / "folded" / "tokenizer.json").read_text() == '{"mine": 1}'
 
 

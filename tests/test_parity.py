@@ -22,19 +22,28 @@ import models
 import onnx_by_hand as hand
 import unions
 from artifacts import FORMS
+from dlqat import artifact as folders
 from dlqat import folded
-from dlqat.devices import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure, Session, Setting
-from dlqat.devices.host_ort import HostOrt
+from dlqat.devices.host.ort import HostOrt
 from dlqat.folded import Quantized
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
-from dlqat.runtime_tests import accuracy, controls, greedy, ladder, linears, parity, tolerances
-from dlqat.runtime_tests.arithmetic import FLOAT, Arithmetic, apply, leaf_inputs, round_blocks, round_tokens
-from dlqat.runtime_tests.parity import Divergence, Plan
+from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests.check import controls, divergence, greedy, ladder, linears
+from dlqat.runtime_tests.check.divergence import Divergence, FeedPlan
+from dlqat.runtime_tests.eval import text_loss
 from dlqat.runtime_tests.readers import read
-from dlqat.runtime_tests.reference import Nudge, Reference
+from dlqat.runtime_tests.reference.arithmetic import (
+    FLOAT,
+    Arithmetic,
+    apply,
+    leaf_inputs,
+    round_blocks,
+    round_tokens,
+)
+from dlqat.runtime_tests.reference.model import Nudge, Reference
 
 HOST = DEVICES["host-ort"]
 
@@ -43,8 +52,8 @@ def some_logits(rows: int = 20, vocab: int = 50, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((rows, vocab)) * 4).astype(np.float32)
 
 
-def divergence(a: np.ndarray, b: np.ndarray) -> Divergence:
-    return parity.summarize(parity.compare(a, b))
+def diverged(a: np.ndarray, b: np.ndarray) -> Divergence:
+    return divergence.summarize(divergence.compare(a, b))
 
 
 # Statistics
@@ -52,16 +61,16 @@ def divergence(a: np.ndarray, b: np.ndarray) -> Divergence:
 
 def test_equal_logits() -> None:
     a = some_logits()
-    d = divergence(a, a.copy())
+    d = diverged(a, a.copy())
     assert (d.kl_max, d.max_abs, d.top1, d.ties, d.bad_rows) == (0.0, 0.0, 1.0, 0, 0)
-    assert parity.float_fault(d) is None
+    assert divergence.float_fault(d) is None
 
 
 def test_kl_is_torchs() -> None:
     a, b = some_logits(seed=1), some_logits(seed=2)
     p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (a, b))
     kl = functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
-    d = divergence(a, b)
+    d = diverged(a, b)
     assert d.kl_mean == pytest.approx(float(kl.mean()), rel=1e-12)
     assert d.kl_p99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-12)
     assert d.kl_max == pytest.approx(float(kl.max()), rel=1e-12)
@@ -71,7 +80,7 @@ def test_kl_is_torchs() -> None:
 def test_a_shift_is_no_divergence() -> None:
     """Softmax ignores a constant; the largest difference shows it."""
     a = some_logits()
-    d = divergence(a, a + np.float32(1))
+    d = diverged(a, a + np.float32(1))
     assert d.kl_max < 1e-10
     assert d.max_abs == pytest.approx(1, rel=1e-5)
 
@@ -80,11 +89,11 @@ def test_nan_is_never_passed() -> None:
     a = some_logits()
     b = a.copy()
     b[3, 7] = np.nan
-    d = divergence(a, b)
+    d = diverged(a, b)
     assert d.bad_rows == 1
-    assert parity.float_fault(d) == "NaN or infinite logits at 1 of 20 positions"
-    assert "NaN" in str(parity.int8_fault(d, [divergence(a, a)]))
-    assert "20 of 20" in str(parity.float_fault(divergence(a, np.full_like(a, np.inf))))
+    assert divergence.float_fault(d) == "NaN or infinite logits at 1 of 20 positions"
+    assert "NaN" in str(divergence.int8_fault(d, [diverged(a, a)]))
+    assert "20 of 20" in str(divergence.float_fault(diverged(a, np.full_like(a, np.inf))))
 
 
 def test_ties_are_counted_apart() -> None:
@@ -95,31 +104,31 @@ def test_ties_are_counted_apart() -> None:
         a[0, second] = a[0, first] - gap
         b = a.copy()
         b[0, [first, second]] = b[0, [second, first]]
-        d = divergence(a, b)
+        d = diverged(a, b)
         assert (d.top1, d.ties) == (0.0, ties)
     small = replace(d, kl_max=0.0)
-    assert "differs at 1 of 1" in str(parity.float_fault(small))
-    assert parity.float_fault(replace(small, ties=1)) is None
+    assert "differs at 1 of 1" in str(divergence.float_fault(small))
+    assert divergence.float_fault(replace(small, ties=1)) is None
 
 
 def test_float_gate() -> None:
-    d = divergence(some_logits(), some_logits())
-    assert parity.float_fault(replace(d, kl_max=0.9 * tolerances.FLOAT_KL_MAX)) is None
-    assert "KL of the worst position" in str(parity.float_fault(replace(d, kl_max=1.1 * tolerances.FLOAT_KL_MAX)))
+    d = diverged(some_logits(), some_logits())
+    assert divergence.float_fault(replace(d, kl_max=0.9 * tolerances.FLOAT_KL_MAX)) is None
+    assert "KL of the worst position" in str(divergence.float_fault(replace(d, kl_max=1.1 * tolerances.FLOAT_KL_MAX)))
 
 
 def test_int8_gate() -> None:
     """At the floor passes, above its factors fails, in mean, in the tail and in top-1."""
     a, rng = some_logits(400), np.random.default_rng(9)
     noise = rng.standard_normal((5, *a.shape)).astype(np.float32) * 0.05
-    floors = [divergence(a, a + n) for n in noise[1:]]
-    d = divergence(a, a + noise[0])
-    assert parity.int8_fault(d, floors) is None
-    assert "kl_mean" in str(parity.int8_fault(divergence(a, a + 2 * noise[0]), floors))
+    floors = [diverged(a, a + n) for n in noise[1:]]
+    d = diverged(a, a + noise[0])
+    assert divergence.int8_fault(d, floors) is None
+    assert "kl_mean" in str(divergence.int8_fault(diverged(a, a + 2 * noise[0]), floors))
     worst = max(f.kl_p99 for f in floors)
-    assert parity.int8_fault(replace(d, kl_p99=3.9 * worst), floors) is None
-    assert "kl_p99" in str(parity.int8_fault(replace(d, kl_p99=4.1 * worst), floors))
-    assert "top-1" in str(parity.int8_fault(replace(d, top1=0.5), floors))
+    assert divergence.int8_fault(replace(d, kl_p99=3.9 * worst), floors) is None
+    assert "kl_p99" in str(divergence.int8_fault(replace(d, kl_p99=4.1 * worst), floors))
+    assert "top-1" in str(divergence.int8_fault(replace(d, top1=0.5), floors))
 
 
 # The emulation of kernels
@@ -224,11 +233,11 @@ def test_emulation_and_nudges(tmp_path: Path) -> None:
     plain = reference.logits(ids)
     assert np.array_equal(reference.emulated(ids, lambda _: FLOAT), plain)
     int8 = reference.emulated(ids, lambda _: Arithmetic(32))
-    assert divergence(plain, int8).kl_mean > 100 * tolerances.FLOAT_KL_MAX / 1e3
+    assert diverged(plain, int8).kl_mean > 100 * tolerances.FLOAT_KL_MAX / 1e3
     nudged = [reference.emulated(ids, lambda _: Arithmetic(32), Nudge(1e-6, seed)) for seed in (1, 1, 2)]
     assert np.array_equal(nudged[0], nudged[1])
     assert not np.array_equal(nudged[0], nudged[2])
-    assert divergence(plain, reference.emulated(ids, lambda _: FLOAT, Nudge(1e-6, 1))).kl_max < tolerances.FLOAT_KL_MAX
+    assert diverged(plain, reference.emulated(ids, lambda _: FLOAT, Nudge(1e-6, 1))).kl_max < tolerances.FLOAT_KL_MAX
     assert np.array_equal(reference.logits(ids), plain), "hooks must not stay"
 
 
@@ -308,8 +317,8 @@ def test_l2_int8_notices_another_model(exported: Path, tmp_path: Path) -> None:
     proof = artifacts.proof(exported, exported.parent / "folded")
     other = Reference(tmp_path / "folded")
     ids = proof.texts[0]
-    floors = [divergence(*(proof.reference.emulated(ids, lambda _: Arithmetic(32), Nudge(1e-6, s)) for s in (0, 1)))]
-    assert parity.int8_fault(divergence(proof.reference.logits(ids), other.logits(ids)), floors) is not None
+    floors = [diverged(*(proof.reference.emulated(ids, lambda _: Arithmetic(32), Nudge(1e-6, s)) for s in (0, 1)))]
+    assert divergence.int8_fault(diverged(proof.reference.logits(ids), other.logits(ids)), floors) is not None
 
 
 def test_l3_and_its_control(exported: Path, tmp_path: Path) -> None:
@@ -372,7 +381,7 @@ def test_perplexity_is_cross_entropy(exported: Path) -> None:
     """One code for both: the model's own loss, and the artifact's within float noise."""
     proof = artifacts.proof(exported, exported.parent / "folded")
     network, ids = proof.reference.network, [int(i) for i in np.random.default_rng(0).integers(0, 160, 150)]
-    found = accuracy.perplexity(accuracy.of_model(network), ids, window=64)
+    found = text_loss.perplexity(text_loss.of_model(network), ids, window=64)
     losses = []
     for part in (ids[:64], ids[64:128], ids[128:]):
         tokens = torch.tensor([part])
@@ -381,16 +390,16 @@ def test_perplexity_is_cross_entropy(exported: Path) -> None:
     assert found.tokens == len(losses) == 147
     assert found.nll == pytest.approx(np.mean(losses), rel=1e-5)
     session = HOST.open(proof.artifact.program, Setting())
-    of_artifact = accuracy.perplexity(accuracy.of_session(session), ids, window=64)
+    of_artifact = text_loss.perplexity(text_loss.of_session(session), ids, window=64)
     assert of_artifact.nll == pytest.approx(found.nll, abs=1e-6)
     assert of_artifact.perplexity == pytest.approx(math.exp(found.nll), rel=1e-5)
 
 
 def test_no_perplexity_of_nothing() -> None:
     with pytest.raises(ValueError, match="0 tokens to predict"):
-        accuracy.perplexity(lambda ids: np.zeros((len(ids), 4), np.float32), [3])
+        text_loss.perplexity(lambda ids: np.zeros((len(ids), 4), np.float32), [3])
     with pytest.raises(ValueError, match="nan"):
-        accuracy.perplexity(lambda ids: np.full((len(ids), 4), np.nan, np.float32), [3, 1])
+        text_loss.perplexity(lambda ids: np.full((len(ids), 4), np.nan, np.float32), [3, 1])
 
 
 # Feeding
@@ -400,9 +409,9 @@ def test_rows_must_be_there(exported: Path) -> None:
     """A program that gives the last row only cannot be compared at all positions, and says so."""
     session: Session = HOST.open(folders.find(exported).generator, Setting())
     with pytest.raises(DeviceFailure, match="1 rows of logits for 7 tokens"):
-        parity.feed(session, list(range(7)), Plan("7", (7,)))
+        divergence.feed(session, list(range(7)), FeedPlan("7", (7,)))
     with pytest.raises(DeviceFailure, match="shape"):
-        parity.compare(np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float32))
+        divergence.compare(np.zeros((2, 5), np.float32), np.zeros((2, 4), np.float32))
 
 
 # One setting fails

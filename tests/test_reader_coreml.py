@@ -13,14 +13,15 @@ import pytest
 
 import coreml_runs
 import models
-from dlqat.checkpoint import FoldedModel
-from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Setting
-from dlqat.devices.mil_program import Package
+from dlqat.devices.host.coreml_reference import CoremlReference
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import dequantize
+from dlqat.mil.program import Package
 from dlqat.recipe import Recipe, Rule
-from dlqat.runtime_tests import integers, readers
-from dlqat.runtime_tests.readers.reader import Unreadable
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import integers
+from dlqat.runtime_tests.readers.contents import Unreadable
 
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 PROGRAM = Path("Data/com.apple.CoreML/model.mlmodel")

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat import checkpoint
-from dlqat.folded import Quantized
-from dlqat.runtime_tests.integers import compare, wanted
+from dlqat.folded import Quantized, disk
+from dlqat.runtime_tests.check.integers import compare, wanted
 from dlqat.runtime_tests.readers import read
-from dlqat.runtime_tests.readers.executorch_file import PteFile, compile_graph, decompile
-from dlqat.runtime_tests.readers.reader import Contents, Span, Unreadable
+from dlqat.runtime_tests.readers.contents import Contents, Span, Unreadable
+from dlqat.runtime_tests.readers.executorch.file import PteFile, compile_graph, decompile
 
 UP, GATE = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
 
@@ -30,7 +29,7 @@ def changed(exported: Path, copy: Path, change: Callable[[bytearray], None]) -> 
 
 
 def differences(exported: Path, contents: Contents) -> list[str]:
-    return [str(d) for d in compare(contents, wanted(checkpoint.read(exported.parent / "folded"))).differences]
+    return [str(d) for d in compare(contents, wanted(disk.read(exported.parent / "folded"))).differences]
 
 
 def span(exported: Path, key: str) -> Span:
@@ -43,7 +42,7 @@ def test_integers_by_hand(exported: Path) -> None:
     content = raw.raw(span(exported, f"{UP}.codes"))
     codes = [half - 8 for byte in content for half in (byte & 15, byte >> 4)]
     bits = [content << 16 for content in np.frombuffer(raw.raw(span(exported, f"{UP}.scales")), np.uint16).tolist()]
-    layer = checkpoint.read(exported.parent / "folded").layers[UP]
+    layer = disk.read(exported.parent / "folded").layers[UP]
     assert isinstance(layer, Quantized)
     assert codes == layer.codes.flatten().tolist()
     assert np.array(bits, np.uint32).view(np.float32).tolist() == layer.scales.flatten().tolist()

@@ -17,7 +17,7 @@ import onnx_by_hand as hand
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import Setting
 from dlqat.runtime_tests.readers import read
-from dlqat.runtime_tests.readers.reader import Contents, Integers, Unreadable, parts
+from dlqat.runtime_tests.readers.contents import Contents, Integers, Unreadable, parts
 
 LAYER = "model.layers.0.mlp.up_proj"
 FRESH = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

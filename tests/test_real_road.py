@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dlqat import checkpoint, folded, source
-from dlqat.checkpoint import FoldedModel
+from dlqat import folded, source
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.recipe import portable
-from dlqat.trainer.layer import QATLinear
-from dlqat.trainer.prepare import prepare, qat_layers
+from dlqat.trainer.layers.prepare import prepare, qat_layers
+from dlqat.trainer.layers.qat import QATLinear
 
 
 @pytest.mark.real
@@ -36,8 +37,8 @@ def test_folded_logits_equal_those_of_the_model_in_training(smollm2: Path, tmp_p
     weights = source.weights(loaded.source)
     plain = {n: weights[n] for n in weights if n.removesuffix(".weight") not in specs}
     made = FoldedModel(loaded.source.config, {n: x.fold() for n, x in layers.items()}, plain, specs)
-    checkpoint.write(made, tmp_path / "folded", files=smollm2)
-    back = checkpoint.read(tmp_path / "folded")
+    disk.write(made, tmp_path / "folded", files=smollm2)
+    back = disk.read(tmp_path / "folded")
     for name in back.layers:
         assert torch.equal(folded.dense(back.layers[name]), folded.dense(made.layers[name])), name
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "folded")

@@ -12,7 +12,7 @@ import artifacts
 from dlqat.devices import cli
 from dlqat.devices.all import DEVICES
 from dlqat.devices.releases import RELEASES, EmulatedRelease, Released
-from dlqat.runtime_tests import ladder
+from dlqat.runtime_tests.check import ladder
 
 FORMS = [(d, form) for d in RELEASES for form in (("xnnpack",) if "executorch" in d.formats else ("qdq", "ort", "web"))]
 

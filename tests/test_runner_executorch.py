@@ -19,12 +19,13 @@ import pytest
 
 import artifacts
 import runners
-from dlqat.devices import artifact as folders
-from dlqat.devices import child, executorch_options
+from dlqat import artifact as folders
+from dlqat.devices import executorch_options
 from dlqat.devices.all import DEVICES
-from dlqat.devices.child import ChildSession, Limits, Worker
 from dlqat.devices.device import DeviceFailure, Rewindable, Setting
-from dlqat.devices.wire import Message
+from dlqat.devices.process import child
+from dlqat.devices.process.child import ChildSession, Limits, Worker
+from dlqat.devices.process.wire import Message
 
 SETTING = Setting("int8")
 HOST = DEVICES["host-executorch"]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from dlqat import corpus
-from dlqat.exporters import asked, loaders, runner_tokenizer, templates
-from dlqat.source import beside
+from dlqat.exporters import asked, loaders, templates
+from dlqat.exporters.executorch import runner_tokenizer
+from dlqat.source import sidecar
 from toy_tokenizer import byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer
 
 pytest.importorskip("pytorch_tokenizers")
@@ -40,14 +41,14 @@ def folders(tmp_path: Path, kind: str) -> tuple[Path, Path]:
 
 
 def said(folded: Path, artifact: Path, client: str) -> str:
-    return asked.answer(artifact, beside.tokenizer(folded), loaders.CLIENTS[client])
+    return asked.answer(artifact, sidecar.tokenizer(folded), loaders.CLIENTS[client])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_runner_has_the_model_s_tokens(tmp_path: Path, kind: str) -> None:
     folded, artifact = folders(tmp_path, kind)
     assert KINDS[kind][1] in said(folded, artifact, "TextLLMRunner")
-    tokenizer, runner = beside.tokenizer(folded), loaders.runner(artifact)
+    tokenizer, runner = sidecar.tokenizer(folded), loaders.runner(artifact)
     for prompt in corpus.prompts(tokenizer):
         assert list(runner.encode(prompt)) == asked.plain(tokenizer, prompt)
 
@@ -70,7 +71,7 @@ def test_without_rewriting(tmp_path: Path, kind: str) -> None:
 def test_words_do_not_run_together(tmp_path: Path, kind: str) -> None:
     """The runner decodes token by token: the spaces inside a text are those of the text."""
     folded, artifact = folders(tmp_path, kind)
-    ids = asked.plain(beside.tokenizer(folded), "the river runs past the  mill")
+    ids = asked.plain(sidecar.tokenizer(folded), "the river runs past the  mill")
     for folder, wanted in ((artifact, "the river runs past the  mill"), (folded, "theriverrunspastthe")):
         if kind == "legacy" or folder == artifact:
             runner = loaders.cpp_tokenizer(folder)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import models
 from dlqat import corpus, source
 from dlqat.refusal import Refusal
-from dlqat.source import beside
+from dlqat.source import sidecar
 from toy_tokenizer import WORDS, byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer
 
 KINDS: dict[str, Callable[[], Any]] = {
@@ -47,7 +47,7 @@ def other(tokenizer: Any, path: Path) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_are_those_of_tokenizer_json(tmp_path: Path, kind: str, name: str | None) -> None:
     path = folder(tmp_path, KINDS[kind](), tokenizer_class=name)
-    assert other(beside.tokenizer(path), path) == []
+    assert other(sidecar.tokenizer(path), path) == []
     if (kind, name) in OTHER:  # if this ends, AutoTokenizer will do
         assert other(AutoTokenizer.from_pretrained(path), path) != []
 
@@ -56,7 +56,7 @@ def test_special_tokens_of_the_class(tmp_path: Path) -> None:
     """A tokenizer_config.json that leaves them to the family's class."""
     sentencepiece_tokenizer("legacy").save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
-    found = beside.tokenizer(tmp_path)
+    found = sidecar.tokenizer(tmp_path)
     assert (found.bos_token, found.eos_token, found.unk_token) == ("<s>", "</s>", "<unk>")
 
 
@@ -78,7 +78,7 @@ def test_vocabulary_and_merges_become_a_tokenizer_json(tmp_path: Path) -> None:
     loaded.files(tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").is_file()
     assert other(loaded.tokenizer, tmp_path / "out") == []
-    assert beside.tokenizer(tmp_path / "out")(WORDS)["input_ids"] == byte_tokenizer()(WORDS)["input_ids"]
+    assert sidecar.tokenizer(tmp_path / "out")(WORDS)["input_ids"] == byte_tokenizer()(WORDS)["input_ids"]
 
 
 def sentencepiece(path: Path, **options: Any) -> Path:
@@ -112,7 +112,7 @@ def test_tokenizer_model_becomes_a_tokenizer_json(tmp_path: Path) -> None:
     """With the tokens of sentencepiece itself."""
     path = sentencepiece(tmp_path / "source")
     own = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
-    assert beside.tokenizer(path)(WORDS, add_special_tokens=False)["input_ids"] == own.encode(WORDS)
+    assert sidecar.tokenizer(path)(WORDS, add_special_tokens=False)["input_ids"] == own.encode(WORDS)
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_a_conversion_with_other_tokens_is_refused(tmp_path: Path, option: dict[
     with pytest.raises(
         Refusal, match="other tokens of tokenizer.model than sentencepiece for .*; add the tokenizer.json"
     ):
-        beside.tokenizer(sentencepiece(tmp_path / "source", **option))
+        sidecar.tokenizer(sentencepiece(tmp_path / "source", **option))

@@ -22,17 +22,17 @@ from dlqat.folded import dense
 from dlqat.grid import dequantize, quantize
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule, portable
 from dlqat.refusal import Refusal
-from dlqat.trainer import start
-from dlqat.trainer.batches import Batches
 from dlqat.trainer.calibrate import walk
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.data.examples import Examples
 from dlqat.trainer.distill import Mix
-from dlqat.trainer.examples import Examples
-from dlqat.trainer.gptq import compensate
-from dlqat.trainer.layer import QATLinear, teacher
-from dlqat.trainer.log import Row
-from dlqat.trainer.offset import offset
+from dlqat.trainer.layers.prepare import prepare
+from dlqat.trainer.layers.qat import QATLinear, teacher
+from dlqat.trainer.log import StepRow
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import prepare
+from dlqat.trainer.rounding.gptq import compensate
+from dlqat.trainer.rounding.offset import offset
+from dlqat.trainer.starts import start
 from dlqat.trainer.train import Loss, accelerator, train
 from models import tiny
 
@@ -53,17 +53,17 @@ def batches(size: int = 4) -> Batches:
 
 def run(
     folder: Path, options: Options = OPTIONS, parallel: str = "ddp", **changes: object
-) -> tuple[list[Row], dict[str, Tensor]]:
+) -> tuple[list[StepRow], dict[str, Tensor]]:
     """One training of a tiny model at 3 bit; the rows of its log and the trained tensors."""
     model = tiny("llama-tied")
     prepare(model, Recipe((*RECIPE.rules, Rule(BLOCKS, {**changes}))))
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     folder.mkdir(parents=True, exist_ok=True)
     trained = train(model, batches(options.batch_size), options, folder, accelerator(options, parallel), rows.append)
     return rows, trained
 
 
-def losses(rows: list[Row]) -> list[float]:
+def losses(rows: list[StepRow]) -> list[float]:
     return [row.loss for row in rows]
 
 
@@ -133,7 +133,7 @@ def test_dropout_of_a_config_is_never_active(tmp_path: Path) -> None:
     for checkpointing in (False, True):
         model = tiny("llama-tied", attention_dropout=0.5)
         prepare(model, RECIPE)
-        calls, rows = list[int](), list[Row]()
+        calls, rows = list[int](), list[StepRow]()
         model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
         (tmp_path / str(checkpointing)).mkdir()
         options = replace(OPTIONS, gradient_checkpointing=checkpointing)
@@ -152,7 +152,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> N
     prepare(model, recipe)
     (tmp_path / "cut").mkdir()
 
-    def stop(row: Row) -> None:
+    def stop(row: StepRow) -> None:
         if row.step == 5:
             raise Killed
 

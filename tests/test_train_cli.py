@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from dlqat import checkpoint, folder_lock, own_folder
+from dlqat import folder_lock, own_folder
 from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
-from dlqat.exporters import fold
-from dlqat.folded import Quantized, dense
+from dlqat.exporters import fold, pipeline
+from dlqat.folded import Quantized, dense, disk
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, prepare, run, self_data, state
+from dlqat.trainer import cli, run, state
+from dlqat.trainer.data import self_data
+from dlqat.trainer.layers import prepare
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -55,7 +57,7 @@ def test_a_model_dir_holds_what_was_asked_for_and_folds_exactly(base: Path) -> N
     record = json.loads((out / "dlqat.json").read_text(encoding="utf-8"))
     assert record["options"]["steps"] == 3 and record["source"] == str(base.resolve())
     assert fold.stale(out)
-    folded = checkpoint.read(fold.fold(out))
+    folded = disk.read(fold.fold(out))
     assert not fold.stale(out)
     layer = folded.layers["model.layers.0.mlp.up_proj"]
     reference = AutoModelForCausalLM.from_pretrained(out / "folded")
@@ -353,7 +355,7 @@ def test_a_recipe_file_changes_layers_and_a_rule_for_none_is_refused(base: Path)
     path = base.parent / "recipe.toml"
     path.write_text("[[rule]]\nmatch = '.*down_proj'\nbits = 8\n\n[[rule]]\nmatch = 'lm_head'\n", encoding="utf-8")
     call(base, "--recipe", str(path))
-    layers = checkpoint.read(fold.fold(base.parent / "out")).layers
+    layers = disk.read(fold.fold(base.parent / "out")).layers
     bits = {name.rpartition(".")[2]: layer.grid.bits for name, layer in layers.items() if isinstance(layer, Quantized)}
     assert bits.pop("down_proj") == bits.pop("embed_tokens") == 8
     assert set(bits.values()) == {4}
@@ -475,7 +477,7 @@ def test_a_dry_run_folds_nothing(base: Path) -> None:
 def test_an_unfinished_training_is_not_exported(base: Path) -> None:
     kill_before_training(base)
     with pytest.raises(Refusal, match="the same dlqat-train command continues it"):
-        export_cli.fold_if_needed(base.parent / "out")
+        pipeline.fold_if_needed(base.parent / "out")
 
 
 def test_a_base_that_has_moved_is_named_at_export(base: Path) -> None:
@@ -483,5 +485,5 @@ def test_a_base_that_has_moved_is_named_at_export(base: Path) -> None:
     moved = base.rename(base.parent / "moved")
     with pytest.raises(Refusal, match="does not exist"):
         fold.fold(base.parent / "out")
-    folder = export_cli.fold_if_needed(base.parent / "out", str(moved))
-    assert checkpoint.read(folder).layers
+    folder = pipeline.fold_if_needed(base.parent / "out", str(moved))
+    assert disk.read(folder).layers

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import artifacts
-from dlqat.devices import artifact
+from dlqat import artifact
 from dlqat.devices.device import Setting
-from dlqat.devices.host_ort import HostOrt
-from dlqat.runtime_tests import ladder
-from dlqat.runtime_tests.proof import Proof
-from dlqat.runtime_tests.reference import Reference
+from dlqat.devices.host.ort import HostOrt
+from dlqat.runtime_tests.check import ladder
+from dlqat.runtime_tests.check.proof import Proof
+from dlqat.runtime_tests.reference.model import Reference
 
 
 class Rounding(HostOrt):

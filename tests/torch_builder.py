@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from dlqat import folded
 from dlqat.architecture import Decoder
-from dlqat.exporters.builder import Attention, Leaf, Linear
+from dlqat.exporters.builder import Attention, Linear
+from dlqat.exporters.storage import Leaf
 
 
 class TorchBuilder:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import models
-from dlqat import checkpoint, folded
-from dlqat.checkpoint import FoldedModel
-from dlqat.folded import Clustered, Folded, LowRank, Sum
+from dlqat import folded
+from dlqat.folded import Clustered, Folded, LowRank, Sum, disk
+from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid
 
 
@@ -54,5 +54,5 @@ def fold_model(family: str) -> FoldedModel:
 
 def write_folded(path: Path, family: str) -> FoldedModel:
     model = fold_model(family)
-    checkpoint.write(model, path, files=path.parent)
+    disk.write(model, path, files=path.parent)
     return model

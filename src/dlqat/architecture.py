@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from dlqat import config_schema
 from dlqat.refusal import Refusal
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+"""Module names of the two matrices outside the blocks, in transformers."""
+
 Config = Mapping[str, Any]
 """The content of a Hugging Face config.json."""
 

@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dlqat import refusal
+from dlqat.artifact import find
 from dlqat.devices.all import ALL, DEVICES
-from dlqat.devices.artifact import find
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
@@ -94,15 +94,15 @@ def perplexities(base: Path, text: str) -> dict[str, float]:
     os.environ.setdefault("TQDM_DISABLE", "1")  # before torch is imported: no bars but our own
     from dlqat import source
     from dlqat.recipe import parse
-    from dlqat.runtime_tests import accuracy
+    from dlqat.runtime_tests.eval import text_loss
     from dlqat.source import pretrained
-    from dlqat.trainer.prepare import prepare
+    from dlqat.trainer.layers.prepare import prepare
 
     loaded = source.load(source.resolve(str(base)))
     ids = loaded.tokenizer(text).input_ids[:TOKENS]
 
     def of(model: Any) -> float:
-        return accuracy.perplexity(accuracy.of_model(model), ids).perplexity
+        return text_loss.perplexity(text_loss.of_model(model), ids).perplexity
 
     found = {"float": of(loaded.model)}
     record = _json(HOME / "dlqat.json")

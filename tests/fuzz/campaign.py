@@ -23,10 +23,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dlqat.devices.device import DeviceFailure
-from dlqat.devices.mil_blobs import Damaged
-from dlqat.devices.wire import Garbled
+from dlqat.devices.process.wire import Garbled
+from dlqat.mil.blobs import Damaged
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests.readers.reader import Unreadable
+from dlqat.runtime_tests.readers.contents import Unreadable
 from fuzz import mutations
 from fuzz.targets import Target, targets
 

@@ -24,19 +24,24 @@ from numpy.typing import NDArray
 import artifacts
 import coreml_runs
 import models
-from dlqat import adapter, checkpoint, own_folder, plan, recipe, source
-from dlqat.devices import artifact as folders
-from dlqat.devices import wire
+from dlqat import adapter, own_folder, plan, recipe, source
+from dlqat import artifact as folders
 from dlqat.devices.all import device as device_of
 from dlqat.devices.device import DeviceFailure
-from dlqat.devices.isolated import isolated
+from dlqat.devices.process import wire
+from dlqat.devices.process.isolated import isolated
 from dlqat.exporters import fold, manifest, tokens
+from dlqat.folded import disk
 from dlqat.recipe import LayerSpec
-from dlqat.runtime_tests import eval_schema, integers, readers
-from dlqat.runtime_tests.journal import Journal
-from dlqat.runtime_tests.readers.reader import Contents
-from dlqat.runtime_tests.reference import Reference
-from dlqat.trainer import request, rows, state
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import integers
+from dlqat.runtime_tests.eval import schema
+from dlqat.runtime_tests.eval.journal import Journal
+from dlqat.runtime_tests.readers.contents import Contents
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.trainer import request, state
+from dlqat.trainer.data import rows
+from dlqat.tree import Clustered, LowRank, Sum
 from toy_tokenizer import toy_tokenizer
 
 TEXT = (5, 17, 40, 3, 99, 8)
@@ -129,10 +134,10 @@ def _folded(home: Path) -> Iterator[Target]:
     toy_tokenizer().save_pretrained(home)
     folder = home / "folded"
     model = models.fold_model(models.tiny("llama-tied"), recipe.portable(3, 16))
-    checkpoint.write(model, folder, files=home)
+    disk.write(model, folder, files=home)
 
     def read() -> str:
-        found = checkpoint.read(folder)
+        found = disk.read(folder)
         layers = [(name, repr(found.layers[name]), *integers_of(found.layers[name])) for name in found.layers]
         return _digest(*(x for row in layers for x in row), *found.tensors.values(), found.specs, found.config)
 
@@ -152,7 +157,7 @@ def _folded(home: Path) -> Iterator[Target]:
     special = tuple(sorted(p for p in folder.iterdir() if p.name.startswith(("tokenizer", "generation", "special"))))
 
     def read_tokens() -> str:
-        found = tokens.read(folder, checkpoint.read(folder).config)
+        found = tokens.read(folder, disk.read(folder).config)
         return _digest(found, source.tokenizer(folder)("the cat").input_ids)
 
     yield Target("tokenizer", folder, special, _same(read_tokens, "another tokenizer"), 4)
@@ -169,9 +174,7 @@ def _records(home: Path) -> Iterator[Target]:
     adapters = {"l.scales": torch.ones(4, 2), "l.magnitude": torch.ones(4, 2), "l.lora_a": torch.ones(2, 64)}
     adapter.write({**adapters, "l.lora_b": torch.ones(4, 2)}, home / "adapters.safetensors")
     spec = LayerSpec()
-    plan.write(
-        {"l": plan.Parts((spec, plan.Factors(2, spec, spec))), "m": plan.Shared(3, plan.Pruned(2, 4, spec))}, home
-    )
+    plan.write({"l": Sum((spec, LowRank(spec, spec, 2))), "m": Clustered(plan.Pruned(2, 4, spec), 3)}, home)
     (home / "recipe.toml").write_text(
         "[[rule]]\nmatch = 'model\\..*'\nbits = 3\nalpha = 4\n[[rule]]\nmatch = 'x'\nrank = 0\n"
     )
@@ -225,7 +228,7 @@ def _records(home: Path) -> Iterator[Target]:
         "recipe.toml": lambda: repr(recipe.read(home / "recipe.toml")),
         "data.jsonl": lambda: repr([m for row in rows.jsonl(home / "data.jsonl") for m in rows.mark(row, tokenizer)]),
         "state.safetensors": lambda: repr(state.done(home)),
-        "eval.json": lambda: repr(eval_schema.checked(folders.read_json(home / "eval.json"), home / "eval.json")),
+        "eval.json": lambda: repr(schema.checked(folders.read_json(home / "eval.json"), home / "eval.json")),
         "frame": frame,
         "own/.dlqat-written.json": lambda: repr(own_folder.foreign(home / "own")),
         f"journal/{journal.path.name}": journal_read,

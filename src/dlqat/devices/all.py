@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from dlqat.devices.android import Android
-from dlqat.devices.arm64 import Emulated
-from dlqat.devices.coreml_reference import CoremlReference
 from dlqat.devices.device import Device
-from dlqat.devices.host_coreml import HostCoreml
-from dlqat.devices.host_executorch import HostExecutorch
-from dlqat.devices.host_ort import HostOrt
+from dlqat.devices.host.coreml import HostCoreml
+from dlqat.devices.host.coreml_reference import CoremlReference
+from dlqat.devices.host.executorch import HostExecutorch
+from dlqat.devices.host.ort import HostOrt
+from dlqat.devices.phone.android import Android
 from dlqat.devices.releases import RELEASES
-from dlqat.devices.web_ort import WebOrt
+from dlqat.devices.runner.arm64 import Emulated
+from dlqat.devices.web.ort import WebOrt
 from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (

@@ -27,7 +27,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class GroupLogits:
     """Logits float32: `last` [vocab] after the context, `more` [len, vocab] after each token of each continuation."""
 
     last: NDArray[np.float32]
@@ -41,7 +41,7 @@ class Batching(Protocol):
     @property
     def batches(self) -> bool: ...
 
-    def batch(self, groups: Sequence[Group]) -> list[Rows]:
+    def batch(self, groups: Sequence[Group]) -> list[GroupLogits]:
         """Every group from an empty cache; afterwards the cache is empty."""
         ...
 
@@ -76,23 +76,23 @@ def whole(groups: Sequence[Group]) -> Step:
     return Step(ids, mask, np.tile(np.arange(ids.shape[1]), (len(ids), 1)))
 
 
-def apart(groups: Sequence[Group], first: NDArray[Any], second: NDArray[Any]) -> list[Rows]:
+def apart(groups: Sequence[Group], first: NDArray[Any], second: NDArray[Any]) -> list[GroupLogits]:
     """What each group asked for, from the logits of `contexts` and of `continuations`."""
-    found, at = list[Rows](), 0
+    found, at = list[GroupLogits](), 0
     for row, group in zip(first, groups, strict=True):
         more = tuple(second[at + i, : len(m)] for i, m in enumerate(group.more))
-        found.append(Rows(row[len(group.context) - 1], more))
+        found.append(GroupLogits(row[len(group.context) - 1], more))
         at += len(group.more)
     return found
 
 
-def apart_whole(groups: Sequence[Group], logits: NDArray[Any]) -> list[Rows]:
+def apart_whole(groups: Sequence[Group], logits: NDArray[Any]) -> list[GroupLogits]:
     """The same from the logits of `whole`."""
-    found, at = list[Rows](), 0
+    found, at = list[GroupLogits](), 0
     for group in groups:
         start = len(group.context)
         more = tuple(logits[at + i, start : start + len(m)] for i, m in enumerate(group.more))
-        found.append(Rows(logits[at, start - 1], more))
+        found.append(GroupLogits(logits[at, start - 1], more))
         at += len(group.more)
     return found
 

@@ -13,12 +13,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from dlqat import artifact as artifacts
 from dlqat import refusal
-from dlqat.devices import artifact as artifacts
-from dlqat.devices import elsewhere
 from dlqat.devices.all import ALL
-from dlqat.devices.android import Android
 from dlqat.devices.device import DeviceFailure
+from dlqat.devices.phone import by_hand
+from dlqat.devices.phone.android import Android
 from dlqat.devices.releases import RELEASES
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal, say, say_json
@@ -72,11 +72,11 @@ def _commands(folder: Path) -> list[str]:
     """Commands that bring an artifact to a phone, for a person to type."""
     found = artifacts.find(folder)
     if found.format == "coreml":
-        return ["# an iPhone behind a Mac; not verified", *elsewhere.iphone(found.program)]
+        return ["# an iPhone behind a Mac; not verified", *by_hand.iphone(found.program)]
     phones = [d for d in ALL if isinstance(d, Android) and found.format in d.formats]
     lines = ["# Android behind adb", *(line for phone in phones for line in phone.commands(found.program))]
     if found.format == "onnx":
-        lines += ["# Qualcomm AI Hub, with an account; not verified", *elsewhere.ai_hub(found.program)]
+        lines += ["# Qualcomm AI Hub, with an account; not verified", *by_hand.ai_hub(found.program)]
     return lines
 
 

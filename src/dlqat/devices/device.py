@@ -11,7 +11,7 @@ A Setting is one way to compute with one artifact. What matters to a proof is `a
     float   every product is a float32 product: the artifact must equal the reference tightly
     float16 every operation is rounded to float16: judged by limits of its own
     int8    the runtime rounds each linear's input to int8 by itself: it is judged against a
-            reference that does the same (dlqat.runtime_tests.arithmetic)
+            reference that does the same (dlqat.runtime_tests.reference.arithmetic)
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Device(Protocol):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """Formats of artifacts that it runs (values of dlqat.devices.artifact.PROGRAMS)."""
+        """Formats of artifacts that it runs (names in dlqat.formats)."""
         ...
 
     def available(self) -> str | None:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dlqat
-from dlqat.devices import arm64, ort_options, setup
-from dlqat.devices.child import Limits, Worker
+from dlqat.devices import ort_options, setup
 from dlqat.devices.device import Device, Setting
-from dlqat.devices.host_executorch import HostExecutorch
-from dlqat.devices.host_ort import HostOrt
-from dlqat.devices.isolated import Isolated
+from dlqat.devices.host.executorch import HostExecutorch
+from dlqat.devices.host.ort import HostOrt
+from dlqat.devices.process.child import Limits, Worker
+from dlqat.devices.process.isolated import Isolated
+from dlqat.devices.runner import arm64
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,10 +119,10 @@ def _foreign(call: Callable[..., T], *given: Any, **named: Any) -> T:
 
 
 def main() -> None:
-    from dlqat.source import beside  # imports transformers, and every command imports this file
+    from dlqat.source import sidecar  # imports transformers, and every command imports this file
 
     artifact, folded, client = sys.argv[1:]
-    said = answer(Path(artifact), beside.tokenizer(Path(folded)), CLIENTS[client])
+    said = answer(Path(artifact), sidecar.tokenizer(Path(folded)), CLIENTS[client])
     sys.stdout.write(json.dumps({"answer": said}) + "\n")
 
 

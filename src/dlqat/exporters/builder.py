@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target must be able to say: nine coarse operations, and a reason where it cannot.
+"""What a target that writes a program must be able to say: nine coarse operations.
 
 `decoder.forward` describes a language model once, against this Protocol. A target (ONNX, MIL, torch for
 ExecuTorch, ...) implements it with the operations of its own graph, so nothing is traced, names survive, and a
@@ -21,12 +21,9 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from dlqat.folded import Quantized
+from dlqat.exporters.storage import Leaf
 
 V = TypeVar("V")
-
-Leaf = Quantized | Tensor
-"""A weight [out, in] that is stored as it is: integers of one grid, or float32 where the recipe left it alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +53,6 @@ class Attention:
 
 class Builder(Protocol[V]):
     """The operations. Every call appends to the graph; values are used by identity."""
-
-    def supports(self, name: str, weight: Leaf) -> str | None:
-        """Why this target cannot hold `weight` exactly (the sentence a user reads), or None."""
-        ...
-
-    def describe(self, name: str, weight: Leaf) -> str:
-        """How a supported `weight` will stand in the artifact, in a few words for people."""
-        ...
 
     def embed(self, name: str, table: Leaf) -> V:
         """The rows of table [vocabulary, features] for the token ids of this step."""

@@ -17,19 +17,17 @@ Layers are read one block at a time and let go, so a model larger than memory ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor
 
-from dlqat import architecture, folded
-from dlqat.architecture import Decoder
-from dlqat.checkpoint import FoldedModel
-from dlqat.exporters.builder import Attention, Builder, Leaf, Linear, V
-from dlqat.folded import Clustered, Folded, LowRank, Sum
+from dlqat import architecture
+from dlqat.architecture import EMBEDDING, HEAD, Decoder
+from dlqat.exporters.builder import Attention, Builder, Linear, V
+from dlqat.exporters.storage import Leaf, Weight, weight
+from dlqat.folded import Clustered, LowRank, Sum
+from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
-
-Weight = Folded | Tensor
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 def forward(b: Builder[V], model: FoldedModel, done: Callable[[str], None] = lambda _: None) -> None:
@@ -102,40 +100,6 @@ def linear(b: Builder[V], x: V, name: str, w: Weight, bias: Tensor | None) -> V:
             return y
         case _:
             return b.linears(x, (Linear(name, w, bias),))[0]
-
-
-def weight(model: FoldedModel, name: str) -> Weight:
-    """The weight of a module: its folded layer, the float tensor where no rule matched, the tied embedding."""
-    if name in model.layers:
-        return model.layers[name]
-    if f"{name}.weight" in model.tensors:
-        return model.tensors[f"{name}.weight"]
-    if name == HEAD:  # tied
-        return weight(model, EMBEDDING)
-    raise Refusal(f"{name} is neither among the folded layers nor among the float tensors; fold the model again")
-
-
-def weights(model: FoldedModel) -> Iterator[tuple[str, Weight]]:
-    """(module, weight) of everything that `forward` multiplies with, a tied head included, one at a time."""
-    facts = architecture.read(model.config)
-    for name in (EMBEDDING, *facts.linears(), HEAD):
-        yield name, weight(model, name)
-
-
-def leaves(name: str, w: Weight) -> Iterator[tuple[str, Leaf]]:
-    """(path, leaf) of the leaves of one weight."""
-    if isinstance(w, Tensor):
-        yield name, w
-    else:
-        yield from folded.leaves(w, name)
-
-
-def unsupported(b: Builder[V], name: str, w: Weight) -> str | None:
-    """Why `b` cannot hold the weight of module `name`, or None."""
-    if name == EMBEDDING and not isinstance(w, Leaf):
-        return "rows of a low-rank, clustered or summed embedding cannot be looked up; fold it on one grid"
-    reasons = (b.supports(path, leaf) for path, leaf in leaves(name, w))
-    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _table(model: FoldedModel) -> Leaf:

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from dlqat import adapter, atomic, checkpoint, folder_lock, json_file, plan, recipe, source
+from dlqat import adapter, atomic, folder_lock, json_file, plan, recipe, source, tree
 from dlqat.adapter import ADAPTERS, RECORD, need
-from dlqat.architecture import Config
-from dlqat.checkpoint import FoldedModel, Lazy
-from dlqat.folded import Folded, Quantized
+from dlqat.architecture import EMBEDDING, HEAD, Config
+from dlqat.folded import Folded, Quantized, disk
+from dlqat.folded.disk import FoldedModel, Lazy
 from dlqat.plan import Leaf, Node
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
@@ -48,7 +48,7 @@ def fold(model_dir: Path, base: str | None = None, progress: Callable[[str], Non
     """
     with folder_lock.reading(model_dir):
         model = opened(model_dir, base, progress)
-        checkpoint.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
+        disk.write(model, model_dir / FOLDED, files=model_dir, adapters=atomic.sha256(model_dir / ADAPTERS))
     return model_dir / FOLDED
 
 
@@ -80,7 +80,7 @@ def opened(
             weight = need(tensors, f"{path}.weight") if leaves[path].own else weights[f"{name}.weight"]
             return _leaf(path, weight, adapters[path], leaves[path])
 
-        return plan.fold(nodes[name], name, one, lambda path: need(tensors, path))
+        return tree.mapped(nodes[name], name, one, lambda path: need(tensors, path))
 
     plain = [n for n in weights if n.removesuffix(".weight") not in nodes]
     return FoldedModel(origin.config, Lazy(list(nodes), layer), Lazy(plain, weights.__getitem__), _all(specs, rules))
@@ -119,7 +119,7 @@ def _trained(path: str, leaf: Leaf) -> dict[str, tuple[int, int]]:
     (out, inputs), spec = leaf.shape, leaf.spec
     groups = out, spec.grid.groups(inputs)
     found = {"scales": groups} | ({"mask": leaf.shape} if leaf.pruned else {})
-    if path.endswith("embed_tokens"):  # rounded, and nothing in it trained, whatever its spec says
+    if path == EMBEDDING:  # rounded, and nothing in it trained, whatever its spec says
         return found
     lora = {"lora_a": (spec.rank, inputs), "lora_b": (out, spec.rank)} if spec.rank else {}
     return found | lora | ({"magnitude": groups} if spec.magnitude else {})
@@ -127,8 +127,8 @@ def _trained(path: str, leaf: Leaf) -> dict[str, tuple[int, int]]:
 
 def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, LayerSpec]:
     """The layers' specs and, for a tied model, that of the head (its activations are its own)."""
-    head = rules.spec("lm_head")
-    return {**specs, "lm_head": head} if head is not None and "lm_head" not in specs else dict(specs)
+    head = rules.spec(HEAD)
+    return {**specs, HEAD: head} if head is not None and HEAD not in specs else dict(specs)
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import dlqat
-from dlqat import atomic, json_file
-from dlqat.checkpoint import WEIGHT_FILES, FoldedModel, tokenizer_files
+from dlqat import artifact, atomic, json_file
+from dlqat.artifact import FORMAT
+from dlqat.artifact import MANIFEST as NAME
+from dlqat.folded.disk import WEIGHT_FILES, FoldedModel, tokenizer_files
+from dlqat.formats import FORMATS
 from dlqat.refusal import Refusal
 
-FORMAT = 1
-NAME = "manifest.json"
 _REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{"}
 """How the files begin that dlqat-check puts into an artifact."""
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Written:
     """What a target says about the folder that it wrote."""
 
     target: str
@@ -40,37 +41,36 @@ class Manifest:
     parameters: int
     sizes: Mapping[str, int]
     """Component -> bytes; together they are the program and its data."""
-    packages: tuple[str, ...]
-    """Distributions that took part in the writing."""
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What is particular to the target."""
 
 
-def write(manifest: Manifest, model: FoldedModel, source: Path, folder: Path) -> dict[str, Any]:
+def write(made: Written, model: FoldedModel, source: Path, folder: Path) -> dict[str, Any]:
     """Write manifest.json for the files in `folder`, made from the folded/ folder `source`; return its content."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
-    total = sum(manifest.sizes.values())
+    total = sum(made.sizes.values())
     content = {
         "format": FORMAT,
-        "target": manifest.target,
-        "form": manifest.form,
-        "model": manifest.program,
-        **manifest.details,
+        "target": made.target,
+        "form": made.form,
+        "model": made.program,
+        **made.details,
         "source": {
             "model_type": model.config.get("model_type"),
             "name": model.config.get("_name_or_path"),
             "folded": {name: atomic.sha256(source / name) for name in _made_from(source, folder)},
         },
         "specs": _specs(model),
-        "parameters": manifest.parameters,
-        "bits_per_weight": round(8 * total / manifest.parameters, 3),
-        "bytes": {**manifest.sizes, "total": total},
+        "parameters": made.parameters,
+        "bits_per_weight": round(8 * total / made.parameters, 3),
+        "bytes": {**made.sizes, "total": total},
         "files": {
             p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": atomic.sha256(p)} for p in files
         },
         "versions": {"dlqat": dlqat.__version__}
-        | {name: importlib.metadata.version(name) for name in manifest.packages},
+        | {name: importlib.metadata.version(name) for name in (*FORMATS[made.target].written_with, "torch")},
     }
+    json_file.convert(content, artifact.Manifest, NAME)  # the schema by which it is read
     (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
 

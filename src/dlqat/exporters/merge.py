@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlqat.exporters.builder import Leaf, Linear
+from dlqat.exporters.builder import Linear
+from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
 

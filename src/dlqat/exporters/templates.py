@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dlqat import corpus
-from dlqat.checkpoint import MORE_TEMPLATES
 from dlqat.exporters.tokens import load, text
+from dlqat.folded.disk import MORE_TEMPLATES
 from dlqat.refusal import Refusal
 
 DEFAULT = "default"

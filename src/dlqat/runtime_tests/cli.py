@@ -8,13 +8,9 @@ Exit code 0: nothing failed (what could not be judged is listed as "not verified
 from __future__ import annotations
 
 import os
-import platform
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,86 +19,17 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from dlqat import artifact as artifacts
 from dlqat import atomic, folder_lock, refusal
-from dlqat.devices import artifact as artifacts
-from dlqat.devices.all import DEVICES, device
-from dlqat.devices.artifact import Artifact
-from dlqat.devices.isolated import isolated
+from dlqat.devices.all import DEVICES
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import report, versions
-from dlqat.runtime_tests.report import Check, Report
+from dlqat.runtime_tests.check.run import QUICK, RUNGS, CheckRequest, prove
+from dlqat.runtime_tests.report import record
+from dlqat.runtime_tests.report.record import Check, Report
 from dlqat.terminal import Terminal, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
-RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
-QUICK = ("L0", "L2", "L3")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One run of dlqat-check."""
-
-    artifact: Artifact
-    reference: Path
-    device: str | None = None
-    """None: the first one that runs artifacts of this format."""
-    rungs: Sequence[str] = RUNGS
-    quick: bool = False
-    threads: int = 1
-    output: Path | None = None
-    """Where the report goes, and a result of dlqat-eval may lie; None: the artifact's folder."""
-
-    @property
-    def command(self) -> str:
-        """What to type to get this report again."""
-        words = ["dlqat-check", str(self.artifact.folder), "--reference", str(self.reference)]
-        words += ["--device", self.device] if self.device else []
-        words += ["--quick"] if self.quick else [w for r in self.rungs if self.rungs != RUNGS for w in ("--level", r)]
-        return shlex.join([*words, "--threads", str(self.threads)])
-
-
-def prove(request: Request, console: Terminal) -> Report:
-    """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder."""
-    chosen = device(request.device, request.artifact.format)
-    if (reason := chosen.available()) is not None:
-        raise Refusal(f"device {chosen.name} cannot run here: {reason}")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
-    import torch
-
-    from dlqat.runtime_tests import ladder, sizes
-    from dlqat.runtime_tests.reference import Reference
-    from dlqat.runtime_tests.rungs import l4_accuracy
-
-    torch.set_num_threads(request.threads)
-    start = time.monotonic()
-    checks: list[Check] = []
-    with _progress(console) as bar:
-        task = bar.add_task("reading the reference", total=None)
-        reference = Reference(request.reference)
-
-        def tell(what: str) -> None:
-            bar.update(task, description=what[-90:])
-
-        proof = ladder.Proof(
-            request.artifact, reference, isolated(chosen), request.threads, request.quick, tell, request.output
-        )
-        _ = proof.texts  # a tokenizer that cannot be read is refused now, and not after some of the rungs
-        for check in ladder.run(proof, request.rungs):
-            checks.append(check)
-            bar.console.print(_line(check))
-    return Report(
-        artifact=str(request.artifact.folder),
-        reference=str(request.reference),
-        device=chosen.name,
-        command=request.command,
-        seconds=time.monotonic() - start,
-        facts=proof.facts,
-        versions={"python": platform.python_version()} | versions.installed(),
-        checks=tuple(checks),
-        sizes=sizes.by_component(proof),
-        accuracy=l4_accuracy.result(proof),
-    )
 
 
 @app.command(no_args_is_help=True)
@@ -143,7 +70,7 @@ def check(
     """
     refusal.unwind_when_terminated()
     found = artifacts.find(artifact)
-    request = Request(
+    request = CheckRequest(
         artifact=found,
         reference=reference or artifacts.folded_beside(artifact),
         device=device_name,
@@ -156,12 +83,18 @@ def check(
         raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
     console = Terminal(stderr=as_json)
     with folder_lock.writing(target), folder_lock.reading(request.reference), _read(artifact, target):
-        result = prove(request, console)
+        with _progress(console) as bar:
+            task = bar.add_task("", total=None)
+            result = prove(
+                request,
+                tell=lambda what: bar.update(task, description=what[-90:]),
+                done=lambda check: bar.console.print(_line(check)),
+            )
         if as_json:
-            say_json(report.as_dict(result))
+            say_json(record.as_dict(result))
         else:
             console.print(_table(result))
-        paths = report.write(result, target)
+        paths = record.write(result, target)
     if not as_json:
         console.print(f"report: {paths[1]}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)

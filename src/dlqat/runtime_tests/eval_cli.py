@@ -20,17 +20,18 @@ from typing import Annotated
 
 import typer
 
+from dlqat import artifact as artifacts
 from dlqat import atomic, folder_lock, own_folder, refusal
-from dlqat.devices import artifact as artifacts
 from dlqat.devices.all import DEVICES, device
 from dlqat.devices.device import DeviceFailure
-from dlqat.devices.isolated import isolated
+from dlqat.devices.process.isolated import isolated
 from dlqat.quiet import hush
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import eval_progress, intervals, tolerances
-from dlqat.runtime_tests.eval_request import Request
-from dlqat.runtime_tests.eval_table import table
-from dlqat.runtime_tests.fingerprint import result_path
+from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests.eval import intervals, progress
+from dlqat.runtime_tests.eval.fingerprint import result_path
+from dlqat.runtime_tests.eval.request import EvalRequest
+from dlqat.runtime_tests.report.eval_table import table
 from dlqat.terminal import Terminal, complain, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -94,7 +95,7 @@ def command(
     beside = None
     if not no_reference:
         beside = reference or artifacts.folded_beside(artifact, ", or use --no-reference")
-    request = Request(
+    request = EvalRequest(
         found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
         activations, threads or os.cpu_count() or 1, chat, output,
     )  # fmt: skip
@@ -107,12 +108,12 @@ def command(
             soft_wrap=True,
         )
     _quiet(offline=data is not None)
-    from dlqat.runtime_tests import eval_run
+    from dlqat.runtime_tests.eval import run as eval_run
 
     target = result_path(folder, chosen.name)
     with folder_lock.writing(folder), folder_lock.reading(beside) if beside else nullcontext():
         try:
-            result = eval_run.run(request, partial(eval_progress.shown, Terminal(stderr=True)))
+            result = eval_run.run(request, partial(progress.shown, Terminal(stderr=True)))
         except DeviceFailure as failure:
             complain(f"failed: {failure}; answers so far are kept, the same command goes on with them")
             sys.exit(1)

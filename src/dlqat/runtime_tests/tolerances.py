@@ -13,7 +13,7 @@ code for AVX2 and AVX-512), and a frequency that is 2^-23 off has moved an angle
 
 EPSILON = 1e-4
 """L0: the epsilon of a norm, relative. Others store the float32; Core ML has it as a product of float16 numbers
-(coreml_builder.py), right to 1e-6 for 1e-5."""
+(coreml/builder.py), right to 1e-6 for 1e-5."""
 
 LINEAR_ERROR = 1e-5
 """L1: ||y - y_ref|| / ||y_ref|| of a row, y_ref in float64 under the runtime's stated arithmetic.
@@ -94,7 +94,7 @@ flips decide, and the mean of one run is up to 100 times that of another, so the
 Measured against these limits: onnxruntime on SmolLM2 at 0.5, on 70 random two-layer models (all families,
 both forms) at 0.01 to 0.32. A broken kernel or cache is orders of magnitude away. What the floor hides of linears, L1 sees:
 there each is held to LINEAR_ERROR under the same int8 arithmetic. What it hides of norms, attention and rotary positions (an
-epsilon of 1e-3, a theta 10 % off) L0 reads from the file (forward.py)."""
+epsilon of 1e-3, a theta 10 % off) L0 reads from the file (check/facts.py)."""
 
 FLOOR_TOP1_SIGMAS = 3.0
 """L2, int8: how far the top-1 agreement may lie below the floor's worst, in binomial standard deviations."""

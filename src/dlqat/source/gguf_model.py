@@ -19,9 +19,9 @@ from torch import Tensor
 
 from dlqat import architecture, json_file
 from dlqat.refusal import Refusal
-from dlqat.source import gguf_file, stored
+from dlqat.source import float_model, gguf_file
+from dlqat.source.float_model import FloatModel
 from dlqat.source.gguf_file import Gguf
-from dlqat.source.stored import Stored
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """general.architecture values that are read (llama.cpp writes Mistral as llama)."""
@@ -86,13 +86,13 @@ class Metadata(msgspec.Struct, frozen=True):
     splitter: str | None = msgspec.field(default=None, name="tokenizer.ggml.pre")
 
 
-def open_file(path: Path) -> Stored:
+def open_file(path: Path) -> FloatModel:
     """The model of a .gguf file, in float32."""
     file = gguf_file.read(path)
-    complete = stored.complete(config(file), torch.float32)
+    complete = float_model.complete(config(file), torch.float32)
     table = names(file)
     shapes = {name: file.table[inner].shape for name, inner in table.items()}
-    return Stored(complete, shapes, torch.float32, parameter(file, architecture.read(complete)), (path,))
+    return FloatModel(complete, shapes, torch.float32, parameter(file, architecture.read(complete)), (path,))
 
 
 def config(file: Gguf) -> dict[str, Any]:

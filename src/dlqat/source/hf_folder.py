@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dlqat import adapter, json_file, plain_file, tensor_file
 from dlqat.refusal import Refusal
-from dlqat.source import pretrained, stored
-from dlqat.source.stored import Shape, Stored
+from dlqat.source import float_model, pretrained
+from dlqat.source.float_model import FloatModel, Shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -50,11 +50,11 @@ def _hint(folder: Path) -> str:
     return f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
 
 
-def open_folder(folder: Path) -> Stored:
+def open_folder(folder: Path) -> FloatModel:
     """The model of a folder. Refusal names the file or tensor that is missing, truncated or no float."""
     raw = config(folder)
     pretrained.look(folder)
-    stored.complete(raw, torch.float32)  # an unknown architecture is refused before the weights are looked at
+    float_model.complete(raw, torch.float32)  # an unknown architecture is refused before the weights are looked at
     files = _weight_files(folder)
     where: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
@@ -74,7 +74,7 @@ def open_folder(folder: Path) -> Stored:
     def tensor(name: str) -> Tensor:
         return tensor_file.tensor(where[name], name).to(dtype)
 
-    return Stored(stored.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files))
+    return FloatModel(float_model.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -83,7 +83,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def family_tokenizer(folder: Path) -> Any:
-    """What AutoTokenizer makes of a folder: by the class of the model's family (beside.py says when that is another)."""
+    """What AutoTokenizer makes of a folder: by the class of the model's family (sidecar.py says when that is another)."""
     look(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

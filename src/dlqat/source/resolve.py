@@ -23,12 +23,13 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import architecture, atomic, checkpoint, plain_file
+from dlqat import architecture, atomic, plain_file
 from dlqat.architecture import Config, Decoder
+from dlqat.folded import disk
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import beside, gguf_model, hf_folder, pretrained, stored
-from dlqat.source.stored import Stored
+from dlqat.source import float_model, gguf_model, hf_folder, pretrained, sidecar
+from dlqat.source.float_model import FloatModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Source:
     path: Path
     """The folder or the .gguf file."""
     decoder: Decoder
-    stored: Stored
+    stored: FloatModel
 
     @property
     def config(self) -> Config:
@@ -58,10 +59,10 @@ class Loaded:
 
     def files(self, target: Path) -> None:
         """Write tokenizer, chat template and generation_config.json into the folder `target`, where
-        checkpoint.copy_tokenizer finds them: a folder's own files byte for byte; what had no tokenizer.json, converted."""
+        folded.disk.copy_tokenizer finds them: a folder's own files byte for byte; what had no tokenizer.json, converted."""
         target.mkdir(parents=True, exist_ok=True)
         if self.source.path.is_dir():
-            checkpoint.copy_tokenizer(self.source.path, target)
+            disk.copy_tokenizer(self.source.path, target)
         if not (target / "tokenizer.json").is_file():
             self.tokenizer.save_pretrained(target)
         if not (target / "generation_config.json").is_file():
@@ -87,8 +88,8 @@ def resolve(text: str) -> Source:
         raise Refusal(f"{path} {reason}")
     if path.is_file() and path.suffix != ".gguf":
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
-    found = stored.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
-    stored.check(found, str(path))
+    found = float_model.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
+    float_model.check(found, str(path))
     return Source(text, path, architecture.read(found.config), found)
 
 
@@ -102,15 +103,15 @@ def weights(source: Source) -> Mapping[str, Tensor]:
             raise Refusal(f"{source.path}: tensor {name} holds NaN or infinity")
         return value
 
-    unused = (stored.HEAD,) if source.decoder.tied else ()
-    return checkpoint.Lazy([n for n in source.stored.shapes if n not in unused and "rotary_emb" not in n], read)
+    unused = (float_model.HEAD,) if source.decoder.tied else ()
+    return disk.Lazy([n for n in source.stored.shapes if n not in unused and "rotary_emb" not in n], read)
 
 
 def load(source: Source) -> Loaded:
     """The whole model and its tokenizer. Refusal, before a weight is read, if the tokenizer is missing or damaged."""
     folder = source.path.is_dir()
-    tokenizer = beside.tokenizer(source.path) if folder else beside.gguf_tokenizer(source.path)
-    generation = beside.generation(source.path) if folder else None
+    tokenizer = sidecar.tokenizer(source.path) if folder else sidecar.gguf_tokenizer(source.path)
+    generation = sidecar.generation(source.path) if folder else None
     with quiet():
         model = pretrained.model_of(source.config, weights(source), source.stored.dtype)
     if generation is not None:
@@ -131,11 +132,11 @@ def fingerprint(source: Source) -> str:
 
 def _download(name: str, revision: str | None) -> Path:
     """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
-    tokenizer = [*checkpoint.TOKENIZER_FILES, checkpoint.MORE_TEMPLATES]
+    tokenizer = [*disk.TOKENIZER_FILES, disk.MORE_TEMPLATES]
     shards = [hf_folder.SINGLE, hf_folder.INDEX, "model-*-of-*.safetensors"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
-        stored.complete(hf_folder.config(folder), torch.float32)
+        float_model.complete(hf_folder.config(folder), torch.float32)
         pretrained.look(folder)
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", *shards, *tokenizer]))
     except Refusal:

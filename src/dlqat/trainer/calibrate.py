@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dlqat.trainer.layer import QATLinear, teacher
+from dlqat.trainer.layers.qat import QATLinear, teacher
 
 Walked = nn.Linear | QATLinear
 Visit = Callable[[str, Walked, Tensor], None]

@@ -11,19 +11,15 @@ from typing import Annotated
 import typer
 
 from dlqat import recipe, refusal
-from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
-from dlqat.trainer.methods.known import METHODS, parse
-from dlqat.trainer.methods.method import Method
-from dlqat.trainer.options import INITS, Options
+from dlqat.trainer import compose
+from dlqat.trainer.compose import DLQAT
+from dlqat.trainer.methods.by_name import METHODS
+from dlqat.trainer.options import Options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
-DLQAT = "dlqat"
-TWO_BITS = "blocks"
-"""Start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
-UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
 
@@ -129,25 +125,19 @@ def train(
 
       dlqat-train ./my-finetune -o model_dir --data notes.txt --method nm --set n=2 --set m=4 --then dlqat
     """
-    compression = _method(method, settings or [], then, init)
+    compression = compose.method(method, settings or [], then, init)
     if compression is not None and base_bits:
         raise Refusal(f"--base-bits {base_bits} is for plain DL-QAT; leave it out with --method {method}")
     trained = compression is None or then == DLQAT
-    layers = {
+    adapters = {
         "rank": rank,
         "alpha": float(rank if alpha is None else alpha),
         "magnitude": magnitude and not train_scales,
         "train_scales": train_scales,
         **({"base_bits": base_bits} if base_bits else {}),
     }
-    layers = {"symmetric": not asymmetric, **(layers if trained else UNTRAINED)}
-    rules = [*recipe.portable(bits, group_size, 8 if activations else 0).rules, Rule(BLOCKS, layers)]
-    if recipe_file is not None:
-        rules += recipe.read(recipe_file).rules
-    if not trained:  # only what a method without training reads: other choices make no other result
-        rules.append(Rule(BLOCKS, UNTRAINED))
-    # Through parse once more: the options of the command line are checked as those of a recipe file.
-    checked = recipe.parse(recipe.tables(Recipe(tuple(rules))), "options")
+    grid = recipe.portable(bits, group_size, 8 if activations else 0)
+    checked = compose.rules(grid, {"symmetric": not asymmetric}, adapters if trained else None, recipe_file)
     options = replace(
         _DEFAULT,
         steps=steps,
@@ -159,70 +149,30 @@ def train(
         warmup=warmup,
         kd=kd,
         ce=ce,
-        init=_start(checked, compression) if init is None else init,
+        init=compose.start_of(checked, compression) if init is None else init,
         calibration_tokens=calibration_tokens,
         seed=seed,
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
         save_every=save_every,
     )
-    _check(options, parallel)
+    compose.check(options, parallel)
     if not trained:
         read = {"sequence_length": sequence_length, "calibration_tokens": calibration_tokens}
         options = replace(_DEFAULT, steps=0, seed=seed, precision=precision, **read)
-    sources = _sources(data or [], compression, then)
+    sources = compose.sources(data or [], compression, then)
     try:
-        from dlqat.trainer.request import Request
+        from dlqat.trainer.request import TrainRequest
         from dlqat.trainer.run import run
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Terminal(stderr=True)
-    folder = run(Request(model, output, sources, checked, options, parallel, compression), console)
+    folder = run(TrainRequest(model, output, sources, checked, options, parallel, compression), console)
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",
         soft_wrap=True,
     )
-
-
-def _method(name: str, settings: list[str], then: str, init: str | None) -> Method | None:
-    """None: DL-QAT by itself."""
-    if then not in ("", DLQAT):
-        raise Refusal(f"--then {then} is not {DLQAT}")
-    if name == DLQAT:
-        if settings or then:
-            raise Refusal("--set and --then belong to another --method than dlqat")
-        return None
-    if init is not None:
-        raise Refusal(f"--init is of --method dlqat; with --method {name} the method makes the start")
-    return parse(name, settings)
-
-
-def _start(asked: Recipe, method: Method | None) -> str:
-    """The start of a model for which --init says none."""
-    two = method is None and any(rule.changes.get("bits") == 2 for rule in asked.rules)
-    return TWO_BITS if two else _DEFAULT.init
-
-
-def _sources(data: list[str], method: Method | None, then: str) -> tuple[str, ...]:
-    """What is read of --data: nothing by a method that needs no text. Refusal if text is needed and there is none."""
-    needed = "training" if method is None or then else "calibration" if method.calibrated or method.influenced else ""
-    if needed and not data:
-        raise Refusal(f"--data is missing: {needed} needs text (or --data self: the model writes it)")
-    return tuple(data) if needed else ()
-
-
-def _check(options: Options, parallel: str) -> None:
-    choices = {
-        "--init": (options.init, INITS),
-        "--precision": (options.precision, ("bf16", "fp32")),
-        "--parallel": (parallel, ("ddp", "fsdp")),
-    }
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise Refusal(f"{name} {value} is not one of {', '.join(known)}")
-    if (reason := options.refuses()) is not None:
-        raise Refusal(reason)
 
 
 main = refusal.command(app)

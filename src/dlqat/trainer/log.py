@@ -18,7 +18,7 @@ FILE = "training_log.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StepRow:
     """One optimizer step. loss: mean over the tokens that carry loss, in nats."""
 
     step: int
@@ -43,7 +43,7 @@ class Log:
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._file.writelines(f"{row}\n" for row in rows)
 
-    def __call__(self, row: Row) -> None:
+    def __call__(self, row: StepRow) -> None:
         self._file.write(json.dumps(asdict(row)) + "\n")
         note = f"loss {row.loss:.4f}  {row.tokens_per_second:.0f} tokens/s"
         self._progress.update(self._task, completed=row.step, note=note)

@@ -11,7 +11,7 @@ MAGNITUDE_FLOOR = 0.05
 
 
 INITS = ("mse", "weighted", "gptq", "blocks")
-"""Prepared starts (trainer/start.py)."""
+"""Prepared starts (trainer/starts/start.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from dlqat.grid import SNAP_MIN, Grid, dequantize, quantize
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
-from dlqat.trainer.prepare import shapes
-from dlqat.trainer.search import search
+from dlqat.trainer.layers.prepare import shapes
+from dlqat.trainer.rounding.search import search
 
 BEARABLE = 0.05
 """How much of a layer (of its norm) may be lost to the ends of the scales; int4's own rounding loses about 0.09."""

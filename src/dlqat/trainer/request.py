@@ -20,8 +20,8 @@ from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Source
-from dlqat.trainer import data
-from dlqat.trainer.methods import known
+from dlqat.trainer.data import training_data
+from dlqat.trainer.methods import by_name
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
 
@@ -29,7 +29,7 @@ START = "training/start.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TrainRequest:
     """One call of dlqat-train."""
 
     model: str
@@ -51,22 +51,22 @@ class Request:
     def calibrates(self) -> str:
         """What must see calibration text, as the user asked for it; empty: nothing."""
         if self.method is not None:
-            return f"--method {known.record(self.method)['name']}" if self.calibration else ""
+            return f"--method {by_name.record(self.method)['name']}" if self.calibration else ""
         init = self.options.init
         default = " (where a layer has 2 bits the default; --init mse needs no text)" if init == "blocks" else ""
         return "" if init == "mse" else f"--init {init}{default}"
 
 
-def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]:
+def record(request: TrainRequest, origin: Source, names: list[str]) -> dict[str, Any]:
     """dlqat.json: all that decides the result, with digests of what lies in files."""
     return {
         "format": 1,
         "source": origin.text,
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
-        "data": data.digests(names),
+        "data": training_data.digests(names),
         "options": asdict(request.options),
-        "method": known.record(request.method) if request.method else {"name": "dlqat"},
+        "method": by_name.record(request.method) if request.method else {"name": "dlqat"},
         "versions": {"dlqat": __version__, **{name: version(name) for name in ("torch", "transformers")}},
     }
 

@@ -29,24 +29,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, source, tensor_file
+from dlqat import adapter, atomic, folder_lock, own_folder, plan, source, tensor_file
 from dlqat.adapter import ADAPTERS, RECORD
+from dlqat.folded import disk
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import compress, data, fits, log, plan_table, plot, reach, self_data, start, state
-from dlqat.trainer.batches import Batches
-from dlqat.trainer.layer import QATLinear
+from dlqat.trainer import log, plot, preflight, reach, state
+from dlqat.trainer.data import self_data, training_data
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.layers.prepare import load, prepare, qat_layers
+from dlqat.trainer.layers.qat import QATLinear
+from dlqat.trainer.methods import compress, plan_table
 from dlqat.trainer.options import Options
-from dlqat.trainer.prepare import load, prepare, qat_layers
-from dlqat.trainer.request import START, Request, begun, finished, record
+from dlqat.trainer.request import START, TrainRequest, begun, finished, record
+from dlqat.trainer.starts import start
 from dlqat.trainer.train import accelerator, train
 
 TRAINING = "training"
 EXAMPLES = "training/examples.sha256"
 
 
-def run(request: Request, console: Terminal) -> Path:
+def run(request: TrainRequest, console: Terminal) -> Path:
     """Train and return model_dir. A finished model_dir of the same request is returned as it is.
 
     Refusal if another command is writing there; of several processes of one run the first holds the lock."""
@@ -55,16 +59,16 @@ def run(request: Request, console: Terminal) -> Path:
         return _run(request, console)
 
 
-def _run(request: Request, console: Terminal) -> Path:
+def _run(request: TrainRequest, console: Terminal) -> Path:
     origin = source.resolve(request.model)
-    fits.check(request.recipe, origin.decoder)
+    preflight.check(request.recipe, origin.decoder)
     if request.data:
-        fits.check_length(request.options.sequence_length, origin.decoder)
+        preflight.check_length(request.options.sequence_length, origin.decoder)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
             console.print(plan_table.table(request.method, nodes, origin.decoder))
-    names = data.sources(request.data) if request.data else []
+    names = training_data.sources(request.data) if request.data else []
     wanted = record(request, origin, names)
     if finished(request.output, wanted):
         console.print(f"{request.output} is already trained with these options; nothing to do")
@@ -101,32 +105,34 @@ def _begin(output: Path, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
         raise Refusal(f"{output / TRAINING} is a symbolic link; remove it")
     fresh = not begun(output)
     if fresh:  # these may be of another model or method
-        own_folder.delete(output, EXAMPLES, plan.FILE, *checkpoint.tokenizer_files(output))
+        own_folder.delete(output, EXAMPLES, plan.FILE, *disk.tokenizer_files(output))
     (output / TRAINING).mkdir(parents=True, exist_ok=True)
     atomic.text(output / RECORD, json.dumps(wanted, indent=1) + "\n")
     if fresh:
         loaded.files(output)
-        own_folder.note(output, *(output / name for name in checkpoint.tokenizer_files(output)))
+        own_folder.note(output, *(output / name for name in disk.tokenizer_files(output)))
 
 
-def _batches(request: Request, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress) -> Batches:
+def _batches(
+    request: TrainRequest, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress
+) -> Batches:
     options = request.options
     wanted = max(options.steps * options.batch_size, request.calibration)
-    drawn = data.Plan(options.sequence_length, wanted, options.seed)
+    drawn = training_data.DataPlan(options.sequence_length, wanted, options.seed)
     task = progress.add_task("data", total=None, note="")
 
     def tell(done: int, wanted: int) -> None:
         progress.update(task, completed=done, total=wanted, note="the teacher writes")
 
     with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
-        examples = data.load(names, loaded, drawn, self_data.home(), tell)
+        examples = training_data.load(names, loaded, drawn, self_data.home(), tell)
     progress.update(task, total=1, completed=1, note=examples.summary())
     known = loaded.source.decoder.vocab_size
     pad = loaded.tokenizer.pad_token_id
     return Batches(examples, options.batch_size, options.seed, pad if isinstance(pad, int) and 0 <= pad < known else 0)
 
 
-def _enough(request: Request, batches: Batches) -> None:
+def _enough(request: TrainRequest, batches: Batches) -> None:
     """Refusal, before scales are searched, if the data do not fill one sequence of what makes the start."""
     have, length = len(batches.examples.ids), request.options.sequence_length
     if request.calibrates and have < length:
@@ -147,7 +153,7 @@ def _same_examples(output: Path, batches: Batches, *, write: bool) -> None:
 
 
 def _start(
-    request: Request,
+    request: TrainRequest,
     loaded: Loaded,
     batches: Batches | None,
     runtime: Accelerator,
@@ -181,7 +187,7 @@ def _start(
 
 
 def _make_start(
-    request: Request, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Terminal
+    request: TrainRequest, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Terminal
 ) -> dict[str, Tensor]:
     """Bring the prepared model to its start; every tensor of it but the base weights."""
 
@@ -226,7 +232,7 @@ def _tell(console: Terminal, model: PreTrainedModel, batches: Batches, options: 
 
 
 def _train(
-    request: Request, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
+    request: TrainRequest, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
 ) -> Mapping[str, Tensor]:
     folder = request.output / TRAINING
     if not runtime.is_main_process:
@@ -239,7 +245,7 @@ def _train(
         rows.close()
 
 
-def _finish(request: Request, trained: Mapping[str, Tensor]) -> None:
+def _finish(request: TrainRequest, trained: Mapping[str, Tensor]) -> None:
     """Write the adapters, last of all; the resumable state is not needed any more."""
     output = request.output
     if request.options.steps:

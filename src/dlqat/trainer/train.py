@@ -24,13 +24,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dlqat.adapter import base
 from dlqat.refusal import Refusal
-from dlqat.trainer import memory, state
-from dlqat.trainer.activation import straight_through
-from dlqat.trainer.batches import Batches
+from dlqat.trainer import malloc, state
+from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.data.examples import IGNORED
 from dlqat.trainer.distill import Mix, head_loss
-from dlqat.trainer.examples import IGNORED
-from dlqat.trainer.layer import QATLinear, teacher
-from dlqat.trainer.log import Row
+from dlqat.trainer.layers.activation import straight_through
+from dlqat.trainer.layers.qat import QATLinear, teacher
+from dlqat.trainer.log import StepRow
 from dlqat.trainer.options import MAGNITUDE_FLOOR, Options
 
 
@@ -118,7 +118,7 @@ def train(
     options: Options,
     folder: Path,
     runtime: Accelerator,
-    log: Callable[[Row], None],
+    log: Callable[[StepRow], None],
     module: Loss | None = None,
 ) -> dict[str, Tensor]:
     """Train a prepared model; the trained tensors by name (on the first process, nothing elsewhere).
@@ -129,7 +129,7 @@ def train(
     if options.gradient_checkpointing:
         checkpoint_blocks(model)
     if runtime.device.type == "cpu":
-        memory.keep_freed()
+        malloc.keep_freed()
     loss = module or Loss(model, Mix(options.kd, options.ce))
     adam = optimizer(loss, options)
     wrapped, adam = runtime.prepare(loss, adam)
@@ -141,7 +141,9 @@ def train(
         tokens += seen
         seconds = time.perf_counter() - start
         rate = options.learning_rate * options.rate(step)
-        log(Row(step + 1, value, rate, tokens, seen / seconds, seconds))  # before the state: a row too much is cut off
+        log(
+            StepRow(step + 1, value, rate, tokens, seen / seconds, seconds)
+        )  # before the state: a row too much is cut off
         last = step + 1 == options.steps
         if last or (options.save_every and (step + 1) % options.save_every == 0):
             tensors = state.gather(wrapped, adam)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A device without Python: ExecuTorch behind the messages of wire.hpp, as ../worker.py with ../host_executorch.py is.
+// A device without Python: ExecuTorch behind the messages of wire.hpp, as ../worker.py with ../host/executorch.py is.
 //
 // One process, one program, one cache. build-executorch.sh builds it for Linux, ../setup/qemu-executorch.sh for an
 // emulated ARM64 Linux; docs/devices.md says what Android needs.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The accuracy_level of a graph's MatMulNBits, set in the bytes of its ONNX file, as ../host_ort.py does with the onnx
+// The accuracy_level of a graph's MatMulNBits, set in the bytes of its ONNX file, as ../host/ort.py does with the onnx
 // package. The artifact stays as it is.
 //
 // A protobuf message is a row of fields: a tag (number and kind as a varint), then a varint, 4 or 8 bytes, or a length

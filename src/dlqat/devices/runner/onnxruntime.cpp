@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A device without Python: onnxruntime behind the messages of wire.hpp, as ../worker.py with ../host_ort.py is.
+// A device without Python: onnxruntime behind the messages of wire.hpp, as ../worker.py with ../host/ort.py is.
 //
 // One process, one program, one cache, one row (no "batch"). build-onnxruntime.sh builds it; docs/devices.md says how
 // with the NDK. The library beside it is loaded at the start: onnxruntime's API only ever grows at its end, so it may be

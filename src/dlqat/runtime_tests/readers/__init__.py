@@ -8,40 +8,23 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from dlqat.devices.artifact import PROGRAMS
+from dlqat import formats
 from dlqat.quiet import quiet
-from dlqat.runtime_tests.readers.reader import Contents, Reader, Unreadable, Weight
+from dlqat.runtime_tests.readers.contents import Contents, Reader, Unreadable, Weight
 
 T = TypeVar("T")
 
 
-def _module(name: str) -> Reader:
-    """The reader in a module of this package, imported when an artifact is read: each needs packages of its own."""
-
-    def read(program: Path) -> Contents:
-        with quiet():
-            module = importlib.import_module(f"{__name__}.{name}")
-        return module.read(program)
-
-    return read
-
-
-READERS: dict[str, Reader] = {
-    "onnx": _module("onnx"),
-    "executorch": _module("executorch"),
-    "coreml": _module("coreml"),
-}  # fmt: skip
-
-
 def read(program: Path) -> Contents:
-    """What a program of an artifact multiplies with, from its bytes. Unreadable if they are damaged."""
-    form = PROGRAMS[program.suffix]
-    if form not in READERS:
-        raise Unreadable(f"{program.name}: there is no reader for {form}")
+    """What a program of an artifact multiplies with, from its bytes. Unreadable if they are damaged.
+
+    The format's reader is imported here: each needs packages of its own."""
     with stumbling(program.name):
-        found = READERS[form](program)
+        with quiet():
+            module = importlib.import_module(f"{__name__}.{formats.of(program)}.reader")
+        found = cast("Reader", module.read)(program)
     return replace(found, weights=tuple(_guarded(weight) for weight in found.weights))
 
 

@@ -90,7 +90,7 @@ def weight_backward(
 
 
 def fake_quant(x: Tensor) -> Tensor:
-    """x on its per-token int8 grid, same shape and dtype; computed in float32 (dlqat.trainer.activation)."""
+    """x on its per-token int8 grid, same shape and dtype; computed in float32 (dlqat.trainer.layers.activation)."""
     f = x.to(torch.float32)
     low, high = f.amin(-1, keepdim=True).clamp_(max=0), f.amax(-1, keepdim=True).clamp_(min=0)
     span = high - low

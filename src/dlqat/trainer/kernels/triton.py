@@ -107,7 +107,7 @@ def weight_backward(
 
 
 def fake_quant(x: Tensor) -> Tensor:
-    """As dlqat.trainer.activation.fake_quant."""
+    """As dlqat.trainer.layers.activation.fake_quant."""
     flat = x.contiguous().view(-1, x.shape[-1])
     made = torch.empty_like(flat)
     block = triton.next_power_of_2(x.shape[-1])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # pyright: basic, reportGeneralTypeIssues=false
-"""Int8 per-token activations (dlqat.trainer.activation.fake_quant) in one read and one write of x.
+"""Int8 per-token activations (dlqat.trainer.layers.activation.fake_quant) in one read and one write of x.
 
 One program a token: minimum, maximum and rounding see the row in registers. The straight-through backward is
 the identity, so fused with it there is nothing left to launch.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlqat.plan import Node, Plan, Shape
 from dlqat.recipe import LayerSpec
-from dlqat.trainer.methods.rounding import to_grid
+from dlqat.trainer.rounding.to_grid import to_grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from dlqat import plan
 from dlqat.grid import BITS
-from dlqat.plan import Factors, Node, Plan, Shape
+from dlqat.plan import Node, Plan, Shape, Spec
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.allocation import allocate
-from dlqat.trainer.methods.rounding import factors, to_grid
 from dlqat.trainer.methods.swsc import QUERIES_AND_KEYS
 from dlqat.trainer.methods.whitened import whitened
+from dlqat.trainer.rounding.to_grid import factors, to_grid
+from dlqat.tree import LowRank
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +88,15 @@ class Casp:
     def _factored(self, name: str) -> bool:
         return re.fullmatch(self.layers, name) is not None
 
-    def _factors(self, spec: LayerSpec, shape: Shape) -> Factors:
+    def _factors(self, spec: LayerSpec, shape: Shape) -> LowRank[Spec, int]:
         wanted = self.keep * shape[0] * shape[1] / (shape[0] + shape[1])
         leaf = replace(spec, bits=self.factor_bits)
         return fit.low_rank(fit.rank(wanted, shape, spec), leaf, leaf)
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         assert moments is not None
-        if isinstance(node, Factors):
+        if isinstance(node, LowRank):
+            assert node.rank is not None
             left, right = whitened(weight, moments, node.rank)
             return factors(left.float(), right.float(), node, path, "gptq", moments)[0]
         assert isinstance(node, LayerSpec)

@@ -20,15 +20,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlqat.plan import Factors, Node, Parts, Plan, Pruned, Shape
+from dlqat.plan import Node, Plan, Pruned, Shape
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
-from dlqat.trainer.gptq import BLOCK, Pattern, Swept, sweep
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.allocation import counts
-from dlqat.trainer.methods.rounding import Rounded, factors, from_sweep, split, svd
 from dlqat.trainer.methods.ternary import ternary
-from dlqat.trainer.search import search
+from dlqat.trainer.rounding.gptq import BLOCK, Pattern, Swept, sweep
+from dlqat.trainer.rounding.search import search
+from dlqat.trainer.rounding.to_grid import Rounded, factors, from_sweep, split, svd
+from dlqat.tree import LowRank, Sum
 
 SCORES = ("obs", "wanda", "ternary")
 
@@ -86,14 +87,14 @@ class Nm:
         pruned = Pruned(count, self.m, spec)
         if not self.low_rank:
             return pruned
-        return Parts((pruned, fit.low_rank(fit.rank(self.low_rank * min(shape), shape, spec), spec, spec)))
+        return Sum((pruned, fit.low_rank(fit.rank(self.low_rank * min(shape), shape, spec), spec, spec)))
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         assert moments is not None
         match node:
-            case Parts((Pruned() as first, Factors() as correction)):
+            case Sum((Pruned() as first, LowRank(rank=int(rank)) as correction)):
                 pruned = self._pruned(first, weight, moments)
-                left, right = saliency_svd(weight - pruned.dense(), moments, correction.rank)
+                left, right = saliency_svd(weight - pruned.dense(), moments, rank)
                 more, _ = factors(left.float(), right.float(), correction, f"{path}.1", "gptq", moments)
                 return {**pruned.tensors(f"{path}.0"), **more}
             case _:
@@ -117,9 +118,9 @@ class Nm:
         match node:
             case Pruned(count, among, spec):
                 return spec.bits * count / among
-            case Factors(rank, LayerSpec(bits=left), LayerSpec(bits=right)):
+            case LowRank(LayerSpec(bits=left), LayerSpec(bits=right), int(rank)):
                 return rank * (left / shape[1] + right / shape[0])
-            case Parts(parts):
+            case Sum(parts):
                 return sum(self.paper_bits(part, shape) for part in parts)
             case _:
                 raise AssertionError(node)

@@ -7,9 +7,10 @@ import re
 from dataclasses import replace
 
 from dlqat.grid import GROUP_SIZES
-from dlqat.plan import Factors, Shape
+from dlqat.plan import Shape, Spec
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
+from dlqat.tree import LowRank
 
 SMALLEST = GROUP_SIZES[0]
 PORTABLE = 32
@@ -24,12 +25,12 @@ def rank(wanted: float, shape: Shape, spec: LayerSpec) -> int:
     return max(step, int(min(wanted, *shape)) // step * step)
 
 
-def low_rank(rank: int, left: LayerSpec, right: LayerSpec) -> Factors:
+def low_rank(rank: int, left: LayerSpec, right: LayerSpec) -> LowRank[Spec, int]:
     """Factors on the grids of `left` and `right`; left's groups lie along the rank, so they are made to divide it."""
     group = left.group_size
     if group and rank % group:
         group = max(g for g in GROUP_SIZES if g <= group and rank % g == 0)
-    return Factors(rank, replace(left, group_size=group), right)
+    return LowRank(replace(left, group_size=group), right, rank)
 
 
 def block(name: str) -> int:

@@ -20,11 +20,12 @@ from math import ceil, log2
 
 from torch import Tensor
 
-from dlqat.plan import Factors, Node, Parts, Plan, Shape, Shared
+from dlqat.plan import Node, Plan, Shape, Spec
 from dlqat.recipe import LayerSpec
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.kmeans import kmeans
-from dlqat.trainer.methods.rounding import ROUNDINGS, factors, split, svd, to_grid
+from dlqat.trainer.rounding.to_grid import ROUNDINGS, factors, split, svd, to_grid
+from dlqat.tree import Clustered, LowRank, Sum
 
 QUERIES_AND_KEYS = r".*\.(q|k)_proj"
 
@@ -61,29 +62,29 @@ class Swsc:
         return {n: self._node(s, shapes[n]) if re.fullmatch(self.layers, n) else s for n, s in specs.items()}
 
     def _node(self, spec: LayerSpec, shape: Shape) -> Node:
-        shared = Shared(max(2, round(self.clusters * shape[0])), spec)
+        shared = Clustered[Spec, int](spec, max(2, round(self.clusters * shape[0])))
         if not self.rank:
             return shared
-        return Parts((shared, fit.low_rank(fit.rank(self.rank * min(shape), shape, spec), spec, spec)))
+        return Sum((shared, fit.low_rank(fit.rank(self.rank * min(shape), shape, spec), spec, spec)))
 
     def make(self, path: str, node: Node, weight: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         match node:
-            case Parts((Shared() as shared, Factors() as correction)):
+            case Sum((Clustered() as shared, LowRank(rank=int(rank)) as correction)):
                 tensors, meant = self._shared(shared, f"{path}.0", weight, moments)
-                left, right = split(*svd(weight.float() - meant), correction.rank)
+                left, right = split(*svd(weight.float() - meant), rank)
                 more, _ = factors(left.float(), right.float(), correction, f"{path}.1", self.rounding, moments)
                 return {**tensors, **more}
-            case Shared():
+            case Clustered():
                 return self._shared(node, path, weight, moments)[0]
             case _:
                 assert isinstance(node, LayerSpec)
                 return to_grid(weight, node, self.rounding, moments).tensors(path)
 
     def _shared(
-        self, node: Shared, path: str, weight: Tensor, moments: Tensor | None
+        self, node: Clustered[Spec, int], path: str, weight: Tensor, moments: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
         assert isinstance(node.centroids, LayerSpec)
-        means, labels = kmeans(weight, node.clusters)
+        means, labels = kmeans(weight, node.labels)
         rounded = to_grid(means, node.centroids, self.rounding, moments)
         tensors = {f"{path}.labels": labels.int(), **rounded.tensors(f"{path}.centroids", own=True)}
         return tensors, rounded.dense()[labels]
@@ -94,11 +95,11 @@ class Swsc:
         match node:
             case LayerSpec():
                 return node.bits
-            case Shared(clusters, _):
+            case Clustered(_, clusters):
                 return 16 * clusters / out + ceil(log2(clusters)) / inputs
-            case Factors(rank, _, _):
+            case LowRank(rank=int(rank)):
                 return 16 * rank * (out + inputs) / (out * inputs)
-            case Parts(parts):
+            case Sum(parts):
                 return sum(self.paper_bits(part, shape) for part in parts)
             case _:
                 raise AssertionError(node)

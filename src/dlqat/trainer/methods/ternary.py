@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dlqat.grid import Grid
-from dlqat.trainer.gptq import Pattern, Swept, inverse_factor
+from dlqat.trainer.rounding.gptq import Pattern, Swept, inverse_factor
 
 
 def ternary(weight: Tensor, moments: Tensor, grid: Grid, pattern: Pattern) -> Swept:

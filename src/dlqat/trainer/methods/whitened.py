@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlqat.trainer.methods.rounding import split, svd
+from dlqat.trainer.rounding.to_grid import split, svd
 
 
 def whitened(weight: Tensor, moments: Tensor, rank: int) -> tuple[Tensor, Tensor]:

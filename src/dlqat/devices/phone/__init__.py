@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phones, and other places out of reach."""

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model_dir to an artifact: folded if need be, options judged before that work, written as a whole.
+
+cli.py says this in words of the command line; nothing here prints.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from dlqat import architecture, folder_lock, own_folder
+from dlqat.adapter import ADAPTERS
+from dlqat.architecture import Config
+from dlqat.exporters import asked, decoder, manifest
+from dlqat.exporters.target import Target, chosen
+from dlqat.folded import disk
+from dlqat.folded.disk import FoldedModel
+from dlqat.formats import FORMATS
+from dlqat.quiet import quiet
+from dlqat.refusal import Refusal
+
+DEFAULT_CONTEXT = 4096  # a runtime reserves the cache for it: 188 MB on SmolLM2-135M, 16 times that for 128k
+
+Busy = Callable[[str], AbstractContextManager[object]]
+"""Tells somebody what takes long, while it does."""
+
+
+def nobody(_: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def load(name: str) -> Target[Any]:
+    """The module of a target. Refusal if there is none of that name, or its packages are not installed."""
+    if name not in FORMATS:
+        raise Refusal(f"target {name!r} is not known; known: {', '.join(FORMATS)}")
+    try:
+        with quiet():
+            return cast("Target[Any]", importlib.import_module(f"dlqat.exporters.{name}.target"))
+    except ModuleNotFoundError as error:
+        raise Refusal(f"target {name} needs {error.name}; install it with: pip install 'dlqat[{name}]'") from error
+
+
+def destination(model_dir: Path, name: str, output: Path | None) -> Path:
+    """`output`, or the folder `name` of the model_dir. Refusal if it holds anything else than dlqat put there."""
+    folder = output or (model_dir.parent if is_folded(model_dir) else model_dir) / name
+    if os.path.realpath(folder) == os.path.realpath(Path.cwd()):
+        raise Refusal(f"{folder} is the folder you are in, and would be replaced; choose another --output")
+    own_folder.refuse_foreign(folder, manifest.earlier)
+    return folder
+
+
+def is_folded(folder: Path) -> bool:
+    """Whether it is a folded/ folder itself, not a model_dir that has one."""
+    return (folder / "integers.safetensors").is_file()
+
+
+def fold_if_needed(model_dir: Path, base: str | None = None, busy: Busy = nobody) -> Path:
+    """The folded/ folder of `model_dir`, written first if it is not of these adapters; `model_dir` itself if it is one."""
+    if is_folded(model_dir):
+        return model_dir
+    if (model_dir / ADAPTERS).is_file():
+        from dlqat.exporters import fold
+
+        if fold.stale(model_dir):
+            with busy(f"folding {model_dir}"):
+                fold.fold(model_dir, base)
+    folded = model_dir / "folded"
+    if not folded.is_dir():
+        if (model_dir / "training").is_dir():
+            raise Refusal(f"{model_dir}: training is not finished; the same dlqat-train command continues it")
+        raise Refusal(f"{model_dir} holds neither adapters nor folded/; give a folder that dlqat-train wrote")
+    return folded
+
+
+def config_of(model_dir: Path, base: str | None) -> Config:
+    """The model's config, the base's where the fold is still to come: options are judged before that work."""
+    if not is_folded(model_dir) and (model_dir / ADAPTERS).is_file():
+        from dlqat.exporters import fold
+
+        if fold.stale(model_dir):
+            return fold.config(model_dir, base)
+    return disk.read(fold_if_needed(model_dir)).config
+
+
+@contextmanager
+def opened(
+    model_dir: Path, base: str | None, *, write: bool, busy: Busy = nobody
+) -> Generator[tuple[FoldedModel, Path]]:
+    """The folded model, and the folder with its tokenizer; nobody else folds while the block runs.
+    Not `write`: what is not folded yet is folded in memory."""
+    if not write and (model_dir / ADAPTERS).is_file():
+        from dlqat.exporters import fold
+
+        if fold.stale(model_dir):
+            yield fold.opened(model_dir, base), model_dir
+            return
+    folded = fold_if_needed(model_dir, base, busy)
+    with folder_lock.reading(folded):
+        yield disk.read(folded), folded
+
+
+def choose(
+    module: Target[Any],
+    target: str,
+    config: Config,
+    max_context: int | None = None,
+    asked: Mapping[str, str | None] = {},
+) -> Any:
+    """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
+    longest = architecture.read(config).max_positions
+    if max_context is not None and not 1 <= max_context <= longest:
+        raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
+    return chosen(module.Options, target, asked, max_context or min(longest, DEFAULT_CONTEXT))
+
+
+def write(
+    module: Target[Any],
+    model: FoldedModel,
+    folded: Path,
+    folder: Path,
+    options: Any,
+    *,
+    ask: bool = False,
+    done: Callable[[str], None] = lambda part: None,
+) -> dict[str, Any]:
+    """Write the artifact and its manifest as a whole; return the manifest. `ask` its clients, too.
+    `done` hears of each of `parts(model)` parts."""
+    with own_folder.replacing(folder, manifest.earlier) as draft:
+        made = module.write(model, folded, draft, options, done)
+        done("clients")
+        states = made.details["clients"]
+        states = asked.ask(draft, folded, states) if ask else asked.unasked(states)
+        made = replace(made, details={**made.details, "clients": states})
+        return manifest.write(made, model, folded, draft)
+
+
+def parts(model: FoldedModel) -> int:
+    """How many parts `write` tells of."""
+    return decoder.parts(architecture.read(model.config)) + 1

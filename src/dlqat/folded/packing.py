@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one folded layer lies in safetensors: compressed-tensors' suffixes for every leaf, its structure as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlqat import json_file, tree
+from dlqat.folded.layer import Folded, Quantized
+from dlqat.grid import Grid
+from dlqat.quiet import quiet
+from dlqat.refusal import Refusal
+
+
+@cache
+def _packing() -> Any:
+    """compressed-tensors' helpers, imported when there is something to pack: they bring all of transformers, and it
+    torchao with its remarks, which no --help waits for."""
+    with quiet():
+        from compressed_tensors.compressors.pack_quantized import helpers
+    return helpers
+
+
+def store(leaf: Quantized, name: str) -> dict[str, Tensor]:
+    """The tensors of a leaf, under transformers' names for such a linear."""
+    scales = leaf.scales.to(torch.float32).contiguous()
+    if leaf.zero_points is not None:
+        return {
+            f"{name}.weight": leaf.codes.contiguous(),
+            f"{name}.weight_scale": scales,
+            f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
+        }
+    return {
+        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
+        f"{name}.weight_scale": scales,
+        f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
+    }
+
+
+def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantized:
+    scales = tensor(f"{name}.weight_scale")
+    if not grid.symmetric:
+        return Quantized(grid, tensor(f"{name}.weight"), scales, tensor(f"{name}.weight_zero_point"))
+    shape = torch.Size(map(int, tensor(f"{name}.weight_shape").flatten().tolist()))
+    packed = tensor(f"{name}.weight_packed")
+    if len(shape) != 2 or min(shape) < 1 or packed.dtype != torch.int32:
+        raise Refusal(f"{name}: {packed.dtype} of shape {list(shape)} holds no packed integers")
+    words = -(-shape[1] * grid.bits // 32)
+    if tuple(packed.shape) != (shape[0], words):
+        raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
+    return Quantized(grid, _unpack(packed, grid.bits, shape), scales)
+
+
+def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
+    """Codes int8 of `shape`, some rows at a time: unpacking makes int32 of every code (0.3 GB for an embedding)."""
+    helpers = _packing()
+    codes = torch.empty(shape, dtype=torch.int8)
+    step = max(1, (1 << 22) // shape[1])
+    for first in range(0, shape[0], step):
+        part = packed[first : first + step]
+        codes[first : first + step] = helpers.unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
+    return codes
+
+
+def describe(layer: Folded) -> dict[str, Any]:
+    """The structure of a layer, for dlqat.json; `build` reads it."""
+    return tree.to_json(layer, lambda leaf: {"kind": "quantized", **asdict(leaf.grid)}, lambda labels: {})
+
+
+def build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
+    """The layer of a structure, its tensors by name. Refusal if a shape or kind makes no sense."""
+
+    def leaf(fields: Mapping[str, Any], path: str) -> Quantized:
+        match fields:
+            case {"kind": "quantized", **grid}:
+                return _restore(json_file.exactly(grid, Grid, f"{path}, its grid"), path, tensor)
+            case _:
+                raise Refusal(f"{path}: layer kind {fields.get('kind')!r} is not known to this dlqat")
+
+    return tree.from_json(node, name, leaf, lambda _, path: tensor(f"{path}.labels"), lambda _, path: None)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The third part of L0: numbers of the forward that are no parameters, against config.json.
+
+L2 sees them only as far as its texts go (some hundred tokens) and, where a runtime has nothing but int8 activations, only
+above the noise floor. So they are compared as they stand in the file: the epsilon of every norm, scale and window of
+every attention, and rotary tables at every position of the context.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlqat.architecture import Decoder, inverse_frequencies
+from dlqat.runtime_tests import tolerances
+from dlqat.runtime_tests.check.differences import Difference
+from dlqat.runtime_tests.readers.contents import Fact
+
+
+def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[int, list[Difference]]:
+    """(numbers compared, differences). `needed`: positions that rotary tables must have at least."""
+    rotary = {(f.kind, f.where): f for f in facts if f.kind.startswith("rope.")}
+    context = max((len(f.value) for f in rotary.values() if f.kind == "rope.cos"), default=decoder.max_positions)
+    differences = [d for f in rotary.values() for d in _rotary(f, decoder)]
+    tables = (f for f in rotary.values() if f.kind != "rope.frequencies" and len(f.value) < needed)
+    differences += [
+        Difference(f.where, f"ends at position {len(f.value)}; the artifact's context is {needed}", 0, 0, "")
+        for f in tables
+    ]
+    kinds = {f.kind for f in facts}
+    if not kinds >= {"rope.cos", "rope.sin"} and "rope.frequencies" not in kinds:
+        differences.append(Difference("rope", "missing: no rotary positions were found", 0, 0, ""))
+    absent = [kind for kind in ("epsilon", "scale", "window") if kind not in kinds]
+    differences += [Difference(k, "missing: no norm or attention that has one was found", 0, 0, "") for k in absent]
+    single = [f for f in facts if (f.kind, f.where) not in rotary]
+    differences += [d for f in single for d in _single(f, decoder, context)]
+    return sum(f.value.size for f in rotary.values()) + len(single), differences
+
+
+def _single(fact: Fact, decoder: Decoder, context: int) -> Iterator[Difference]:
+    """An epsilon, a scale or a window. A window that the context cannot reach is none."""
+    found = float(fact.value.item())
+    match fact.kind:
+        case "epsilon":
+            wanted, same = decoder.norm_eps, abs(found - decoder.norm_eps) <= tolerances.EPSILON * decoder.norm_eps
+        case "scale":
+            wanted = decoder.head_dim**-0.5
+            same = bool(np.isnan(found)) or np.float32(found) == np.float32(wanted)
+        case _:
+            layer = re.search(r"layers\.(\d+)\.", fact.where)
+            own = decoder.windows[int(layer[1]) :][:1] if layer else ()  # a layer too many has none; L0 names it anyway
+            windows = own or decoder.windows
+            wanted = min(_reach(w, context) for w in windows)
+            same = _reach(found, context) == wanted
+    if not same:
+        detail = f"{found:g}, config.json means {wanted:g}"
+        yield Difference(fact.where, f"another {fact.kind}", 0, 0, detail)
+
+
+def _reach(window: float | None, context: int) -> float:
+    return window if window is not None and window < context else np.inf
+
+
+def _rotary(fact: Fact, decoder: Decoder) -> Iterator[Difference]:
+    """Tables may come from another machine's cos, frequencies from its power: they are equal to some ulps of the angle."""
+    frequencies = inverse_frequencies(decoder)
+    if fact.kind == "rope.frequencies":
+        wanted, slack = frequencies, tolerances.ROTARY * frequencies
+    else:
+        positions = len(fact.value)
+        wanted = decoder.rope_tables(positions)[fact.kind == "rope.sin"]
+        slack = tolerances.ROTARY * np.maximum(1, np.arange(positions, dtype=np.float32)[:, None] * frequencies)
+    yield from _unequal(fact, wanted, slack.astype(np.float32))
+
+
+def _unequal(fact: Fact, wanted: NDArray[np.float32], slack: NDArray[np.float32]) -> Iterator[Difference]:
+    if fact.value.shape != wanted.shape:
+        yield Difference(fact.where, f"has shape {fact.value.shape}, config.json means {wanted.shape}", 0, 0, "")
+        return
+    with np.errstate(invalid="ignore"):  # infinity less infinity is not within any slack
+        wrong = ~(np.abs(fact.value - wanted) <= slack)
+    if bool(wrong.any()):
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        detail = f"first at {list(at)}: {fact.value[at]}, config.json means {wanted[at]}"
+        yield Difference(fact.where, "numbers", int(wrong.sum()), wrong.size, detail)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L0: the artifact's files, its integers and the reference's, each equal to what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+
+from dlqat import artifact as artifacts
+from dlqat import atomic, folded
+from dlqat.folded import Quantized
+from dlqat.runtime_tests import readers
+from dlqat.runtime_tests.check import client_files as read_by_clients
+from dlqat.runtime_tests.check import integers
+from dlqat.runtime_tests.check.proof import Proof, judged
+from dlqat.runtime_tests.report.record import Check
+
+
+def files(proof: Proof) -> Iterator[Check]:
+    """L0: every file is the one that manifest.json describes."""
+    listed = proof.artifact.manifest.files
+    if not listed:
+        yield Check("L0", "files", "not verified", "there is no manifest.json with checksums beside the program")
+        return
+    damage = list(artifacts.damage(proof.artifact))
+    folder, made_from = proof.reference.folder, proof.artifact.manifest.source.folded
+    other = [n for n, digest in made_from.items() if not (folder / n).is_file() or atomic.sha256(folder / n) != digest]
+    doubts = [f"made from another {folder.name}/ ({other[0]} differs); export again after folding"] if other else []
+    yield judged(
+        "L0",
+        "files",
+        damage,
+        f"{len(listed)} files have the checksums of manifest.json",
+        {"files": len(listed)},
+        doubts,
+    )
+
+
+def client_files(proof: Proof) -> Iterator[Check]:
+    """L0: tokenizer, template and settings that clients read are those of folded/."""
+    places, shared = (proof.artifact.folder, proof.reference.folder), proof.contents.form == "ort"
+    wrong = list(read_by_clients.differences(*places, proof.artifact.manifest.context, shared=shared))
+    yield judged("L0", "client files", wrong, "tokenizer, templates and settings mean what folded/ means", {})
+
+
+def integers_equal(proof: Proof) -> Iterator[Check]:
+    """L0: codes, scales, zero-points, labels and float parameters of each program are those of folded/."""
+    for program in proof.artifact.programs:
+        contents = proof.contents if program == proof.artifact.program else readers.read(program)
+        result = integers.compare(contents, proof.wanted, proof.progress, proof.positions)
+        figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {"form": contents.form}
+        good = (
+            f"{result.codes:,} codes, {result.scales:,} scales, {result.zero_points:,} zero-points and "
+            f"{result.floats:,} float parameters equal, bit for bit, in {result.weights} multiplications; {result.facts:,} "
+            "numbers of norms, attention and rotary positions as config.json means them"
+        )
+        yield judged("L0", f"integers of {program.name}", [str(d) for d in result.differences], good, figures)
+
+
+def reference_equal(proof: Proof) -> Iterator[Check]:
+    """L0: what transformers multiplies with is what the integers mean (law 3, on this very folder)."""
+    model = proof.reference.model
+    _ = proof.expected  # the first forward unpacks the weights
+    wrong: list[str] = []
+    pruned = 0
+    for name in model.layers:
+        proof.progress(name)
+        layer = model.layers[name]
+        pruned += sum(_half_zero(leaf) for _, leaf in folded.leaves(layer, name))
+        if not torch.equal(proof.reference.weight(name).float(), folded.dense(layer)):
+            wrong.append(f"{name}: transformers has another weight than its integers mean")
+    if pruned:
+        proof.facts["zeros"] = _zeros(pruned, sum("mask" in w.stored for w in proof.contents.weights))
+    yield judged("L0", "reference", wrong, f"transformers holds the same {len(model.layers)} weights, bit for bit", {})
+
+
+def _zeros(pruned: int, masked: int) -> str:
+    """What the zeros of pruned weights bring in this artifact."""
+    if not masked:
+        return f"{pruned} weights are half zeros or more, stored as codes: no smaller and no faster for it"
+    return (
+        f"{pruned} weights are half zeros or more; {masked} of them stored as a mask and the codes that are left: "
+        "smaller for it; whether faster, only the device itself can tell"
+    )
+
+
+def _half_zero(leaf: Quantized) -> bool:
+    """Whether at least half of a weight is zero (N:M pruning, or very few bits)."""
+    codes = leaf.codes
+    if leaf.zero_points is not None:
+        codes = codes.view(*leaf.zero_points.shape, -1) - leaf.zero_points[..., None]
+    return int(codes.count_nonzero()) * 2 <= codes.numel()

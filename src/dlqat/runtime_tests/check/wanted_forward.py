@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward that config.json and folded/ mean, as an expression (transformers' modeling_llama, _mistral, _qwen2, _qwen3).
+
+    h = embed(ids)
+    h = h + o_proj(attention(rope(q), rope(k), v of norm(h)))       Qwen3 norms the heads of q and k first
+    h = h + down_proj(silu(gate_proj(n)) * up_proj(n))              n = norm(h)
+    logits = lm_head(norm(h))
+
+In the last layer only the wanted positions go on after attention: later steps read its keys and values alone. Written
+apart from the exporters, as every reader is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dlqat import architecture, folded
+from dlqat.architecture import EMBEDDING, HEAD, Decoder
+from dlqat.folded import Clustered, Folded, LowRank, Sum
+from dlqat.folded.disk import FoldedModel
+from dlqat.runtime_tests.readers.expression import Node
+
+
+def wanted(model: FoldedModel, *, selected: bool) -> Node:
+    """The logits, of the wanted positions or of all."""
+    decoder = architecture.read(model.config)
+    h = Node("embed", EMBEDDING, (Node("ids"),))
+    for layer in range(decoder.layers):
+        h = _block(model, decoder, layer, h, selected=selected and layer == decoder.layers - 1)
+    return _linear(model, HEAD, Node("norm", "model.norm", (h,)))
+
+
+def _block(model: FoldedModel, decoder: Decoder, layer: int, h: Node, *, selected: bool) -> Node:
+    at, linear = f"model.layers.{layer}", partial(_linear, model)
+    n = Node("norm", f"{at}.input_layernorm", (h,))
+    q, k, v = (linear(f"{at}.self_attn.{x}_proj", n) for x in "qkv")
+    if decoder.qk_norm:
+        q, k = (Node("norm", f"{at}.self_attn.{x}_norm", (y,)) for x, y in (("q", q), ("k", k)))
+    label = f"{layer} {decoder.heads}/{decoder.kv_heads}"
+    a = Node("attention", label, (Node("rope", "", (q,)), Node("rope", "", (k,)), v))
+    if selected:
+        a, h = Node("select", "", (a,)), Node("select", "", (h,))
+    h = Node("add", "", (h, linear(f"{at}.self_attn.o_proj", a)))
+    n = Node("norm", f"{at}.post_attention_layernorm", (h,))
+    gate, up = (linear(f"{at}.mlp.{x}_proj", n) for x in ("gate", "up"))
+    return Node("add", "", (h, linear(f"{at}.mlp.down_proj", Node("mul", "", (Node("silu", "", (gate,)), up)))))
+
+
+def _linear(model: FoldedModel, name: str, x: Node) -> Node:
+    """A module's product, the union of folded layers taken apart: paths as dlqat.folded names leaves."""
+    biased = f"{name}.bias" in model.tensors
+    if name == HEAD and model.tied:
+        rows = folded.shape(model.layers[EMBEDDING])[0] if EMBEDDING in model.layers else None
+        return Node("linear", HEAD, (x,), rows, biased)
+    if name not in model.layers:
+        return Node("linear", name, (x,), model.tensors[f"{name}.weight"].shape[0], biased)
+    return _layer(name, model.layers[name], x, biased)
+
+
+def _layer(path: str, layer: Folded, x: Node, biased: bool) -> Node:
+    match layer:
+        case LowRank(left, right):
+            return _layer(f"{path}.left", left, _layer(f"{path}.right", right, x, biased=False), biased)
+        case Clustered(centroids, _):
+            return Node(
+                "take", f"{path}.labels", (_layer(f"{path}.centroids", centroids, x, biased=False),), None, biased
+            )
+        case Sum(parts):
+            total = _layer(f"{path}.0", parts[0], x, biased)
+            for i, part in enumerate(parts[1:], 1):
+                total = Node("add", "", (total, _layer(f"{path}.{i}", part, x, biased=False)))
+            return total
+        case _:
+            return Node("linear", path, (x,), folded.shape(layer)[0], biased)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dlqat-eval: perplexity and tasks of an artifact, on a device."""

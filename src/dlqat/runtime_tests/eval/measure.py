@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What dlqat-eval measures: tasks and perplexity of JournaledModels, side by side on the same questions.
+
+Every figure has a 95 % interval (intervals.py). The difference between artifact and reference is paired:
+the same questions, one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval import intervals, text_loss
+from dlqat.runtime_tests.eval.journaled_model import JournaledModel
+from dlqat.runtime_tests.eval.scoring import Question
+
+Samples = Mapping[str, Mapping[str, Sequence[float]]]
+"""Task -> metric -> one figure per question."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a JournaledModel answered to the questions of all tasks."""
+
+    samples: Samples
+    own: Mapping[str, Mapping[str, Any]]
+    """lm_eval's own results."""
+    higher_is_better: Mapping[str, Mapping[str, bool | None]]
+    """Task -> metric -> what lm_eval says of it; None if it does not."""
+
+
+def tasks(
+    subject: JournaledModel,
+    tokenizer: Any,
+    configs: tuple[Sequence[str | dict[str, Any]], Any],
+    limit: int | None,
+    shots: int | None,
+    ends: Sequence[int] = (),
+    *,
+    chat: bool = False,
+) -> Answers:
+    """All questions of the tasks. `configs`: what tasks.configs returns. Refusal if lm_eval cannot make questions of the
+    documents: nothing has been asked then."""
+    import lm_eval
+
+    from dlqat.runtime_tests.eval.lm_eval_model import LmEvalModel
+
+    simple_evaluate: Any = lm_eval.simple_evaluate  # its types say otherwise than its source
+    model = LmEvalModel(subject, tokenizer, ends)
+    try:
+        found: Any = simple_evaluate(
+            model,
+            tasks=list(configs[0]),
+            task_manager=configs[1],
+            limit=limit,
+            num_fewshot=shots,
+            apply_chat_template=chat,
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+        )
+    except Exception as error:
+        if model.asked:
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise Refusal(
+            f"{_documents(configs[0])}: lm_eval cannot make questions of these documents ({reason})"
+        ) from error
+    if found is None:
+        raise Refusal("lm_eval returned no results")
+    own = {name: dict(values) for name, values in found["results"].items()}
+    samples = {name: _means(_per_question(rows), own[name]) for name, rows in found["samples"].items()}
+    higher = {
+        task: {name: found["higher_is_better"][task].get(name.partition(", ")[0]) for name in metrics}
+        for task, metrics in samples.items()
+    }
+    return Answers(samples, own, higher)
+
+
+def _documents(names: Sequence[str | dict[str, Any]]) -> str:
+    """Where the documents come from: files of this machine (tasks.py), or the hub, by the task's name."""
+    files = [n if isinstance(n, str) else ", ".join(n["dataset_kwargs"]["data_files"].values()) for n in names]
+    return ", ".join(files)
+
+
+def _per_question(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The metrics that are a number per question, in the order of the questions; one for each way to read an answer.
+
+    lm_eval calls these ways filters; a task with several has a row per question and filter.
+    """
+    found = dict[str, list[float]]()
+    filters = list(dict.fromkeys(str(row.get("filter")) for row in rows))
+    for one in filters:
+        own = sorted((row for row in rows if str(row.get("filter")) == one), key=lambda row: row["doc_id"])
+        for name in own[0].get("metrics", []):
+            if all(isinstance(row.get(name), int | float) for row in own):
+                found[name if len(filters) == 1 else f"{name}, {one}"] = [float(row[name]) for row in own]
+    return found
+
+
+def _means(metrics: Mapping[str, list[float]], own: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The metrics whose figure is the mean over the questions. Of others (lambada's perplexity is the exponential of one) a
+    difference per question says nothing, and better may be worse; lm_eval's own figure stands for them."""
+
+    def mean(name: str, values: Sequence[float]) -> bool:
+        metric, _, way = name.partition(", ")
+        figures = [
+            v for k, v in own.items() if k == f"{metric},{way or 'none'}" or (not way and k.startswith(f"{metric},"))
+        ]
+        return any(
+            isinstance(v, int | float) and math.isclose(v, math.fsum(values) / len(values), rel_tol=1e-6, abs_tol=1e-9)
+            for v in figures
+        )
+
+    return {name: values for name, values in metrics.items() if mean(name, values)}
+
+
+def perplexity(
+    subject: JournaledModel, token_ids: Sequence[int], window: int = text_loss.WINDOW
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood in nats and number of predicted tokens, per window (text_loss.py has the protocol)."""
+    parts = [tuple(p) for p in text_loss.windows(token_ids, min(window, subject.limit))]
+    scores = subject.scores([Question(part[:1], part[1:]) for part in parts])
+    return [(-score.logprob, len(part) - 1) for score, part in zip(scores, parts, strict=True)]
+
+
+def compared(ours: Answers, theirs: Answers | None = None) -> dict[str, Any]:
+    """Per task and metric: the artifact, the reference, and the paired difference (ours - theirs)."""
+    return {
+        task: {
+            name: _metric(values, theirs and theirs.samples[task][name], ours.higher_is_better[task][name])
+            for name, values in metrics.items()
+        }
+        for task, metrics in ours.samples.items()
+    }
+
+
+def _metric(ours: Sequence[float], theirs: Sequence[float] | None, higher: bool | None) -> dict[str, Any]:
+    binary = set(ours) | set(theirs or ()) <= {0.0, 1.0}
+    found: dict[str, Any] = {"questions": len(ours), "higher_is_better": higher}
+    found["artifact"] = asdict(_interval(ours, binary=binary))
+    if theirs is None:
+        return found
+    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    difference = intervals.paired(ours, theirs) if binary else intervals.mean(gaps)
+    good = -1 if higher is False else 1
+    changed = {"better": sum(g * good > 0 for g in gaps), "worse": sum(g * good < 0 for g in gaps)}
+    return found | {
+        "reference": asdict(_interval(theirs, binary=binary)),
+        "difference": asdict(difference) | changed,
+    }
+
+
+def _interval(values: Sequence[float], *, binary: bool) -> intervals.Interval:
+    return intervals.share(int(sum(values)), len(values)) if binary else intervals.mean(values)
+
+
+def compared_text(
+    ours: Sequence[tuple[float, int]], theirs: Sequence[tuple[float, int]] | None = None
+) -> dict[str, Any]:
+    """Perplexity of both, and the difference of the mean NLL in nats per token, window by window."""
+    tokens = [n for _, n in ours]
+    found: dict[str, Any] = {"windows": len(ours), "tokens": sum(tokens), "artifact": _perplexity(ours)}
+    if theirs is None:
+        return found
+    gaps = [(a - b) / n for (a, n), (b, _) in zip(ours, theirs, strict=True)]
+    return found | {
+        "reference": _perplexity(theirs),
+        "difference_nats": asdict(intervals.mean(gaps, tokens)),
+    }
+
+
+def _perplexity(windows: Sequence[tuple[float, int]]) -> dict[str, float]:
+    nll = intervals.mean([total / n for total, n in windows], [n for _, n in windows])
+    return {"nll": nll.value} | {
+        name: math.inf if x >= 700 else math.nan if x == -math.inf else math.exp(x)  # one window tells no end
+        for name, x in (("value", nll.value), ("low", nll.low), ("high", nll.high))
+    }

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one run of dlqat-eval was asked, and who answers it: the artifact on its device, and the reference in PyTorch.
+
+The answers of each are kept in a journal under a digest of all that they depend on. The artifact's lie with its
+results; the reference's beside folded/, so that every artifact of a model finds them answered.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlqat.artifact import Artifact
+from dlqat.devices.device import Device, Session, Setting
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval.fingerprint import fingerprint, of_reference, of_session
+from dlqat.runtime_tests.eval.journal import Journal
+from dlqat.runtime_tests.eval.journaled_model import JournaledModel
+from dlqat.runtime_tests.report import versions
+
+CACHE = ".dlqat-eval"
+OF_REFERENCE = ("dlqat", "torch", "transformers", "compressed-tensors")
+"""The packages that the reference's answers depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """One run of dlqat-eval."""
+
+    artifact: Artifact
+    device: Device
+    reference: Path | None
+    tasks: tuple[str, ...] = ()
+    data: Path | None = None
+    limit: int | None = None
+    shots: int | None = None
+    text: Path | None = None
+    tokens: int | None = None
+    activations: str | None = None
+    threads: int = 1
+    chat: bool = False
+    """Whether the questions go through the model's chat template."""
+    output: Path | None = None
+    """Where results and journals go; None: results into the artifact, journals with what they are about."""
+
+    @property
+    def folder(self) -> Path:
+        return self.output or self.artifact.folder
+
+    @property
+    def command(self) -> str:
+        """What to type to get these figures again."""
+        words = ["dlqat-eval", str(self.artifact.folder), "--device", self.device.name]
+        words += ["--reference", str(self.reference)] if self.reference else ["--no-reference"]
+        words += [w for t in self.tasks for w in ("--tasks", t)]
+        for name in ("data", "limit", "shots", "text", "tokens", "activations"):
+            value = getattr(self, name)
+            words += [] if value is None else [f"--{name}", str(value)]
+        words += ["--apply-chat-template"] if self.chat else []
+        return shlex.join([*words, "--threads", str(self.threads)])
+
+
+def setting(request: EvalRequest) -> Setting:
+    """The device's first setting with the activations that are asked for. Refusal if it has none."""
+    found = request.device.settings(request.artifact.program, request.threads)
+    fitting = [s for s in found if request.activations in (None, s.activations)]
+    if not fitting:
+        known = ", ".join(sorted({s.activations for s in found}))
+        raise Refusal(f"device {request.device.name} has no --activations {request.activations} here; it has {known}")
+    return fitting[0]
+
+
+def artifact(request: EvalRequest, chosen: Setting) -> JournaledModel:
+    """The artifact's own bytes on the device. It is opened now: only then is it known which phone or browser answers."""
+    opened = request.device.open(request.artifact.program, chosen)
+    facts = dict(opened.facts())
+    identity = {
+        "program": fingerprint(request.artifact),
+        "device": request.device.name,
+        "setting": [chosen.activations, chosen.optimize],
+        "versions": versions.installed(),
+        "facts": of_session(facts),
+    }
+    journal = Journal(request.folder / CACHE, identity)
+    subject = JournaledModel(request.device.name, lambda: opened, journal, context(request), told=facts)
+    _ = subject.session  # it closes with the JournaledModel, asked or not
+    return subject
+
+
+def context(request: EvalRequest) -> int:
+    """Tokens that there is room for."""
+    return request.artifact.manifest.context or 2048
+
+
+def reference(request: EvalRequest, folder: Path) -> JournaledModel:
+    """folded/ as transformers loads it, in float32."""
+    import torch
+
+    from dlqat.runtime_tests.reference.model import Reference
+    from dlqat.runtime_tests.reference.torch_session import TorchSession
+
+    used = {name: version for name, version in versions.installed().items() if name in OF_REFERENCE}
+    identity = {"reference": of_reference(folder), "versions": used}
+
+    def opened() -> Session:
+        torch.set_num_threads(request.threads)
+        return TorchSession(Reference(folder).network)
+
+    beside = folder.resolve().parent
+    place = request.folder if request.output or not os.access(beside, os.W_OK) else beside
+    return JournaledModel("reference", opened, Journal(place / CACHE, identity), context(request))

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of dlqat-eval: both subjects answer the same questions, and the figures become the content of a result."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from dlqat import corpus, json_file, plain_file, source
+from dlqat.folded import disk
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval import measure
+from dlqat.runtime_tests.eval import request as eval_request
+from dlqat.runtime_tests.eval.fingerprint import fingerprint, of_reference
+from dlqat.runtime_tests.eval.journaled_model import JournaledModel, Tell
+from dlqat.runtime_tests.eval.request import EvalRequest
+from dlqat.runtime_tests.report import record, versions
+
+FORMAT = 1
+Progress = Callable[[str, str], AbstractContextManager[Tell]]
+"""(who answers, what is counted) -> who is told how many are done."""
+
+
+def run(request: EvalRequest, progress: Progress) -> dict[str, Any]:
+    """The content of eval-DEVICE.json. DeviceFailure if the device fails; answers given so far are kept."""
+    from dlqat.runtime_tests.eval import tasks
+
+    start = time.monotonic()
+    if request.reference:
+        disk.read(request.reference)  # refused now, not after the artifact has been measured
+    chosen = eval_request.setting(request)
+    configs = tasks.configs(request.tasks, request.data, request.shots) if request.tasks else None
+    if configs:
+        tasks.check_answers(configs, eval_request.context(request))
+    tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
+    if request.reference:
+        _same_tokens(request.artifact.folder, tokenizer)
+    if request.chat and not isinstance(tokenizer.chat_template, str | dict):
+        raise Refusal(f"{tokenizer.name_or_path} has no chat template; leave --apply-chat-template out")
+    ids = token_ids(tokenizer, request.text, request.tokens)
+    ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
+    subjects = [eval_request.artifact(request, chosen)]
+    subjects += [eval_request.reference(request, request.reference)] if request.reference else []
+    windows: list[Any] = []
+    answers: list[measure.Answers] = []
+    seconds: dict[str, float] = {}
+    try:
+        for subject in subjects:
+            before = time.monotonic()
+            if configs:  # first: lm_eval may find the documents wrong before a question is asked
+                with progress(subject.name, "answers") as subject.tell:
+                    answers.append(
+                        measure.tasks(
+                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=request.chat
+                        )
+                    )
+            if ids:
+                with progress(subject.name, "windows of text") as subject.tell:
+                    windows.append(measure.perplexity(subject, ids))
+            seconds[subject.name] = time.monotonic() - before
+        about = _about(request, subjects)
+        cut = {s.name: s.cut for s in subjects}
+        cost = {s.name: {"seconds": seconds[s.name], **s.cost()} for s in subjects}
+    finally:
+        for subject in subjects:
+            subject.close()
+    figures = {
+        "setting": str(chosen),
+        "seconds": time.monotonic() - start,
+        "cost": cost,
+        "chat_template": request.chat,
+        "cut": cut,
+        "tasks": measure.compared(*answers) if configs else {},
+        "text": {"file": str(request.text), **measure.compared_text(*windows)} if ids else None,
+        "lm_eval": {s.name: a.own for s, a in zip(subjects, answers, strict=True)} if configs else None,
+    }
+    return record.plain({**about, **figures})
+
+
+def _about(request: EvalRequest, subjects: list[JournaledModel]) -> dict[str, Any]:
+    """What was measured, where, and how to measure it again."""
+    return {
+        "format": FORMAT,
+        "artifact": str(request.artifact.folder),
+        "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
+        "reference": str(request.reference) if request.reference else None,
+        "reference_sha256": of_reference(request.reference) if request.reference else None,
+        "device": request.device.name,
+        "command": request.command,
+        "facts": {subject.name: dict(subject.facts()) for subject in subjects},
+        "versions": {"python": platform.python_version()} | versions.installed(),
+    }
+
+
+def _same_tokens(folder: Path, tokenizer: Any) -> None:
+    """Refusal if the artifact's own tokenizer, which apps use, has other tokens than the reference's: another model would be
+    measured than the one that ships. Decomposed letters may differ (ExecuTorch's runners cannot compose them)."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    own: Any = source.tokenizer(folder)
+    texts = dict(corpus.TEXTS) | {"chat prompts": "".join(corpus.prompts(tokenizer))}
+    ids = [{k: t(text, add_special_tokens=False)["input_ids"] for k, text in texts.items()} for t in (own, tokenizer)]
+    if other := [kind for kind in texts if ids[0][kind] != ids[1][kind]]:
+        raise Refusal(
+            f"{folder}: its tokenizer has other tokens than the reference's for {', '.join(other)}; export again"
+        )
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer, as generation_config.json or config.json says; the tokenizer's, if they do not."""
+    for name in ("generation_config.json", "config.json"):
+        found: Any = json_file.read_if_there(folder / name).get("eos_token_id")
+        if found is not None:
+            return [int(token) for token in (found if isinstance(found, list) else [found])]
+    return [int(tokenizer.eos_token_id)]
+
+
+def token_ids(tokenizer: Any, text: Path | None, most: int | None) -> list[int]:
+    """The first `most` tokens of a text; none without a text. Refusal if there is nothing to predict."""
+    if text is None:
+        return []
+    content = plain_file.text(text, "; give a text file to --text")
+    ids = list(tokenizer(content, verbose=False)["input_ids"])[:most]
+    if len(ids) < 2:
+        raise Refusal(f"{text} has {len(ids)} tokens; perplexity needs two")
+    return ids

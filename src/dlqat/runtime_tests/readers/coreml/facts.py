@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Core ML program computes with besides parameters: epsilons, attention's window, rotary tables.
+
+rsqrt <- mean + (a / peak)^2 b                                        epsilon = a^2 b (coreml/builder.py says why)
+scaled_dot_product_attention <- mask with key <= query - window       it has no scale but head_dim ** -0.5
+gather <- rope.cos, rope.sin                                          (coreml.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dlqat.mil.program import Argument, Constant, Function, Operation
+from dlqat.runtime_tests.readers.contents import Fact, Unreadable
+
+
+def facts(function: Function, operation: Operation) -> Iterator[Fact]:
+    """The facts of one operation. Unreadable if it is built in a way that is not known."""
+    where = operation.name
+    match operation.kind:
+        case "rsqrt":
+            yield Fact("epsilon", where, np.array(_epsilon(function, operation), np.float32))
+        case "scaled_dot_product_attention":
+            yield Fact("window", where.replace("__", "."), np.array(_window(function, operation), np.float32))
+            yield Fact("scale", where, np.array(np.nan, np.float32))
+        case _:
+            return
+
+
+def _epsilon(function: Function, operation: Operation) -> float:
+    mean = _made(function, operation.inputs["x"][0], "add")
+    floor = _made(function, mean.inputs["y"][0], "mul")
+    square = _made(function, floor.inputs["x"][0], "mul")
+    if square.inputs["x"] != square.inputs["y"]:
+        raise Unreadable(f"{operation.name}: its epsilon is no square times a number")
+    share = _made(function, square.inputs["x"][0], "real_div")
+    return _number(function, share.inputs["x"][0]) ** 2 * _number(function, floor.inputs["y"][0])
+
+
+def _window(function: Function, attention: Operation) -> float:
+    """w of the comparison key <= query - w among what makes the mask; infinity if there is none."""
+    stack, seen = list(attention.inputs.get("attn_mask", ())), set[str]()
+    while stack:
+        name = stack.pop()
+        source = function.producer.get(name) if isinstance(name, str) else None
+        if source is None or source.name in seen:
+            continue
+        seen.add(source.name)
+        stack += source.names()
+        if source.kind == "less_equal":
+            return _number(function, _made(function, source.inputs["y"][0], "sub").inputs["y"][0])
+    return np.inf
+
+
+def _made(function: Function, value: Argument, kind: str) -> Operation:
+    """The operation that makes a value; Unreadable if it is of another kind."""
+    source = function.producer.get(value) if isinstance(value, str) else None
+    if source is None or source.kind != kind:
+        raise Unreadable(
+            f"{value if isinstance(value, str) else 'a constant'}: made by no {kind}, where one is expected"
+        )
+    return source
+
+
+def _number(function: Function, value: Argument) -> float:
+    """A constant of one number, as a literal or by name."""
+    literal = value if isinstance(value, Constant) else _made(function, value, "const").inputs["val"][0]
+    if not isinstance(literal, Constant) or np.size(literal.value) != 1:
+        raise Unreadable(
+            f"{value if isinstance(value, str) else 'a constant'}: no single number, where one is expected"
+        )
+    return float(np.asarray(literal.value).item())

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a check found, for people and for programs."""
