@@ -432,7 +432,7 @@ def test_figures_that_are_no_shares() -> None:
 def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 90, 300)]
     subject = JournaledModel("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
-    windows = measure.perplexity(subject, ids, 100)
+    windows = measure.losses(subject, measure.text_questions(ids, 128, 100))
     wanted = text_loss.perplexity(text_loss.of_session(ort(exported)), ids, 100)
     subject.close()
     assert sum(n for _, n in windows) == wanted.tokens == 297
@@ -531,6 +531,9 @@ def test_how_many_questions_tell_a_point(exported: Path, data: Path, tmp_path: P
     words = ("--tasks", "arc_easy", "--data", data, "--limit", "2", "--output", tmp_path)
     assert f"2 questions cannot pass rung L4 of dlqat-check: to tell 1 point takes {needed}" in run(exported, *words)
     assert "cannot pass" not in run(exported, *words, "--no-reference")
+    few = ((data, 500, len(QUESTIONS)), (data, None, len(QUESTIONS)), (None, 5, 5), (tmp_path, None, None))
+    assert [eval_cli._fewest(["arc_easy"], folder, limit) for folder, limit, _ in few] == [count for _, _, count in few]
+    assert eval_cli._fewest([], None, 5) is None
 
 
 def test_mean() -> None:

@@ -13,10 +13,11 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +35,9 @@ from dlqat.runtime_tests.eval.request import EvalRequest
 from dlqat.runtime_tests.report.eval_table import table
 from dlqat.terminal import Terminal, complain, say_json
 
+if TYPE_CHECKING:
+    from dlqat.source import Source
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -50,18 +54,28 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions of each task.", min=1)] = None,
     shots: Annotated[int | None, typer.Option(help="Examples in the prompt. Default: the task's own.", min=0)] = None,
-    text: Annotated[Path | None, typer.Option(help="A text file: perplexity in windows of 512 tokens.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text file: perplexity in windows of 512 tokens; .jsonl with messages: of each answer."),
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Only the first N tokens of the text.", min=2)] = None,
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Measure the artifact alone.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The float model, if it has moved since training (a third column).")
+    ] = None,
+    floating: Annotated[
+        bool, typer.Option("--float/--no-float", help="Measure the float model, if it is here.")
+    ] = True,
     chat: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--apply-chat-template", help="Ask through the model's chat template, as apps do. Default: as plain text."
+            "--apply-chat-template/--no-apply-chat-template",
+            help="Ask through the model's chat template, as apps do. Default: messages yes, lm_eval's tasks no.",
         ),
-    ] = False,
+    ] = None,
     activations: Annotated[
         str | None,
         typer.Option(help="float or int8: how the runtime multiplies. Default: what the device trusts most."),
@@ -72,7 +86,8 @@ def command(
 ) -> None:
     """Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text.
 
-    The same questions go to the reference, folded/ in PyTorch; differences are paired, intervals are 95 %.
+    The same questions go to the reference, folded/ in PyTorch, and to the float model that was trained from, where it is on
+    this machine; differences are paired, intervals are 95 %.
     Every answer is kept: after a kill the same command goes on. dlqat-check takes the result up as rung L4.
 
     Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
@@ -95,19 +110,20 @@ def command(
     beside = None
     if not no_reference:
         beside = reference or artifacts.folded_beside(artifact, ", or use --no-reference")
+    _quiet(offline=data is not None)
     request = EvalRequest(
         found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
-        activations, threads or os.cpu_count() or 1, chat, output,
+        activations, threads or os.cpu_count() or 1, chat, _float(beside, base) if floating else None, output,
     )  # fmt: skip
     needed = intervals.enough(tolerances.ACCURACY_POINTS)
-    if names and beside and limit is not None and limit < needed:
+    count = _fewest(names, data, limit)
+    if beside and count is not None and count < needed:
         points = 100 * tolerances.ACCURACY_POINTS
         Terminal(stderr=True).print(
-            f"{limit} questions cannot pass rung L4 of dlqat-check: to tell {points:g} point takes {needed} even if every answer is the "
+            f"{count} questions cannot pass rung L4 of dlqat-check: to tell {points:g} point takes {needed} even if every answer is the "
             "reference's",
             soft_wrap=True,
         )
-    _quiet(offline=data is not None)
     from dlqat.runtime_tests.eval import run as eval_run
 
     target = result_path(folder, chosen.name)
@@ -126,6 +142,32 @@ def command(
         console = Terminal()
         console.print(table(result))
         console.print(f"results: {target}")
+
+
+def _fewest(names: Sequence[str], data: Path | None, limit: int | None) -> int | None:
+    """Questions of the shortest task, as far as it is known before lm_eval reads them."""
+    counts = [limit] if names and limit is not None else []
+    for name in names:
+        if data is None:
+            break
+        files = [path for split in ("test", "validation") if (path := data / f"{name}_{split}.jsonl").is_file()]
+        counts += [len([line for line in path.read_bytes().splitlines() if line.strip()]) for path in files[:1]]
+    return min(counts, default=None)
+
+
+def _float(beside: Path | None, named: str | None) -> Source | None:
+    """The float model, or a line on why it is not measured."""
+    if beside is None:
+        if named is not None:
+            raise Refusal("--base is measured beside the reference; leave --no-reference out")
+        return None
+    from dlqat import source  # with transformers
+
+    found = source.at_hand(beside.resolve().parent, named)
+    if isinstance(found, str):
+        Terminal(stderr=True).print(f"without the float model: {found}; name it with --base", soft_wrap=True)
+        return None
+    return found
 
 
 def _quiet(*, offline: bool) -> None:

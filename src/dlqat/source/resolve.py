@@ -11,12 +11,14 @@ model can run code: safetensors and GGUF only, no pickle, and one door to transf
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,7 +30,7 @@ from dlqat.architecture import Config, Decoder
 from dlqat.folded import disk
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import float_model, gguf_model, hf_folder, pretrained, sidecar
+from dlqat.source import float_model, gguf_file, gguf_model, hf_folder, peft_adapter, pretrained, sidecar
 from dlqat.source.float_model import FloatModel
 
 
@@ -42,11 +44,18 @@ class Source:
     """The folder or the .gguf file."""
     decoder: Decoder
     stored: FloatModel
+    adapter: Path | None = None
+    """A PEFT adapter that is merged into the model in `path`; `text` names it then."""
 
     @property
     def config(self) -> Config:
         """The complete config.json."""
         return self.stored.config
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies, if it is a folder."""
+        return peft_adapter.tokenizer_folder(self.adapter, self.path) if self.adapter else self.path
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +71,10 @@ class Loaded:
         folded.disk.copy_tokenizer finds them: a folder's own files byte for byte; what had no tokenizer.json, converted."""
         target.mkdir(parents=True, exist_ok=True)
         if self.source.path.is_dir():
-            disk.copy_tokenizer(self.source.path, target)
+            place = self.source.tokenizer_folder
+            disk.copy_tokenizer(place, target)
+            if place != self.source.path and not (place / "generation_config.json").is_file():
+                disk.copy_generation(self.source.path, target)
         if not (target / "tokenizer.json").is_file():
             self.tokenizer.save_pretrained(target)
         if not (target / "generation_config.json").is_file():
@@ -70,15 +82,16 @@ class Loaded:
             self.model.generation_config.save_pretrained(target)
 
 
-def resolve(text: str) -> Source:
+def resolve(text: str, base: str | None = None) -> Source:
     """Find and check the model that `text` names: the path of a folder or of a .gguf file, or, if no such
-    path exists, org/name[@revision] of the hub (the only case in which the network is used).
+    path exists, org/name[@revision] of the hub (the only case in which the network is used). A PEFT adapter is merged into
+    the folder `base`, or the one that it names itself.
 
     Refusal: nothing there, an unknown architecture, pickled, quantized or damaged weights, a tensor too
     many or too few."""
     path = Path(text).expanduser()
-    if path.exists():
-        text = str(path.resolve())
+    if path.exists():  # of a file its own name: in the hub's cache it is a link to one without a suffix
+        text = str(path.parent.resolve() / path.name if path.is_file() else path.resolve())
     elif match := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", text):
         path = _download(match[1], match[2])
         text = f"{match[1]}@{path.name}"
@@ -86,11 +99,18 @@ def resolve(text: str) -> Source:
         raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
     if not path.is_dir() and (reason := plain_file.fault(path)) is not None:
         raise Refusal(f"{path} {reason}")
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file() and path.suffix != ".gguf" and not gguf_file.is_gguf(path):
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
-    found = float_model.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
+    adapter = path if path.is_dir() and peft_adapter.is_adapter(path) else None
+    if adapter is not None:
+        path = peft_adapter.base_of(adapter, base).resolve()
+        found = float_model.as_stored(peft_adapter.merge(adapter, path))
+    elif base is not None:
+        raise Refusal(f"{text} is not a PEFT adapter, so it has no other base; leave --base {base} out")
+    else:
+        found = float_model.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
     float_model.check(found, str(path))
-    return Source(text, path, architecture.read(found.config), found)
+    return Source(text, path, architecture.read(found.config), found, adapter)
 
 
 def weights(source: Source) -> Mapping[str, Tensor]:
@@ -110,7 +130,7 @@ def weights(source: Source) -> Mapping[str, Tensor]:
 def load(source: Source) -> Loaded:
     """The whole model and its tokenizer. Refusal, before a weight is read, if the tokenizer is missing or damaged."""
     folder = source.path.is_dir()
-    tokenizer = sidecar.tokenizer(source.path) if folder else sidecar.gguf_tokenizer(source.path)
+    tokenizer = _tokenizer(source.tokenizer_folder) if folder else sidecar.gguf_tokenizer(source.path)
     generation = sidecar.generation(source.path) if folder else None
     with quiet():
         model = pretrained.model_of(source.config, weights(source), source.stored.dtype)
@@ -118,6 +138,20 @@ def load(source: Source) -> Loaded:
         model.generation_config = generation
     model.config.name_or_path = ""
     return Loaded(source, model, tokenizer)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; of an adapter's without the adapter, which transformers would load as well."""
+    if not peft_adapter.is_adapter(folder):
+        return sidecar.tokenizer(folder)
+    with TemporaryDirectory() as alone:
+        disk.copy_tokenizer(folder, Path(alone))
+        try:
+            found = sidecar.tokenizer(Path(alone))
+        except Refusal as reason:
+            raise Refusal(str(reason).replace(alone, str(folder))) from reason
+    found.name_or_path = str(folder)
+    return found
 
 
 def fingerprint(source: Source) -> str:
@@ -133,12 +167,14 @@ def fingerprint(source: Source) -> str:
 def _download(name: str, revision: str | None) -> Path:
     """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
     tokenizer = [*disk.TOKENIZER_FILES, disk.MORE_TEMPLATES]
-    shards = [hf_folder.SINGLE, hf_folder.INDEX, "model-*-of-*.safetensors"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
         float_model.complete(hf_folder.config(folder), torch.float32)
         pretrained.look(folder)
-        return Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", *shards, *tokenizer]))
+        wanted = ["config.json", hf_folder.SINGLE, hf_folder.INDEX, *tokenizer]
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+        shards = [glob.escape(shard) for shard in hf_folder.shards(folder)]  # under whatever names
+        return Path(snapshot_download(name, revision=folder.name, allow_patterns=[*wanted, *shards]))
     except Refusal:
         raise
     except Exception as error:  # the hub, httpx and the cache raise unrelated classes

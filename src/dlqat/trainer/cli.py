@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,25 @@ WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
 @app.command(no_args_is_help=True)
 def train(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder, a hub id (org/name) or a .gguf file.")],
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, a hub id (org/name), a .gguf file or a PEFT adapter.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="model_dir; the same command continues it.")],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", help="self | .txt | .jsonl | a folder of them | hub dataset; may be repeated."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="self | .txt | .jsonl | .json | .csv | .parquet | a folder of them | hub dataset; may be repeated.",
+        ),
+    ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="Jinja template for a model without one, or in place of its own; ships with the model."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Folder of a PEFT adapter's base model, if it is not where adapter_config.json says."),
     ] = None,
     method: Annotated[str, typer.Option(help=f"dlqat | {' | '.join(METHODS)}.", rich_help_panel=WHAT)] = DLQAT,
     settings: Annotated[
@@ -118,6 +133,9 @@ def train(
     The default is the [b]portable[/b] profile: symmetric int4, groups of 32, int8 embedding and head, int8
     activations: what every target holds exactly. Then: [b]dlqat-export --target onnx MODEL_DIR[/b].
 
+    Exit code 0: trained, or it was already. 2: bad input, no training was done. 3: a bug in dlqat. 130: stopped; the same
+    command continues.
+
     Examples:
       dlqat-train ./my-finetune -o model_dir --data chats.jsonl --ce 1 --kd 1
 
@@ -166,8 +184,10 @@ def train(
         from dlqat.trainer.run import run
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
-    console = Terminal(stderr=True)
-    folder = run(TrainRequest(model, output, sources, checked, options, parallel, compression), console)
+    console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
+    folder = run(
+        TrainRequest(model, output, sources, checked, options, parallel, compression, chat_template, base), console
+    )
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",

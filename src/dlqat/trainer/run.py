@@ -33,10 +33,10 @@ from dlqat import adapter, atomic, folder_lock, own_folder, plan, source, tensor
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.folded import disk
 from dlqat.refusal import Refusal
-from dlqat.source import Loaded
+from dlqat.source import Loaded, Source
 from dlqat.terminal import Terminal
 from dlqat.trainer import log, plot, preflight, reach, state
-from dlqat.trainer.data import self_data, training_data
+from dlqat.trainer.data import self_data, template, training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.layers.prepare import load, prepare, qat_layers
 from dlqat.trainer.layers.qat import QATLinear
@@ -60,10 +60,7 @@ def run(request: TrainRequest, console: Terminal) -> Path:
 
 
 def _run(request: TrainRequest, console: Terminal) -> Path:
-    origin = source.resolve(request.model)
-    preflight.check(request.recipe, origin.decoder)
-    if request.data:
-        preflight.check_length(request.options.sequence_length, origin.decoder)
+    origin = _origin(request, console)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
@@ -76,9 +73,11 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
+    if request.chat_template is not None:
+        template.put(request.chat_template, loaded.tokenizer)
     reach.check(loaded.model, request.recipe)
     if first:
-        _begin(request.output, loaded, wanted)
+        _clear(request.output)
     with log.bar(console, quiet=not first) as progress:
         if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
             loaded.model.float()
@@ -86,6 +85,9 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
             _enough(request, batches)
+        if first:  # not before: bad data leave no model_dir
+            _begin(request, loaded, wanted)
+        if batches is not None:
             _same_examples(request.output, batches, write=first)
         _start(request, loaded, batches, runtime, progress, console)
         trained: Mapping[str, Tensor] = {}
@@ -99,17 +101,34 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
     return request.output
 
 
-def _begin(output: Path, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
-    """Write the record, and what an app needs besides the weights. Refusal of a file there that dlqat did not write."""
+def _origin(request: TrainRequest, console: Terminal) -> Source:
+    """The float model. Refusal, before a weight is read, if the recipe or the sequences do not fit it."""
+    origin = source.resolve(request.model, request.base)
+    for note in origin.stored.notes:
+        console.print(note, soft_wrap=True)
+    preflight.check(request.recipe, origin.decoder)
+    if request.data:
+        preflight.check_length(request.options.sequence_length, origin.decoder)
+    return origin
+
+
+def _clear(output: Path) -> None:
+    """Delete what is of another model or method. Refusal of a file there that dlqat did not write."""
     if (output / TRAINING).is_symlink():
         raise Refusal(f"{output / TRAINING} is a symbolic link; remove it")
-    fresh = not begun(output)
-    if fresh:  # these may be of another model or method
+    if not begun(output):
         own_folder.delete(output, EXAMPLES, plan.FILE, *disk.tokenizer_files(output))
+
+
+def _begin(request: TrainRequest, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
+    """Write the record, and what an app needs besides the weights."""
+    output, fresh = request.output, not begun(request.output)
     (output / TRAINING).mkdir(parents=True, exist_ok=True)
     atomic.text(output / RECORD, json.dumps(wanted, indent=1) + "\n")
     if fresh:
         loaded.files(output)
+        if request.chat_template is not None:
+            template.write(str(loaded.tokenizer.chat_template), output)
         own_folder.note(output, *(output / name for name in disk.tokenizer_files(output)))
 
 

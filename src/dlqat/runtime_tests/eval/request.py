@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dlqat.artifact import Artifact
 from dlqat.devices.device import Device, Session, Setting
@@ -20,7 +22,12 @@ from dlqat.runtime_tests.eval.journal import Journal
 from dlqat.runtime_tests.eval.journaled_model import JournaledModel
 from dlqat.runtime_tests.report import versions
 
+if TYPE_CHECKING:  # with transformers, and --help imports this file
+    from dlqat.source import Source
+
 CACHE = ".dlqat-eval"
+MESSAGES = ".jsonl"
+"""The end of a --text that holds conversations."""
 OF_REFERENCE = ("dlqat", "torch", "transformers", "compressed-tensors")
 """The packages that the reference's answers depend on."""
 
@@ -40,10 +47,17 @@ class EvalRequest:
     tokens: int | None = None
     activations: str | None = None
     threads: int = 1
-    chat: bool = False
-    """Whether the questions go through the model's chat template."""
+    chat: bool | None = None
+    """Whether questions go through the model's chat template; None: messages do, lm_eval's tasks do not."""
+    base: Source | None = None
+    """The float model; None: it is not measured."""
     output: Path | None = None
     """Where results and journals go; None: results into the artifact, journals with what they are about."""
+
+    @property
+    def messages(self) -> bool:
+        """Whether the text is conversations."""
+        return self.text is not None and self.text.suffix == MESSAGES
 
     @property
     def folder(self) -> Path:
@@ -54,11 +68,12 @@ class EvalRequest:
         """What to type to get these figures again."""
         words = ["dlqat-eval", str(self.artifact.folder), "--device", self.device.name]
         words += ["--reference", str(self.reference)] if self.reference else ["--no-reference"]
+        words += ["--base", self.base.text] if self.base else ["--no-float"] if self.reference else []
         words += [w for t in self.tasks for w in ("--tasks", t)]
         for name in ("data", "limit", "shots", "text", "tokens", "activations"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name}", str(value)]
-        words += ["--apply-chat-template"] if self.chat else []
+        words += {True: ["--apply-chat-template"], False: ["--no-apply-chat-template"], None: []}[self.chat]
         return shlex.join([*words, "--threads", str(self.threads)])
 
 
@@ -96,18 +111,37 @@ def context(request: EvalRequest) -> int:
 
 def reference(request: EvalRequest, folder: Path) -> JournaledModel:
     """folded/ as transformers loads it, in float32."""
+
+    def network() -> Any:
+        from dlqat.runtime_tests.reference.model import Reference
+
+        return Reference(folder).network
+
+    return _pytorch(request, "reference", of_reference(folder), network, folder)
+
+
+def floating(request: EvalRequest, origin: Source, folder: Path) -> JournaledModel:
+    """The float model that `folder` was trained from, in float32."""
+    from dlqat import source
+
+    def network() -> Any:
+        return source.load(origin).model.float()
+
+    return _pytorch(request, "float", source.fingerprint(origin), network, folder)
+
+
+def _pytorch(request: EvalRequest, name: str, digest: str, network: Callable[[], Any], folder: Path) -> JournaledModel:
+    """A model in PyTorch, whose answers lie beside `folder`, so that every artifact of it finds them."""
     import torch
 
-    from dlqat.runtime_tests.reference.model import Reference
     from dlqat.runtime_tests.reference.torch_session import TorchSession
 
-    used = {name: version for name, version in versions.installed().items() if name in OF_REFERENCE}
-    identity = {"reference": of_reference(folder), "versions": used}
+    used = {package: version for package, version in versions.installed().items() if package in OF_REFERENCE}
 
     def opened() -> Session:
         torch.set_num_threads(request.threads)
-        return TorchSession(Reference(folder).network)
+        return TorchSession(network())
 
     beside = folder.resolve().parent
     place = request.folder if request.output or not os.access(beside, os.W_OK) else beside
-    return JournaledModel("reference", opened, Journal(place / CACHE, identity), context(request))
+    return JournaledModel(name, opened, Journal(place / CACHE, {name: digest, "versions": used}), context(request))

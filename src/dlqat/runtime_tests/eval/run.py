@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dlqat import corpus, json_file, plain_file, source
+from dlqat.devices.device import Setting
 from dlqat.folded import disk
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests.eval import measure
+from dlqat.runtime_tests.eval import measure, messages
 from dlqat.runtime_tests.eval import request as eval_request
 from dlqat.runtime_tests.eval.fingerprint import fingerprint, of_reference
 from dlqat.runtime_tests.eval.journaled_model import JournaledModel, Tell
 from dlqat.runtime_tests.eval.request import EvalRequest
+from dlqat.runtime_tests.eval.scoring import Question
 from dlqat.runtime_tests.report import record, versions
 
 FORMAT = 1
@@ -39,12 +41,12 @@ def run(request: EvalRequest, progress: Progress) -> dict[str, Any]:
     tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
     if request.reference:
         _same_tokens(request.artifact.folder, tokenizer)
-    if request.chat and not isinstance(tokenizer.chat_template, str | dict):
-        raise Refusal(f"{tokenizer.name_or_path} has no chat template; leave --apply-chat-template out")
-    ids = token_ids(tokenizer, request.text, request.tokens)
+    talk = request.messages and request.chat is not False
+    if (request.chat or talk) and not isinstance(tokenizer.chat_template, str | dict):
+        raise Refusal(f"{tokenizer.name_or_path} has no chat template; use --no-apply-chat-template")
+    asked = _text(request, tokenizer)
     ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
-    subjects = [eval_request.artifact(request, chosen)]
-    subjects += [eval_request.reference(request, request.reference)] if request.reference else []
+    subjects = _subjects(request, chosen)
     windows: list[Any] = []
     answers: list[measure.Answers] = []
     seconds: dict[str, float] = {}
@@ -55,12 +57,14 @@ def run(request: EvalRequest, progress: Progress) -> dict[str, Any]:
                 with progress(subject.name, "answers") as subject.tell:
                     answers.append(
                         measure.tasks(
-                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=request.chat
+                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=bool(request.chat)
                         )
                     )
-            if ids:
-                with progress(subject.name, "windows of text") as subject.tell:
-                    windows.append(measure.perplexity(subject, ids))
+            if asked:
+                with progress(
+                    subject.name, "answers of the text" if request.messages else "windows of text"
+                ) as subject.tell:
+                    windows.append(measure.losses(subject, asked))
             seconds[subject.name] = time.monotonic() - before
         about = _about(request, subjects)
         cut = {s.name: s.cut for s in subjects}
@@ -68,14 +72,15 @@ def run(request: EvalRequest, progress: Progress) -> dict[str, Any]:
     finally:
         for subject in subjects:
             subject.close()
+    how = {"answers": len(asked), "chat_template": talk} if request.messages else {}
     figures = {
         "setting": str(chosen),
         "seconds": time.monotonic() - start,
         "cost": cost,
-        "chat_template": request.chat,
+        "chat_template": bool(request.chat),
         "cut": cut,
         "tasks": measure.compared(*answers) if configs else {},
-        "text": {"file": str(request.text), **measure.compared_text(*windows)} if ids else None,
+        "text": {"file": str(request.text), **how, **measure.compared_text(*windows)} if asked else None,
         "lm_eval": {s.name: a.own for s, a in zip(subjects, answers, strict=True)} if configs else None,
     }
     return record.plain({**about, **figures})
@@ -88,12 +93,30 @@ def _about(request: EvalRequest, subjects: list[JournaledModel]) -> dict[str, An
         "artifact": str(request.artifact.folder),
         "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
         "reference": str(request.reference) if request.reference else None,
+        "float": request.base.text if request.base else None,
         "reference_sha256": of_reference(request.reference) if request.reference else None,
         "device": request.device.name,
         "command": request.command,
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
         "versions": {"python": platform.python_version()} | versions.installed(),
     }
+
+
+def _subjects(request: EvalRequest, chosen: Setting) -> list[JournaledModel]:
+    """Who answers: the artifact, its reference, the float model."""
+    found = [eval_request.artifact(request, chosen)]
+    if request.reference:
+        found.append(eval_request.reference(request, request.reference))
+        found += [eval_request.floating(request, request.base, request.reference)] if request.base else []
+    return found
+
+
+def _text(request: EvalRequest, tokenizer: Any) -> list[Question]:
+    """What is asked of --text: each answer of conversations, or a text window by window; nothing without one."""
+    if request.text is not None and request.messages:
+        return messages.questions(tokenizer, request.text, request.tokens, chat=request.chat is not False)
+    ids = token_ids(tokenizer, request.text, request.tokens)
+    return measure.text_questions(ids, eval_request.context(request))
 
 
 def _same_tokens(folder: Path, tokenizer: Any) -> None:
