@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from transformers import AutoTokenizer
 from dlqat import source
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
-from dlqat.trainer import chat, data, examples, self_data
+from dlqat.trainer import chat, data, examples, forms, self_data
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.data import Plan
 from dlqat.trainer.examples import IGNORED, Examples, Marked
@@ -224,13 +227,33 @@ def test_sources_are_joined(tmp_path: Path, loaded: Loaded) -> None:
 BAD_ROWS = {
     "no-json": ('{"text": ', r"bad.jsonl:2 is no JSON"),
     "no-object": ('["text"]', r'bad.jsonl:2: a row is an object \{"text"\}'),
-    "unknown-keys": ({"instruction": "x", "output": "y"}, r"bad.jsonl:2: .*found the keys instruction, output"),
+    "unknown-keys": ({"question": "x", "answer": "y"}, r"bad.jsonl:2: .*ShareGPT.*found the keys question, answer"),
     "no-text": ({"text": 3}, r'bad.jsonl:2: "text" must be a text, found 3'),
     "no-prompt": ({"completion": "x"}, r'bad.jsonl:2: "prompt" must be a text'),
-    "messages": ({"messages": "hi"}, r'bad.jsonl:2: "messages" must be a list'),
+    "messages": ({"messages": 3}, r'bad.jsonl:2: "messages" must be a list'),
     "role": ({"messages": [{"content": "hi"}]}, r'bad.jsonl:2: "messages" must be a list'),
     "content": ({"messages": [{"role": "user", "content": 3}]}, r"content of role 'user' is no text"),
-    "first": ({"messages": [{"role": "assistant", "content": "hi"}]}, "cannot begin with the assistant"),
+    "messages-text": ({"messages": "[]"}, r'bad.jsonl:2: "messages" must be a list of .* found \[\]'),
+    "messages-json": ({"messages": "[{"}, r'bad.jsonl:2: "messages", which is given as text, is no JSON'),
+    "tools": ({"messages": [{"role": "user", "content": "hi"}], "tools": "3"}, r'bad.jsonl:2: "tools" must be a list'),
+    "sharegpt": ({"conversations": [{"from": "human"}]}, r'"conversations" must be a list .* role .human. is no text'),
+    "unknown-role": (
+        {"conversations": [{"from": "narrator", "value": "hi"}]},
+        r"bad.jsonl:2: the role 'narrator' is not known; known are system, user, assistant, tool, ShareGPT's human",
+    ),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        r"bad.jsonl:2: the content of role 'user' has a part that is no .*image_url",
+    ),
+    "no-instruction": ({"output": "x"}, r'bad.jsonl:2: "instruction" must be a text, found None'),
+    "history": (
+        {"instruction": "x", "output": "y", "history": ["q"]},
+        r'bad.jsonl:2: "history" must be a list of pairs',
+    ),
+    "mixed": (
+        {"prompt": [{"role": "user", "content": "x"}], "completion": "y"},
+        r'bad.jsonl:2: "prompt" must be a text',
+    ),
     "half-text": ({"text": "cut \ud83d"}, r"bad.jsonl:2: the text holds \\ud83d, half of a character"),
     "half-prompt": ({"prompt": "\ude00", "completion": "x"}, r"bad.jsonl:2: the text holds \\ude00"),
     "half-talk": (
@@ -282,10 +305,13 @@ def test_what_is_no_source_is_refused(names: list[str], message: str) -> None:
 
 
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(Refusal, match=r"a.csv: training data are .txt or .jsonl"):
-        data.sources([str(tmp_path / "a.csv")])
-    with pytest.raises(Refusal, match="has no .txt and no .jsonl file"):
+    (tmp_path / "a.pdf").touch()
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(
+        Refusal, match=r"a.pdf: training data are files \(.txt, .jsonl, .jsonl.gz, .json, .csv and .parquet"
+    ):
+        data.sources([str(tmp_path / "a.pdf")])
+    with pytest.raises(Refusal, match=r"has no file of data \(.txt"):
         data.sources([str(tmp_path)])
 
 
@@ -313,6 +339,138 @@ def test_hub_dataset(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyP
         texts("org/name::nosuch", 1)
     with pytest.raises(Refusal, match="org/absent is no path here and cannot be had from the hub"):
         texts("org/absent", 1)
+
+
+# -- forms of rows, and of files
+
+ASKED = {"role": "user", "content": "2+2?"}
+ANSWERED = {"role": "assistant", "content": "4."}
+ONE_TURN = "<s>user\n2+2?</s>\n<s>assistant\n4.</s>\n"
+FORMS: dict[str, dict[str, object]] = {
+    "messages": {"messages": [ASKED, ANSWERED]},
+    "messages as JSON text": {"messages": json.dumps([ASKED, ANSWERED]), "tools": "[]"},
+    "parts": {
+        "messages": [{**ASKED, "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]}, ANSWERED]
+    },
+    "empty keys": {
+        "messages": [{**ASKED, "name": None, "tool_calls": None}, {**ANSWERED, "name": None}],
+        "tools": None,
+    },
+    "ShareGPT": {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4."}]},
+    "ShareGPT under another name": {"messages": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4."}]},
+    "Alpaca": {"instruction": "2+2?", "input": "", "output": "4.", "text": "Below is an instruction ..."},
+    "prompt and completion": {"prompt": [ASKED], "completion": [ANSWERED]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_one_conversation(tmp_path: Path, loaded: Loaded, form: str) -> None:
+    found = read(write_jsonl(tmp_path / "a.jsonl", [{"id": 7, **FORMS[form]}]), loaded)
+    assert loaded.tokenizer.decode(found.ids) == ONE_TURN
+    assert learned(found, loaded.tokenizer) == ["4.</s>"]
+
+
+def test_what_stands_beside_the_turns_is_taken_too(tmp_path: Path, loaded: Loaded) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4."}], "system": "Be terse."},
+        {"instruction": "Add.", "input": "2+2", "output": "4.", "history": [["Hi", "Ho"]]},
+        {
+            "prompt": [ASKED, ANSWERED, {"role": "user", "content": "Sure?"}],
+            "completion": [{"role": "assistant", "content": "Yes"}],
+        },
+    ]
+    found = read(write_jsonl(tmp_path / "a.jsonl", rows), loaded, length=200)
+    texts = [loaded.tokenizer.decode(found.example(i)[0]) for i in range(3)]
+    assert texts[0] == "<s>system\nBe terse.</s>\n" + ONE_TURN
+    assert texts[1] == "<s>user\nHi</s>\n<s>assistant\nHo</s>\n<s>user\nAdd.\n\n2+2</s>\n<s>assistant\n4.</s>\n"
+    assert [learned(found, loaded.tokenizer, i) for i in range(3)] == [["4.</s>"], ["Ho</s>", "4.</s>"], ["Yes</s>"]]
+
+
+def test_arguments_of_a_call_are_an_object_for_the_template() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    for calls in ([call], json.dumps([call])):
+        (message,) = forms.messages([{"role": "assistant", "tool_calls": calls}], "messages", "here:1")
+        assert message["content"] is None
+        assert message["tool_calls"][0]["function"]["arguments"] == {"a": 2}
+
+
+@pytest.mark.parametrize("template", ["prefix", "generation"])
+def test_a_greeting_is_read_and_not_learned(template: str) -> None:
+    found, texts = conversation(
+        [{"role": "assistant", "content": "Hello!"}, *TALK], {"prefix": CHATML}.get(template, WITH_GENERATION)
+    )
+    assert texts[0].startswith("<s>assistant\nHello!</s>")
+    assert learned(found, toy_tokenizer()) == ["It is 4.</s>", "Yes,\n  quite.</s>"]
+
+
+def test_a_role_that_the_template_names_is_known() -> None:
+    talk = [{"role": "critic", "content": "Hm."}, *TALK]
+    with pytest.raises(Refusal, match="here:1: the role 'critic' is not known"):
+        conversation(talk)
+    assert conversation(talk, CHATML + "{# 'critic' #}")[1][0].startswith("<s>critic\nHm.</s>")
+
+
+def write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows)
+
+
+WRITERS = {
+    "a.jsonl.gz": lambda path, rows: path.write_bytes(gzip.compress("\n\n".join(map(json.dumps, rows)).encode())),
+    "a.json": lambda path, rows: path.write_text(json.dumps(rows, indent=2)),
+    "lines.json": lambda path, rows: path.write_text("\n".join(map(json.dumps, rows))),
+    "a.CSV": write_csv,
+    "a.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_kinds_of_files(tmp_path: Path, loaded: Loaded, name: str) -> None:
+    """Also inside a folder, and each row under its number."""
+    rows = [{"messages": [ASKED, ANSWERED]}, {"messages": [ASKED, {**ANSWERED, "content": 'four, "4"'}]}]
+    WRITERS[name](tmp_path / name, rows)
+    for source_of_data in (tmp_path / name, tmp_path):
+        found = read(source_of_data, loaded)
+        assert [learned(found, loaded.tokenizer, i) for i in range(2)] == [["4.</s>"], ['four, "4"</s>']]
+    WRITERS[name](tmp_path / name, [*rows, {"messages": [{**ASKED, "role": "narrator"}]}])
+    with pytest.raises(Refusal, match=rf"{name}(:\d| \(row 3\)).*the role 'narrator' is not known"):
+        read(tmp_path / name, loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", b'{"text": "x"}', "a.jsonl.gz is no gzip file, or a damaged one"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-9], "a.jsonl.gz is no gzip file, or a damaged one"),
+        ("a.csv", b'text,id\n"x",1,2\n', r"a.csv:2: the row has not as many cells as the first line has names"),
+        ("a.csv", b'text\n"x"y\n', r"a.csv:2 is no CSV"),
+        ("a.json", b'{\n "data": []\n}', "a.json:1 is no JSON"),
+        ("a.json", b'["text"]', r"a.json \(row 1\): a row is an object"),
+        ("a.parquet", b"PAR1nothing", "a.parquet is no parquet file"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(
+    tmp_path: Path, loaded: Loaded, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refusal, match=message):
+        read(tmp_path / name, loaded)
+
+
+def test_parquet_without_its_library_names_the_extra(
+    tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Refusal, match=r"a.parquet: .parquet files need pyarrow: pip install 'dlqat\[data\]'"):
+        read(tmp_path / "a.parquet", loaded)
 
 
 # -- conversations

@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 from dlqat import checkpoint, folder_lock, own_folder
 from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
-from dlqat.exporters import fold
+from dlqat.exporters import fold, templates
 from dlqat.folded import Quantized, dense
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
 from dlqat.trainer import cli, prepare, run, self_data, state
 from models import tiny
-from toy_tokenizer import toy_tokenizer
+from toy_tokenizer import CHATML, toy_tokenizer
+
+TALK = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}]
 
 
 @pytest.fixture
@@ -88,13 +90,14 @@ def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
     text, out = base.parent / "text.txt", base.parent / "out"
     right = text.read_text(encoding="utf-8")
     text.write_text("short", encoding="utf-8")
-    for _ in range(2):
-        with pytest.raises(Refusal, match="less than one block"):
-            call(base)
+    with pytest.raises(Refusal, match="less than one block"):
+        call(base)
+    assert not out.exists()
+    text.write_text(right, encoding="utf-8")
+    kill_before_the_start(base)
     for name in ("plan.json", "vocab.json", "training/examples.sha256"):
         (out / name).write_text("{}", encoding="utf-8")
         own_folder.note(out, out / name)
-    text.write_text(right, encoding="utf-8")
     (out / "merges.txt").write_text("mine")
     with pytest.raises(Refusal, match="merges.txt would be overwritten, and dlqat did not write it"):
         call(base, "--seed", "7")
@@ -123,8 +126,60 @@ def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_writ
     call(base, "--method", "rtn")  # trains nothing, so there is no batch
 
 
+def test_a_template_for_a_base_model_ships_with_it(base: Path) -> None:
+    """In place of the model's own, too: of those nothing is left."""
+    (base / "chat_template.jinja").unlink()
+    (base.parent / "chatml.jinja").write_text(CHATML, encoding="utf-8")
+    (base.parent / "chats.jsonl").write_text(json.dumps({"messages": TALK}) + "\n", encoding="utf-8")
+    chats, template = (
+        str(base.parent / "chats.jsonl"),
+        ["--sequence-length", "64", "--chat-template", str(base.parent / "chatml.jinja")],
+    )
+    with pytest.raises(Refusal, match="chats.jsonl:1: messages need a chat template.*--chat-template FILE"):
+        call(base, data=chats)
+    assert not (base.parent / "out").exists()  # bad data leave nothing behind
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("{{ 'other' }}")
+    settings = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ 'old' }}"}))
+    kill_before_training(base, *template, data=chats)
+    with pytest.raises(Refusal, match="out was begun with another --chat-template; choose"):
+        call(base, *template[:2], data=chats)
+    call(base, *template, data=chats)
+    folded = fold.fold(base.parent / "out")
+    assert templates.read(folded) == {"default": CHATML}
+    assert (base / "additional_chat_templates" / "rag.jinja").exists()  # the base is left as it is
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{% for %}", "mine.jinja: the chat template refuses this conversation: TemplateSyntaxError"),
+        ("<s>", "mine.jinja is no chat template: it leaves out what the user says"),
+        (None, "mine.jinja does not exist"),
+    ],
+)
+def test_a_template_that_writes_nothing_is_refused(base: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (base.parent / "mine.jinja").write_text(text)
+    with pytest.raises(Refusal, match=says):
+        call(base, "--chat-template", str(base.parent / "mine.jinja"))
+    assert not (base.parent / "out").exists()
+
+
 class Killed(Exception):
     """Stands for the kill in the middle of a run."""
+
+
+def kill_before_the_start(base: Path, *extra: str) -> None:
+    """One call that ends when there is a model_dir and no start in it."""
+
+    def stop(*arguments: object, **more: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run, "prepare", stop)
+        call(base, *extra)
 
 
 def kill_before_training(base: Path, *extra: str, output: str = "out", data: str = "") -> None:

@@ -9,7 +9,7 @@ Where the template marks it ({% generation %}), its marks are taken. Otherwise, 
 and whole minus prompt is the answer, if prompt is a prefix of whole (a template for which it is not is
 refused: what a model is asked at inference would not be what it was trained on). The answer ends with
 the end-of-turn token; the newline that many templates write after it is never generated, so never learned. An answer that
-the data switch off ("weight": 0, "train": false) is read and not learned.
+the data switch off ("weight": 0, "train": false) is read and not learned; neither is one that begins the conversation.
 
 Some templates write a turn otherwise once others follow (Qwen3 drops the thinking of old turns). Then
 a conversation becomes one example per answer, each exactly as it stands when that answer is due.
@@ -28,9 +28,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dlqat.refusal import Refusal
 from dlqat.source import chat_template
+from dlqat.trainer import forms
 from dlqat.trainer.examples import Marked, Span
-
-Message = dict[str, Any]
+from dlqat.trainer.forms import Message
 
 DAYS = date(2024, 1, 1).toordinal(), date(2031, 1, 1).toordinal()
 """From which the day of a conversation is drawn."""
@@ -40,8 +40,11 @@ def mark(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str, tools: Any = None
 ) -> list[Marked]:
     """The examples in one conversation; none if the assistant says nothing in it. `where` names the row."""
-    _check(messages, where)
-    template, day = _dated(_template(tokenizer, where, tools), messages)
+    own = _template(tokenizer, where, tools)
+    _check(messages, where, own)
+    if messages[0]["role"] == "assistant":  # a greeting: there is no prompt behind which it would be asked for
+        messages = [{**messages[0], "weight": 0}, *messages[1:]]
+    template, day = _dated(own, messages)
     if re.search(r"\bstrftime_now\s*\(", template):
         raise Refusal(
             f"{where}: the chat template computes the format in which it asks for today's date, so no run could be resumed "
@@ -62,7 +65,9 @@ def _template(tokenizer: PreTrainedTokenizerBase, where: str, tools: Any) -> str
     """The one of the tokenizer's templates that transformers would use."""
     found = tokenizer.chat_template
     if found is None:
-        raise Refusal(f"{where}: messages need a chat template, and this model's tokenizer has none")
+        raise Refusal(
+            f"{where}: messages need a chat template, and this model's tokenizer has none: give --chat-template FILE"
+        )
     if isinstance(found, dict) and "default" not in found and not (tools and "tool_use" in found):
         names = " and ".join(sorted(found))
         raise Refusal(
@@ -140,15 +145,14 @@ def _wanted(spans: Sequence[Span], messages: Sequence[Message]) -> tuple[Span, .
     return tuple(span for span, answer in zip(spans, answers, strict=True) if not _off(answer))
 
 
-def _check(messages: Any, where: str) -> None:
-    """Refusal unless `messages` is a list of {"role": ..., "content": ...} that does not begin with an answer."""
-    shape = '"messages" must be a list of {"role": "...", "content": "..."}'
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise Refusal(f"{where}: {shape}")
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise Refusal(f"{where}: {shape}, found {str(message)[:60]}")
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            raise Refusal(f"{where}: {shape}; the content of role {message['role']!r} is no text")
-    if messages[0]["role"] == "assistant":
-        raise Refusal(f"{where}: a conversation cannot begin with the assistant")
+ROLES = "system", "user", "assistant", "tool"
+
+
+def _check(messages: Sequence[Message], where: str, template: str) -> None:
+    """Refusal of a role that the template does not know: most templates drop such a message without a word."""
+    for role in {message["role"]: None for message in messages}:
+        if role not in ROLES and f"'{role}'" not in template and f'"{role}"' not in template:
+            raise Refusal(
+                f"{where}: the role {role!r} is not known; known are {', '.join(ROLES)}, ShareGPT's {', '.join(forms.ROLES)}, "
+                "and what the chat template names"
+            )

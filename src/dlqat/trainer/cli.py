@@ -33,7 +33,15 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="model_dir; the same command continues it.")],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", help="self | .txt | .jsonl | a folder of them | hub dataset; may be repeated."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="self | .txt | .jsonl | .json | .csv | .parquet | a folder of them | hub dataset; may be repeated.",
+        ),
+    ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="Jinja template for a model without one, or in place of its own; ships with the model."),
     ] = None,
     method: Annotated[str, typer.Option(help=f"dlqat | {' | '.join(METHODS)}.", rich_help_panel=WHAT)] = DLQAT,
     settings: Annotated[
@@ -177,7 +185,7 @@ def train(
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Terminal(stderr=True)
-    folder = run(Request(model, output, sources, checked, options, parallel, compression), console)
+    folder = run(Request(model, output, sources, checked, options, parallel, compression, chat_template), console)
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",

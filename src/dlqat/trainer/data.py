@@ -2,9 +2,9 @@
 """--data: from what the user names to training examples.
 
     notes.txt                     cut into blocks of the sequence length
-    chats.jsonl                   rows {"text"}, {"prompt", "completion"} or {"messages"}
-    corpus/                       every .txt and .jsonl file below it
-    org/name[:config][:split]     a dataset of the Hugging Face hub, with the same columns
+    chats.jsonl                   rows (forms.py); also .jsonl.gz, .json, .csv, .parquet (files.py)
+    corpus/                       every such file below it
+    org/name[:config][:split]     a dataset of the Hugging Face hub, with rows of the same forms
     self                          no data: the teacher writes it (self_data.py)
 
 Several are given with commas or by repeating the option, and make one set.
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from dlqat import atomic, plain_file
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
-from dlqat.trainer import examples, rows, self_data
+from dlqat.trainer import examples, files, rows, self_data
 from dlqat.trainer.examples import Examples
 from dlqat.trainer.self_data import Progress, silent
 
@@ -72,10 +72,10 @@ def sources(data: Sequence[str]) -> list[str]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            _files(path)
+            files.below(path)
         elif path.exists():
-            _suffix(path)
-        elif path.suffix in (".txt", ".jsonl") or (name != SELF and not re.fullmatch(rows.DATASET, name)):
+            _kind(path)
+        elif files.kind(path) or (name != SELF and not re.fullmatch(rows.DATASET, name)):
             raise Refusal(f"{name} does not exist, and it is no hub dataset (org/name[:config][:split]) nor 'self'")
     return names
 
@@ -89,15 +89,15 @@ def digests(names: Sequence[str]) -> list[list[str]]:
 def _digest(path: Path) -> str:
     if not path.exists():
         return ""
-    files = _files(path) if path.is_dir() else [path]
-    content = "".join(f"{file.relative_to(path)} {atomic.sha256(file)}\n" for file in files)
+    found = files.below(path) if path.is_dir() else [path]
+    content = "".join(f"{file.relative_to(path)} {atomic.sha256(file)}\n" for file in found)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _load(name: str, loaded: Loaded, plan: Plan, cache: Path, progress: Progress) -> Examples:
     path = Path(name).expanduser()
     if path.is_dir():
-        return examples.join([_file(file, loaded.tokenizer, plan.length) for file in _files(path)])
+        return examples.join([_file(file, loaded.tokenizer, plan.length) for file in files.below(path)])
     if path.exists():
         return _file(path, loaded.tokenizer, plan.length)
     if name == SELF:
@@ -107,9 +107,9 @@ def _load(name: str, loaded: Loaded, plan: Plan, cache: Path, progress: Progress
 
 
 def _file(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examples:
-    if _suffix(path) == ".jsonl":
-        return examples.gather(_rows(rows.jsonl(path), tokenizer), length)
-    return blocks(path, tokenizer, length)
+    if _kind(path) == files.TEXT:
+        return blocks(path, tokenizer, length)
+    return examples.gather(_rows(files.rows(path), tokenizer), length)
 
 
 def blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examples:
@@ -123,23 +123,16 @@ def blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examp
 
 
 def _rows(
-    found: Iterator[rows.Row], tokenizer: PreTrainedTokenizerBase
+    found: Iterator[files.Row], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
     """(ids, loss) of every row; a row with nothing in it comes out empty, to be counted as skipped."""
     nothing = examples.Marked("", (), complete=True)
     return examples.tokenize((m for row in found for m in rows.mark(row, tokenizer) or [nothing]), tokenizer)
 
 
-def _files(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
-    if not found:
-        raise Refusal(f"{folder} has no .txt and no .jsonl file")
-    return found
-
-
-def _suffix(path: Path) -> str:
+def _kind(path: Path) -> str:
     if (reason := plain_file.fault(path)) is not None:
         raise Refusal(f"{path} {reason}")
-    if path.suffix not in (".txt", ".jsonl"):
-        raise Refusal(f"{path}: training data are .txt or .jsonl files, a folder of them, a hub dataset, or 'self'")
-    return path.suffix
+    if (kind := files.kind(path)) is None:
+        raise Refusal(f"{path}: training data are files ({files.NAMED}), a folder of them, a hub dataset, or 'self'")
+    return kind

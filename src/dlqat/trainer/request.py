@@ -20,7 +20,7 @@ from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Source
-from dlqat.trainer import data
+from dlqat.trainer import data, template
 from dlqat.trainer.methods import known
 from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
@@ -40,6 +40,8 @@ class Request:
     parallel: str = "ddp"
     method: Method | None = None
     """What makes the start of the blocks' linears; None: DL-QAT's own (`options.init`). Untrained: options.steps = 0."""
+    chat_template: Path | None = None
+    """A file; None: the model's own."""
 
     @property
     def calibration(self) -> int:
@@ -65,6 +67,7 @@ def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
         "data": data.digests(names),
+        "chat_template": template.digest(request.chat_template),
         "options": asdict(request.options),
         "method": known.record(request.method) if request.method else {"name": "dlqat"},
         "versions": {name: version(name) for name in ("dlqat", "torch", "transformers")},
@@ -88,25 +91,27 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
     old = _recorded(path)
     if not begun(output):
         return False
-    for key in ("fingerprint", "method", "recipe", "data", "options"):
+    for key in ("fingerprint", "method", "recipe", "data", "chat_template", "options"):
         same = _contents(old[key]) == _contents(wanted[key]) if key == "data" else old.get(key) == wanted[key]
         if not same:
-            what = f"base model ({old.get('source')}" if key == "fingerprint" else f"{key} ("
+            shown = old.get("source") if key == "fingerprint" else _difference(old.get(key), wanted[key])
+            what = {"fingerprint": "base model", "chat_template": "--chat-template"}.get(key, key)
             raise Refusal(
-                f"{output} was begun with another {what}{_difference(old.get(key), wanted[key])}); "
+                f"{output} was begun with another {what}{f' ({shown})' if shown else ''}; "
                 "choose another --output, delete it, or repeat its own options to continue it"
             )
     return (output / ADAPTERS).exists()
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The kinds of what is compared; older records have no method, and data as a dictionary."""
+    """The kinds of what is compared; older records have no method and no template, and data as a dictionary."""
 
     fingerprint: str
     recipe: list[dict[str, Any]]
     data: list[tuple[str, str]] | dict[str, str]
     options: dict[str, Any]
     method: dict[str, Any] = {}
+    chat_template: str = ""
     source: str = ""
 
 
@@ -125,6 +130,7 @@ def _recorded(path: Path) -> dict[str, Any]:
             f"{path.parent} holds a {RECORD} that is none of dlqat-train ({reason}); choose another --output"
         ) from reason
     found.setdefault("method", {"name": "dlqat"})
+    found.setdefault("chat_template", "")
     if isinstance(found["data"], dict):  # as recorded before the order was
         found["data"] = [[name, digest] for name, digest in cast("dict[str, str]", found["data"]).items()]
     return found

@@ -1,35 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of training data, wherever they lie: JSONL files, or a dataset of the Hugging Face hub."""
+"""Rows of training data: those of a dataset of the Hugging Face hub, and what every row teaches."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from dlqat import json_file, plain_file
 from dlqat.refusal import Refusal
-from dlqat.trainer import chat
+from dlqat.trainer import chat, forms
 from dlqat.trainer.examples import Marked
+from dlqat.trainer.files import Row
+from dlqat.trainer.forms import Conversation
 
-Row = tuple[str, Any]
-"""Where it stands (data.jsonl:17), and what stands there."""
-
-ACCEPTED = '{"text"}, {"prompt", "completion"} or {"messages"}'
 DATASET = r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^:\[\]/\\]*))?(?::(?P<split>[^/\\]+))?"
-
-
-def jsonl(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file; empty lines are passed over."""
-    if (reason := plain_file.fault(path)) is not None:
-        raise Refusal(f"{path} {reason}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}:{number}", json_file.parse(line, f"{path}:{number}")
 
 
 def dataset(text: str, seed: int) -> Iterator[Row]:
@@ -40,7 +25,7 @@ def dataset(text: str, seed: int) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise Refusal(f"{text} is a hub dataset; to read it: pip install datasets") from error
+        raise Refusal(f"{text} is a hub dataset; to read it: pip install 'dlqat[data]'") from error
     try:
         split = match["split"] or "train"
         stream = datasets.load_dataset(match["name"], match["config"] or None, split=split, streaming=True)
@@ -67,21 +52,5 @@ def mark(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Marked]:
 
 def _mark(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Marked]:
     where, value = row
-    if not isinstance(value, Mapping):
-        raise Refusal(f"{where}: a row is an object {ACCEPTED}, found {str(value)[:60]}")
-    if value.get("messages") is not None:
-        return chat.mark(value["messages"], tokenizer, where, value.get("tools"))
-    if value.get("completion") is not None:
-        prompt, completion = _text(value, "prompt", where), _text(value, "completion", where)
-        return [Marked(prompt + completion, ((len(prompt), len(prompt + completion)),))]
-    if value.get("text") is not None:
-        text = _text(value, "text", where)
-        return [Marked(text, ((0, len(text)),))]
-    raise Refusal(f"{where}: a row is {ACCEPTED}, found the keys {', '.join(map(str, value)) or '(none)'}")
-
-
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise Refusal(f'{where}: "{key}" must be a text, found {str(value)[:60]}')
-    return value
+    found = forms.read(value, where)
+    return chat.mark(found.messages, tokenizer, where, found.tools) if isinstance(found, Conversation) else [found]

@@ -34,7 +34,7 @@ from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import compress, data, fits, log, plan_table, plot, reach, self_data, start, state
+from dlqat.trainer import compress, data, fits, log, plan_table, plot, reach, self_data, start, state, template
 from dlqat.trainer.batches import Batches
 from dlqat.trainer.layer import QATLinear
 from dlqat.trainer.options import Options
@@ -72,9 +72,11 @@ def _run(request: Request, console: Terminal) -> Path:
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
+    if request.chat_template is not None:
+        template.put(request.chat_template, loaded.tokenizer)
     reach.check(loaded.model, request.recipe)
     if first:
-        _begin(request.output, loaded, wanted)
+        _clear(request.output)
     with log.bar(console, quiet=not first) as progress:
         if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
             loaded.model.float()
@@ -82,6 +84,9 @@ def _run(request: Request, console: Terminal) -> Path:
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
             _enough(request, batches)
+        if first:  # not before: bad data leave no model_dir
+            _begin(request, loaded, wanted)
+        if batches is not None:
             _same_examples(request.output, batches, write=first)
         _start(request, loaded, batches, runtime, progress, console)
         trained: Mapping[str, Tensor] = {}
@@ -95,17 +100,23 @@ def _run(request: Request, console: Terminal) -> Path:
     return request.output
 
 
-def _begin(output: Path, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
-    """Write the record, and what an app needs besides the weights. Refusal of a file there that dlqat did not write."""
+def _clear(output: Path) -> None:
+    """Delete what is of another model or method. Refusal of a file there that dlqat did not write."""
     if (output / TRAINING).is_symlink():
         raise Refusal(f"{output / TRAINING} is a symbolic link; remove it")
-    fresh = not begun(output)
-    if fresh:  # these may be of another model or method
+    if not begun(output):
         own_folder.delete(output, EXAMPLES, plan.FILE, *checkpoint.tokenizer_files(output))
+
+
+def _begin(request: Request, loaded: Loaded, wanted: Mapping[str, Any]) -> None:
+    """Write the record, and what an app needs besides the weights."""
+    output, fresh = request.output, not begun(request.output)
     (output / TRAINING).mkdir(parents=True, exist_ok=True)
     atomic.text(output / RECORD, json.dumps(wanted, indent=1) + "\n")
     if fresh:
         loaded.files(output)
+        if request.chat_template is not None:
+            template.write(str(loaded.tokenizer.chat_template), output)
         own_folder.note(output, *(output / name for name in checkpoint.tokenizer_files(output)))
 
 
