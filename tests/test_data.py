@@ -188,7 +188,7 @@ def test_a_text_that_holds_begin_and_end_gets_no_second_ones() -> None:
 
 def test_long_examples_are_cut_and_empty_ones_skipped(tmp_path: Path, loaded: Loaded) -> None:
     content = [
-        {"text": "a" * 30},
+        {"prompt": "ab", "completion": "a" * 30},
         {"text": ""},
         {"prompt": "b" * 30, "completion": "beyond the cut"},
         {"messages": [{"role": "user", "content": "nobody answers"}]},
@@ -197,9 +197,20 @@ def test_long_examples_are_cut_and_empty_ones_skipped(tmp_path: Path, loaded: Lo
     ]
     found = read(write_jsonl(tmp_path / "a.jsonl", content), loaded, length=20)
     assert [len(found.example(i)[0]) for i in range(len(found))] == [20, 2]
-    assert (found.cut, found.skipped) == (1, 3)
+    assert (found.cut, found.skipped, found.beyond, found.split) == (1, 2, 1, 0)
     assert "1 cut at the sequence length" in found.summary()
-    assert "3 rows without anything to learn skipped" in found.summary()
+    assert "1 rows whose answers begin beyond the sequence length left out" in found.summary()
+    assert "2 rows without anything to learn left out" in found.summary()
+
+
+def test_a_long_text_is_split_into_sequences(tmp_path: Path, loaded: Loaded) -> None:
+    rows = [{"text": "0123456789abcdefghijklmnopqrs"}, {"text": "t" * 40}]
+    found = read(write_jsonl(tmp_path / "a.jsonl", rows), loaded, length=10)
+    texts = [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))]
+    assert texts == ["0123456789", "abcdefghij", "klmnopqrs</s>", *["t" * 10] * 4]  # an end alone is nothing to learn
+    assert (found.cut, found.skipped, found.split) == (0, 0, 2)
+    assert "2 longer texts split" in found.summary()
+    assert not any(found.example(i)[1][0] for i in range(len(found)))
 
 
 def test_text_file_is_cut_into_blocks(tmp_path: Path, loaded: Loaded) -> None:
@@ -207,8 +218,11 @@ def test_text_file_is_cut_into_blocks(tmp_path: Path, loaded: Loaded) -> None:
     found = read(tmp_path / "a.txt", loaded, length=10)
     assert [loaded.tokenizer.decode(found.example(i)[0]) for i in range(len(found))] == ["abcdefghij"] * 5
     assert found.cut == 0
-    with pytest.raises(Refusal, match=r"a.txt has 54 tokens, less than one block of 55"):
-        read(tmp_path / "a.txt", loaded, length=55)
+    assert [len(read(tmp_path / "a.txt", loaded, length=n)) for n in (54, 55)] == [1, 1]
+    (tmp_path / "b.txt").write_text("short")  # beside others, too
+    assert len(read(tmp_path, loaded, length=10)) == 6
+    (tmp_path / "b.txt").write_text("")
+    assert read(tmp_path, loaded, length=10).summary().endswith("1 rows without anything to learn left out")
 
 
 def test_sources_are_joined(tmp_path: Path, loaded: Loaded) -> None:
@@ -316,8 +330,14 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_with_nothing_to_learn_is_refused(tmp_path: Path, loaded: Loaded) -> None:
-    with pytest.raises(Refusal, match=r"no example with anything to learn \(1 rows skipped\)"):
+    with pytest.raises(Refusal, match=r"a.jsonl: nothing to learn: 1 rows without anything to learn$"):
         read(write_jsonl(tmp_path / "a.jsonl", [{"text": ""}]), loaded)
+    rows = [{"prompt": "long", "completion": "answer"}, {"text": ""}]
+    with pytest.raises(
+        Refusal,
+        match=r"1 rows whose answers begin beyond the sequence length, 1 rows .*; give a larger --sequence-length",
+    ):
+        read(write_jsonl(tmp_path / "a.jsonl", rows), loaded, length=4)
 
 
 def test_hub_dataset(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,8 +89,8 @@ def test_a_mistake_in_the_data_can_be_mended(base: Path) -> None:
     that dlqat did not write stays."""
     text, out = base.parent / "text.txt", base.parent / "out"
     right = text.read_text(encoding="utf-8")
-    text.write_text("short", encoding="utf-8")
-    with pytest.raises(Refusal, match="less than one block"):
+    text.write_text("", encoding="utf-8")
+    with pytest.raises(Refusal, match="nothing to learn"):
         call(base)
     assert not out.exists()
     text.write_text(right, encoding="utf-8")
@@ -463,6 +463,14 @@ def test_the_next_command_can_be_pasted(base: Path) -> None:
     result = CliRunner().invoke(cli.app, words, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert f"dlqat-export --target onnx '{out}'\n" in result.output
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_one_speaks(base: Path, rank: str) -> None:
+    words = [str(base), "-o", str(base.parent / "out"), "--method", "rtn", "--precision", "fp32"]
+    result = CliRunner().invoke(cli.app, words, env={"RANK": rank})
+    assert ("is compressed" in result.output) == (rank == "0")
+    assert result.exit_code == 0 and (rank == "0" or not result.output)
 
 
 def test_fold_refuses_a_changed_base_and_damaged_adapters(base: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -184,7 +185,7 @@ def train(
         from dlqat.trainer.run import run
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
-    console = Terminal(stderr=True)
+    console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
     folder = run(Request(model, output, sources, checked, options, parallel, compression, chat_template), console)
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "

@@ -52,7 +52,8 @@ def load(data: Sequence[str], loaded: Loaded, plan: Plan, cache: Path, progress:
     parts = [_load(name, loaded, plan, cache, progress) for name in sources(data)]
     found = examples.join(parts)
     if len(found) == 0:
-        raise Refusal(f"{', '.join(data)}: no example with anything to learn ({found.skipped} rows skipped)")
+        advice = "; give a larger --sequence-length" if found.beyond else ""
+        raise Refusal(f"{', '.join(data)}: nothing to learn: {', '.join(found.left_out())}{advice}")
     highest, size = int(found.ids.max()), loaded.source.decoder.vocab_size
     if highest >= size:
         token = loaded.tokenizer.convert_ids_to_tokens(highest)
@@ -113,13 +114,12 @@ def _file(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Exampl
 
 
 def blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examples:
-    """A text file, tokenized whole and cut into blocks of exactly `length`; the rest at its end is left out."""
+    """A text file, tokenized whole and cut into blocks of exactly `length`; the rest at its end is left out. One that does
+    not fill a block is an example as it is."""
     text = plain_file.text(path)
     ids: list[int] = [*examples.opening(tokenizer), *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
-    count = len(ids) // length
-    if count == 0:
-        raise Refusal(f"{path} has {len(ids)} tokens, less than one block of {length}; use a smaller sequence length")
-    return examples.gather(((ids[i * length : (i + 1) * length], [True] * length) for i in range(count)), length)
+    whole = max(len(ids) // length * length, min(len(ids), length))
+    return examples.gather([(ids[:whole], [True] * whole)], length)
 
 
 def _rows(

@@ -49,6 +49,10 @@ class Examples:
     """Examples that were longer than the sequence length."""
     skipped: int = 0
     """Rows without a token to learn."""
+    beyond: int = 0
+    """Rows of which all that is learned lies beyond the sequence length."""
+    split: int = 0
+    """Texts that were longer, and became several examples."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -71,29 +75,43 @@ class Examples:
             f"{len(self):,} examples",
             f"{len(self.ids):,} tokens",
             f"{int(self.loss.sum()):,} with loss",
+            *([f"{self.split:,} longer texts split"] if self.split else []),
             *([f"{self.cut:,} cut at the sequence length"] if self.cut else []),
-            *([f"{self.skipped:,} rows without anything to learn skipped"] if self.skipped else []),
         ]
-        return ", ".join(parts)
+        return ", ".join([*parts, *(f"{part} left out" for part in self.left_out())])
+
+    def left_out(self) -> list[str]:
+        """What of the data is no example, and why."""
+        beyond = f"{self.beyond:,} rows whose answers begin beyond the sequence length"
+        skipped = f"{self.skipped:,} rows without anything to learn"
+        return [text for count, text in ((self.beyond, beyond), (self.skipped, skipped)) if count]
 
 
 def gather(rows: Iterable[tuple[Sequence[int], Sequence[bool]]], length: int) -> Examples:
-    """Examples of at most `length` tokens from pairs (ids, loss), in their order."""
+    """Examples of at most `length` tokens from pairs (ids, loss), in their order.
+
+    What is longer becomes several examples if all of it is learned (a text); an answer must see its prompt, so of others
+    only the beginning is taken."""
     ids: list[Tensor] = []
     loss: list[Tensor] = []
-    cut = skipped = 0
+    cut = skipped = beyond = split = 0
     for tokens, learn in rows:
-        mask = torch.tensor(learn[:length], dtype=torch.bool)
-        mask[:1] = False
-        if not bool(mask.any()):
-            skipped += 1
-            continue
-        cut += len(tokens) > length
-        ids.append(torch.tensor(tokens[:length], dtype=torch.int32))
-        loss.append(mask)
+        text = all(learn[1:])
+        found = False
+        for begin in range(0, len(tokens) if text else 1, length):
+            mask = torch.tensor(learn[begin : begin + length], dtype=torch.bool)
+            mask[:1] = False
+            if bool(mask.any()):
+                found = True
+                ids.append(torch.tensor(tokens[begin : begin + length], dtype=torch.int32))
+                loss.append(mask)
+        skipped += not found and not any(learn[1:])
+        beyond += not found and any(learn[1:])
+        longer = found and len(tokens) > length
+        split, cut = split + (longer and text), cut + (longer and not text)
     starts = torch.tensor([0, *(len(t) for t in ids)]).cumsum(0)
     nothing = [torch.zeros(0, dtype=torch.int32)], [torch.zeros(0, dtype=torch.bool)]
-    return Examples(torch.cat(ids or nothing[0]), torch.cat(loss or nothing[1]), starts, cut, skipped)
+    return Examples(torch.cat(ids or nothing[0]), torch.cat(loss or nothing[1]), starts, cut, skipped, beyond, split)
 
 
 def join(parts: Sequence[Examples]) -> Examples:
@@ -105,6 +123,8 @@ def join(parts: Sequence[Examples]) -> Examples:
         torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
         sum(part.cut for part in parts),
         sum(part.skipped for part in parts),
+        sum(part.beyond for part in parts),
+        sum(part.split for part in parts),
     )
 
 
