@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import gguf
@@ -327,6 +329,28 @@ def test_hub_id_is_pinned_to_its_commit(hub: Path) -> None:
     assert_equal(source.weights(found), tiny())
 
 
+def test_shards_are_downloaded_under_the_names_of_the_index(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = hub.rename(hub.with_name("remote"))
+    tiny("llama-tied").save_pretrained(remote, max_shard_size="100KB")
+    (remote / "model.safetensors").unlink()
+    for path in remote.glob("model-*.safetensors"):
+        path.rename(remote / path.name.replace("model-", "[part]-"))
+    index = remote / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-", "[part]-"))
+    (remote / "notes.safetensors").touch()
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        hub.mkdir(exist_ok=True)
+        for path in remote.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, hub)
+        return str(hub)
+
+    monkeypatch.setattr(sys.modules["dlqat.source.resolve"], "snapshot_download", download)
+    assert_equal(source.weights(source.resolve("acme/tiny")), tiny())
+    assert len([*hub.glob("*.safetensors")]) > 1 and not (hub / "notes.safetensors").exists()
+
+
 def test_hub_refusals(hub: Path) -> None:
     with pytest.raises(Refusal, match="acme/absent is no path here and cannot be had from the hub"):
         source.resolve("acme/absent")
@@ -432,6 +456,18 @@ def test_gguf_blocks_are_decoded_by_ggufs_own_code(tmp_path: Path, kind: str) ->
         original = model.get_parameter(name).detach().numpy()
         expected = gguf.dequantize(gguf.quantize(original, quant), quant) if original.ndim == 2 else original
         assert np.array_equal(value.numpy(), expected), name
+
+
+def test_a_gguf_is_known_by_its_link_and_by_its_bytes(tmp_path: Path) -> None:
+    """The hub's cache has blobs without suffix and links to them; a model_dir names its base by the link."""
+    (tmp_path / "blobs").mkdir()
+    blob = write_gguf(tmp_path / "blobs" / "0123abcd", tiny())
+    link = tmp_path / "tiny.gguf"
+    link.symlink_to(blob)
+    found = source.resolve(str(link))
+    assert found.text == str(tmp_path.resolve() / "tiny.gguf")
+    for text in (found.text, str(blob)):
+        assert_equal(source.weights(source.resolve(text)), tiny())
 
 
 def test_gguf_refusals(tmp_path: Path) -> None:

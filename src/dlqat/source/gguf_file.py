@@ -62,6 +62,12 @@ class Gguf:
             ) from error
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as one, whatever it is called."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def read(path: Path) -> Gguf:
     """Parse the header. Refusal if the file is no GGUF, truncated, or holds a block type nobody decodes."""
     blob = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)

@@ -77,16 +77,26 @@ def open_folder(folder: Path) -> Stored:
     return Stored(stored.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files))
 
 
+def shards(folder: Path) -> list[str]:
+    """The files that the index names; none if there is no index. Refusal of a name that leads out of the folder."""
+    if not (folder / INDEX).is_file():
+        return []
+    named = sorted(set(json_file.read_as(folder / INDEX, Index).weight_map.values()))
+    for name in named:
+        if (reason := plain_file.name_fault(name)) is not None:
+            raise Refusal(f"{folder / INDEX} names {name!r}, which {reason}")
+    return named
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        named = json_file.read_as(folder / INDEX, Index).weight_map.values()
-        for name in sorted(set(named)):  # the file may be a link: the hub's cache keeps the bytes elsewhere
-            if (reason := plain_file.name_fault(name) or plain_file.fault(folder / name)) is not None:
-                raise Refusal(f"{folder / INDEX} names {name!r}, which {reason}")
-        if named:
-            return [folder / name for name in sorted(set(named))]
+    named = shards(folder)
+    for name in named:  # the file may be a link: the hub's cache keeps the bytes elsewhere
+        if (reason := plain_file.fault(folder / name)) is not None:
+            raise Refusal(f"{folder / INDEX} names {name!r}, which {reason}")
+    if named:
+        return [folder / name for name in named]
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickles:
         raise Refusal(f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert to safetensors")

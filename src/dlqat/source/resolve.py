@@ -11,6 +11,7 @@ model can run code: safetensors and GGUF only, no pickle, and one door to transf
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from dlqat import architecture, atomic, checkpoint, plain_file
 from dlqat.architecture import Config, Decoder
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import beside, gguf_model, hf_folder, pretrained, stored
+from dlqat.source import beside, gguf_file, gguf_model, hf_folder, pretrained, stored
 from dlqat.source.stored import Stored
 
 
@@ -76,8 +77,8 @@ def resolve(text: str) -> Source:
     Refusal: nothing there, an unknown architecture, pickled, quantized or damaged weights, a tensor too
     many or too few."""
     path = Path(text).expanduser()
-    if path.exists():
-        text = str(path.resolve())
+    if path.exists():  # of a file its own name: in the hub's cache it is a link to one without a suffix
+        text = str(path.parent.resolve() / path.name if path.is_file() else path.resolve())
     elif match := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", text):
         path = _download(match[1], match[2])
         text = f"{match[1]}@{path.name}"
@@ -85,7 +86,7 @@ def resolve(text: str) -> Source:
         raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
     if not path.is_dir() and (reason := plain_file.fault(path)) is not None:
         raise Refusal(f"{path} {reason}")
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file() and path.suffix != ".gguf" and not gguf_file.is_gguf(path):
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
     found = stored.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
     stored.check(found, str(path))
@@ -132,12 +133,14 @@ def fingerprint(source: Source) -> str:
 def _download(name: str, revision: str | None) -> Path:
     """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
     tokenizer = [*checkpoint.TOKENIZER_FILES, checkpoint.MORE_TEMPLATES]
-    shards = [hf_folder.SINGLE, hf_folder.INDEX, "model-*-of-*.safetensors"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
         stored.complete(hf_folder.config(folder), torch.float32)
         pretrained.look(folder)
-        return Path(snapshot_download(name, revision=folder.name, allow_patterns=["config.json", *shards, *tokenizer]))
+        wanted = ["config.json", hf_folder.SINGLE, hf_folder.INDEX, *tokenizer]
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+        shards = [glob.escape(shard) for shard in hf_folder.shards(folder)]  # under whatever names
+        return Path(snapshot_download(name, revision=folder.name, allow_patterns=[*wanted, *shards]))
     except Refusal:
         raise
     except Exception as error:  # the hub, httpx and the cache raise unrelated classes
