@@ -102,6 +102,9 @@ def test_a_head_that_differs_from_the_embedding_is_the_models_own(tmp_path: Path
     save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
     found = source.resolve(str(tmp_path))
     assert not found.decoder.tied
+    assert found.stored.notes == (
+        "the model's head differs from its embedding, so it is its own, although config.json says that they are tied",
+    )
     assert_equal(source.weights(found), source.load(found).model)
     assert torch.equal(source.load(found).model.lm_head.weight, head)  # pyright: ignore[reportArgumentType]
 
@@ -234,7 +237,7 @@ DAMAGES = {
     "wrong-shape": (add(f"{K_PROJ}.weight", torch.ones(64, 32)), r"shape \[64, 32\], the config says \[32, 64\]"),
     "dropped-bias": (add(f"{K_PROJ}.bias", torch.ones(32)), f"{K_PROJ}.bias has no place in a llama model"),
     "partial-rope": (lambda f: change(f, partial_rotary_factor=0.5), "partial_rotary_factor 0.5 of this llama is not"),
-    "peft": (only("adapter_config.json"), "is a PEFT adapter: merge it into its base"),
+    "peft": (only("adapter_config.json"), "adapter_config.json: Object missing required field peft_type"),
     "model-dir": (only("dlqat.json"), "is a model_dir that dlqat-train writes: give it to dlqat-export"),
     "no-object": (no_object("config.json"), "config.json is no JSON object"),
     "no-number": (lambda f: change(f, hidden_size="64"), r"config.json: Expected int, got str at \$.hidden_size"),

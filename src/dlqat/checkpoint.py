@@ -170,6 +170,7 @@ def earlier(folder: Path) -> dict[str, str]:
 
 WEIGHT_FILES = ("config.json", "dlqat.json", "model.safetensors", "integers.safetensors")
 """What stands in folded/ besides tokenizer and generation settings."""
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -179,7 +180,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION,
 )
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 """Where transformers keeps chat templates beside the default one."""
@@ -196,6 +197,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in tokenizer_files(source):
         (target / name).parent.mkdir(exist_ok=True)
         atomic.copy(source / name, target / name)
+
+
+def copy_generation(source: Path, target: Path) -> None:
+    """Copy generation_config.json, if there is one."""
+    if (source / GENERATION).is_file():
+        atomic.copy(source / GENERATION, target / GENERATION)
 
 
 def _in_transformers(name: str) -> bool:

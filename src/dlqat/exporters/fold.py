@@ -93,6 +93,9 @@ def config(model_dir: Path, base: str | None = None) -> Config:
 
 def _origin(model_dir: Path, record: Mapping[str, Any], base: str | None) -> Source:
     try:
+        if (merged := record.get("base")) is not None:  # a PEFT adapter and its base: either may have moved
+            moved = base is not None and source.is_adapter(Path(base))
+            return source.resolve(base, merged) if base and moved else source.resolve(record["source"], base or merged)
         return source.resolve(base or record["source"])
     except Refusal as refusal:
         raise Refusal(f"the base model of {model_dir}: {refusal}; name its new place with --base") from refusal
@@ -137,6 +140,7 @@ class Record(msgspec.Struct, frozen=True):
     source: str
     fingerprint: str
     recipe: list[dict[str, Any]]
+    base: str | None = None
 
 
 def _record(model_dir: Path) -> dict[str, Any]:

@@ -43,9 +43,7 @@ def _hint(folder: Path) -> str:
     if (folder / adapter.RECORD).is_file():
         return "it is a model_dir that dlqat-train writes: give it to dlqat-export, or train again from its base model"
     if (folder / "adapter_config.json").is_file():
-        return (
-            "it is a PEFT adapter: merge it into its base model (merge_and_unload), and give the folder of the result"
-        )
+        return "it is a PEFT adapter, and not the base model of one"
     others = sorted(p.name for p in folder.glob("*.gguf"))
     return f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
 

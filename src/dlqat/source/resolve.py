@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,7 +29,7 @@ from dlqat import architecture, atomic, checkpoint, plain_file
 from dlqat.architecture import Config, Decoder
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
-from dlqat.source import beside, gguf_file, gguf_model, hf_folder, pretrained, stored
+from dlqat.source import beside, gguf_file, gguf_model, hf_folder, peft_adapter, pretrained, stored
 from dlqat.source.stored import Stored
 
 
@@ -42,11 +43,18 @@ class Source:
     """The folder or the .gguf file."""
     decoder: Decoder
     stored: Stored
+    adapter: Path | None = None
+    """A PEFT adapter that is merged into the model in `path`; `text` names it then."""
 
     @property
     def config(self) -> Config:
         """The complete config.json."""
         return self.stored.config
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies, if it is a folder."""
+        return peft_adapter.tokenizer_folder(self.adapter, self.path) if self.adapter else self.path
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +70,10 @@ class Loaded:
         checkpoint.copy_tokenizer finds them: a folder's own files byte for byte; what had no tokenizer.json, converted."""
         target.mkdir(parents=True, exist_ok=True)
         if self.source.path.is_dir():
-            checkpoint.copy_tokenizer(self.source.path, target)
+            place = self.source.tokenizer_folder
+            checkpoint.copy_tokenizer(place, target)
+            if place != self.source.path and not (place / "generation_config.json").is_file():
+                checkpoint.copy_generation(self.source.path, target)
         if not (target / "tokenizer.json").is_file():
             self.tokenizer.save_pretrained(target)
         if not (target / "generation_config.json").is_file():
@@ -70,9 +81,10 @@ class Loaded:
             self.model.generation_config.save_pretrained(target)
 
 
-def resolve(text: str) -> Source:
+def resolve(text: str, base: str | None = None) -> Source:
     """Find and check the model that `text` names: the path of a folder or of a .gguf file, or, if no such
-    path exists, org/name[@revision] of the hub (the only case in which the network is used).
+    path exists, org/name[@revision] of the hub (the only case in which the network is used). A PEFT adapter is merged into
+    the folder `base`, or the one that it names itself.
 
     Refusal: nothing there, an unknown architecture, pickled, quantized or damaged weights, a tensor too
     many or too few."""
@@ -88,9 +100,16 @@ def resolve(text: str) -> Source:
         raise Refusal(f"{path} {reason}")
     if path.is_file() and path.suffix != ".gguf" and not gguf_file.is_gguf(path):
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
-    found = stored.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
+    adapter = path if path.is_dir() and peft_adapter.is_adapter(path) else None
+    if adapter is not None:
+        path = peft_adapter.base_of(adapter, base).resolve()
+        found = stored.as_stored(peft_adapter.merge(adapter, path))
+    elif base is not None:
+        raise Refusal(f"{text} is not a PEFT adapter, so it has no other base; leave --base {base} out")
+    else:
+        found = stored.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
     stored.check(found, str(path))
-    return Source(text, path, architecture.read(found.config), found)
+    return Source(text, path, architecture.read(found.config), found, adapter)
 
 
 def weights(source: Source) -> Mapping[str, Tensor]:
@@ -110,7 +129,7 @@ def weights(source: Source) -> Mapping[str, Tensor]:
 def load(source: Source) -> Loaded:
     """The whole model and its tokenizer. Refusal, before a weight is read, if the tokenizer is missing or damaged."""
     folder = source.path.is_dir()
-    tokenizer = beside.tokenizer(source.path) if folder else beside.gguf_tokenizer(source.path)
+    tokenizer = _tokenizer(source.tokenizer_folder) if folder else beside.gguf_tokenizer(source.path)
     generation = beside.generation(source.path) if folder else None
     with quiet():
         model = pretrained.model_of(source.config, weights(source), source.stored.dtype)
@@ -118,6 +137,20 @@ def load(source: Source) -> Loaded:
         model.generation_config = generation
     model.config.name_or_path = ""
     return Loaded(source, model, tokenizer)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; of an adapter's without the adapter, which transformers would load as well."""
+    if not peft_adapter.is_adapter(folder):
+        return beside.tokenizer(folder)
+    with TemporaryDirectory() as alone:
+        checkpoint.copy_tokenizer(folder, Path(alone))
+        try:
+            found = beside.tokenizer(Path(alone))
+        except Refusal as reason:
+            raise Refusal(str(reason).replace(alone, str(folder))) from reason
+    found.name_or_path = str(folder)
+    return found
 
 
 def fingerprint(source: Source) -> str:

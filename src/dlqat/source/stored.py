@@ -29,6 +29,8 @@ class Stored:
     tensor: Callable[[str], Tensor]
     files: tuple[Path, ...]
     """Every file that decides what the model computes."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was read, a line each."""
 
 
 _ANSWERS = ("return_dict", "output_attentions", "output_hidden_states")
@@ -67,7 +69,8 @@ def as_stored(found: Stored) -> Stored:
         return replace(found, shapes=shapes, tensor=lambda name: found.tensor(HEAD if name == EMBEDDING else name))
     if found.shapes[EMBEDDING] != found.shapes[HEAD] or torch.equal(found.tensor(EMBEDDING), found.tensor(HEAD)):
         return found
-    return replace(found, config={**found.config, "tie_word_embeddings": False})
+    note = "the model's head differs from its embedding, so it is its own, although config.json says that they are tied"
+    return replace(found, config={**found.config, "tie_word_embeddings": False}, notes=(*found.notes, note))
 
 
 def check(stored: Stored, where: str) -> None:

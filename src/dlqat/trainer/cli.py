@@ -30,7 +30,9 @@ WHAT, HOW, RUN = "What becomes of the weights", "How it is trained", "Running"
 
 @app.command(no_args_is_help=True)
 def train(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder, a hub id (org/name) or a .gguf file.")],
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, a hub id (org/name), a .gguf file or a PEFT adapter.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="model_dir; the same command continues it.")],
     data: Annotated[
         list[str] | None,
@@ -43,6 +45,10 @@ def train(
     chat_template: Annotated[
         Path | None,
         typer.Option(help="Jinja template for a model without one, or in place of its own; ships with the model."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Folder of a PEFT adapter's base model, if it is not where adapter_config.json says."),
     ] = None,
     method: Annotated[str, typer.Option(help=f"dlqat | {' | '.join(METHODS)}.", rich_help_panel=WHAT)] = DLQAT,
     settings: Annotated[
@@ -186,7 +192,7 @@ def train(
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
     console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
-    folder = run(Request(model, output, sources, checked, options, parallel, compression, chat_template), console)
+    folder = run(Request(model, output, sources, checked, options, parallel, compression, chat_template, base), console)
     console.print(
         f"{folder} is {'trained' if trained else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",

@@ -42,6 +42,8 @@ class Request:
     """What makes the start of the blocks' linears; None: DL-QAT's own (`options.init`). Untrained: options.steps = 0."""
     chat_template: Path | None = None
     """A file; None: the model's own."""
+    base: str | None = None
+    """The base of a PEFT adapter; None: as the adapter says."""
 
     @property
     def calibration(self) -> int:
@@ -64,6 +66,7 @@ def record(request: Request, origin: Source, names: list[str]) -> dict[str, Any]
     return {
         "format": 1,
         "source": origin.text,
+        **({"base": str(origin.path)} if origin.adapter else {}),
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
         "data": data.digests(names),

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from dlqat import adapter, atomic, checkpoint, folder_lock, own_folder, plan, source, tensor_file
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
-from dlqat.source import Loaded
+from dlqat.source import Loaded, Source
 from dlqat.terminal import Terminal
 from dlqat.trainer import compress, data, fits, log, plan_table, plot, reach, self_data, start, state, template
 from dlqat.trainer.batches import Batches
@@ -56,10 +56,7 @@ def run(request: Request, console: Terminal) -> Path:
 
 
 def _run(request: Request, console: Terminal) -> Path:
-    origin = source.resolve(request.model)
-    fits.check(request.recipe, origin.decoder)
-    if request.data:
-        fits.check_length(request.options.sequence_length, origin.decoder)
+    origin = _origin(request, console)
     if request.method is not None:
         nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
         if not request.method.influenced:
@@ -98,6 +95,17 @@ def _run(request: Request, console: Terminal) -> Path:
         _finish(request, trained)
     runtime.wait_for_everyone()
     return request.output
+
+
+def _origin(request: Request, console: Terminal) -> Source:
+    """The float model. Refusal, before a weight is read, if the recipe or the sequences do not fit it."""
+    origin = source.resolve(request.model, request.base)
+    for note in origin.stored.notes:
+        console.print(note, soft_wrap=True)
+    fits.check(request.recipe, origin.decoder)
+    if request.data:
+        fits.check_length(request.options.sequence_length, origin.decoder)
+    return origin
 
 
 def _clear(output: Path) -> None:
