@@ -273,6 +273,48 @@ def test_no_phone_and_no_runner(server: None, monkeypatch: pytest.MonkeyPatch, t
     assert "ANDROID_SERIAL is XYZ" in str(ort().available())
 
 
+UDEV = "no permissions (missing udev rules? user is in the plugdev group); see [http://developer.android.com/tools]"
+
+
+@pytest.mark.parametrize(
+    ("listed", "named", "says"),
+    [
+        (
+            "A\tunauthorized",
+            None,
+            r"adb sees 0 ready devices \(A unauthorized\); unlock the phone and allow USB debugging",
+        ),
+        ("A\toffline", None, r"adb sees 0 ready devices \(A offline\); plug it in again"),
+        (
+            f"????\t{UDEV}",
+            None,
+            r"0 ready devices \(\?\?\?\? no permissions\); this user may not open it: add a udev rule",
+        ),
+        ("A\tunauthorized\nB\toffline", None, r"\(A unauthorized, B offline\); unlock .*; plug it in again"),
+        ("A\tdevice\nB\tdevice", None, r"2 ready devices \(A device, B device\); set ANDROID_SERIAL to the one"),
+        ("A\tdevice\nB\toffline", "B", r"ANDROID_SERIAL is B, and adb sees A device, B offline; plug it in again"),
+        ("A\trecovery", None, r"adb sees 0 ready devices \(A recovery\); connect one with USB debugging on"),
+        ("", "B", "ANDROID_SERIAL is B, and adb sees no device$"),
+    ],
+)
+def test_phones_that_are_not_ready_are_named(
+    monkeypatch: pytest.MonkeyPatch, listed: str, named: str | None, says: str
+) -> None:
+    shown = f"* daemon started successfully\nList of devices attached\n{listed}\n\n"
+    monkeypatch.setattr(adb, "run", lambda command: shown)
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    if named is not None:
+        monkeypatch.setenv("ANDROID_SERIAL", named)
+    with pytest.raises(DeviceFailure, match=says):
+        adb.serial()
+
+
+def test_the_one_phone_that_is_ready_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    monkeypatch.setattr(adb, "run", lambda command: f"List of devices attached\nA\t{UDEV}\nB\tdevice\n\n")
+    assert adb.serial() == "B"
+
+
 def printed(folder: Path) -> list[str]:
     """What dlqat-devices --print-commands says."""
     command = [sys.executable, "-m", "dlqat.devices.cli", "--print-commands", str(folder)]

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dlqat.devices.device import DeviceFailure
 
@@ -43,19 +43,44 @@ def fault() -> str | None:
     return None if abi in ABIS else f"the phone's ABI is {abi or 'unknown'}; {' or '.join(ABIS)} is needed"
 
 
+STATES = {
+    "unauthorized": "unlock the phone and allow USB debugging for this computer",
+    "authorizing": "unlock the phone and allow USB debugging for this computer",
+    "offline": "plug it in again, or run adb reconnect",
+    "no permissions": "this user may not open it: add a udev rule for it (Android's page Run apps on a hardware device), plug it in again",
+}
+"""What helps, by the state in which adb sees a phone that is not ready."""
+
+
 def serial() -> str:
-    """$ANDROID_SERIAL, or the one phone that is ready. DeviceFailure if there is none, or more than one."""
-    found = [line.split() for line in run([client() or "adb", "devices"]).splitlines()[1:] if line.strip()]
-    ready = [words[0] for words in found if words[1] == "device"]
+    """$ANDROID_SERIAL, or the one phone that is ready. DeviceFailure, with the serials and states that adb sees, if there is
+    none, or more than one."""
+    lines = run([client() or "adb", "devices"]).splitlines()
+    seen = {name.strip(): state.strip() for name, _, state in (line.partition("\t") for line in lines) if state}
+    ready = [name for name, state in seen.items() if state == "device"]
     named = os.environ.get("ANDROID_SERIAL")
     if named is not None and named not in ready:
-        seen = ", ".join(map(" ".join, found)) or "no device"
-        raise DeviceFailure(f"ANDROID_SERIAL is {named}, and adb sees {seen}")
-    if named is None and len(ready) != 1:
         raise DeviceFailure(
-            f"adb sees {len(ready)} ready devices; connect one with USB debugging on, or set ANDROID_SERIAL"
+            f"ANDROID_SERIAL is {named}, and adb sees {_listed(seen) or 'no device'}{_advice(seen, named)}"
+        )
+    if named is None and len(ready) != 1:
+        advice = "; set ANDROID_SERIAL to the one that is meant" if ready else _advice(seen, *seen)
+        listed = f" ({_listed(seen)})" if seen else ""
+        raise DeviceFailure(
+            f"adb sees {len(ready)} ready devices{listed}{advice or '; connect one with USB debugging on'}"
         )
     return named or ready[0]
+
+
+def _listed(seen: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {state.partition(';')[0].partition(' (')[0]}" for name, state in seen.items())
+
+
+def _advice(seen: Mapping[str, str], *names: str) -> str:
+    """What helps with these phones, each thing once."""
+    states = [seen.get(name, "") for name in names]
+    found = dict.fromkeys(text for state in states for known, text in STATES.items() if state.startswith(known))
+    return "".join(f"; {text}" for text in found)
 
 
 def at(phone: str) -> list[str]:
