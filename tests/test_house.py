@@ -104,6 +104,8 @@ def test_help(script: str) -> None:
     shown = run(BIN / script, "--help")
     assert shown.returncode == 0, shown.stderr
     assert "usage" in shown.stdout.lower()
+    said = " ".join(shown.stdout.split())
+    assert all(part in said for part in ("Exit code 0: ", " 2: bad input", " 3: a bug in dlqat"))
     assert "\\b" not in shown.stdout  # click's mark of a paragraph: a raw docstring shows it
 
 

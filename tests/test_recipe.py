@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dlqat import recipe
+from dlqat import architecture, recipe
 from dlqat.recipe import LayerSpec, Recipe
 from dlqat.refusal import Refusal
+from dlqat.trainer import fits
+from dlqat.trainer.methods.casp import Casp
+from dlqat.trainer.methods.swsc import Swsc
+from models import tiny
 
 UP, DOWN, QUERY = (f"model.layers.0.{name}" for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj"))
 FILE = r"""
@@ -92,3 +96,28 @@ def test_a_rank_above_the_full_rank_is_refused(tmp_path: Path) -> None:
         rules.layers(shapes)
     less = recipe.parse([{"match": QUERY, "rank": 32}], "less")
     assert Recipe((*rules.rules, *less.rules)).layers(shapes)[QUERY].rank == 32
+
+
+ENDLESS = r"(?:(.*)\1*)*[k-m]j?"
+NAME = "model.layers.0.self_attn.q_proj"
+USES = {
+    "a recipe": lambda: recipe.parse([{"match": ENDLESS}], "here").spec(NAME),
+    "its check": lambda: fits.check(
+        recipe.parse([{"match": ".*"}, {"match": ENDLESS}], "here"), architecture.read(tiny().config.to_dict())
+    ),
+    "swsc": lambda: Swsc(layers=ENDLESS).plan({NAME: LayerSpec()}, {NAME: (64, 64)}, ()),
+    "casp": lambda: Casp(layers=ENDLESS).plan({NAME: LayerSpec()}, {NAME: (64, 64)}, (1.0,)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_regular_expression_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+    """Wherever one is taken."""
+    monkeypatch.setattr(recipe, "SECONDS", 0.2)
+    with pytest.raises(Refusal, match=r"the regular expression .* was stopped at model.layers.* after 0.2 s"):
+        USES[use]()
+
+
+def test_what_takes_minutes_in_re_is_answered_at_once() -> None:
+    assert not recipe.matches(r"([\w.]+)+[A-Z]", NAME)
+    assert recipe.matches(r"([\w.]+)+[a-z]", NAME)

@@ -2,7 +2,7 @@
 r"""What every layer becomes: ordered rules (regex -> fields), later wins. Read from TOML, kept as JSON.
 
     [[rule]]
-    match = 'model\.layers\.\d+\..*'          # re.fullmatch on the module name
+    match = 'model\.layers\.\d+\..*'          # the whole name of a module
     bits = 4
     group_size = 32                           # 0: per channel
     [[rule]]
@@ -20,6 +20,8 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from dlqat import json_file
 from dlqat.grid import Grid
@@ -79,7 +81,7 @@ class Recipe:
         """What module `name` becomes, or None if no rule matches it."""
         spec: LayerSpec | None = None
         for rule in self.rules:
-            if re.fullmatch(rule.match, name):
+            if matches(rule.match, name):
                 spec = replace(spec or LayerSpec(), **rule.changes)
         return spec
 
@@ -94,6 +96,24 @@ class Recipe:
             if reason is not None:
                 raise Refusal(f"{name}: {reason}")
         return specs
+
+
+SECONDS = 1.0
+"""That one comparison may take; a usual one takes a few microseconds."""
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a regular expression matches a whole module name. Refusal of one that does not come to an end: Python's own re
+    has no limit, and a recipe may be a stranger's (that of a model_dir)."""
+    try:
+        return regex.fullmatch(pattern, name, timeout=SECONDS) is not None
+    except TimeoutError as error:
+        raise Refusal(
+            f"the regular expression {pattern[:60]!r} was stopped at {name} after {SECONDS:g} s; write it without repeats "
+            "inside repeats"
+        ) from error
+    except regex.error as error:
+        raise Refusal(f"the regular expression {pattern[:60]!r} cannot be read ({error})") from error
 
 
 def _rank_refuses(spec: LayerSpec, shape: tuple[int, int]) -> str | None:

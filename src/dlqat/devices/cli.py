@@ -46,7 +46,10 @@ def devices(
         ),
     ] = None,
 ) -> None:
-    """List every device: what it runs, and whether it can run here or what is missing."""
+    """List every device: what it runs, and whether it can run here or what is missing.
+
+    Exit code 0: listed, or set up. 2: bad input, or what was to be set up could not be fetched. 3: a bug in dlqat.
+    """
     if set_up is not None:
         _run(set_up)
     if print_commands is not None:

@@ -91,7 +91,7 @@ def _dated(template: str, messages: Sequence[Message]) -> tuple[str, dict[str, s
         values[found := f"dlqat_date_{len(values)}"] = day.strftime(call[2])
         return found
 
-    return re.sub(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""", name, template), values
+    return re.sub(r"""\bstrftime_now\(\s*(['"])(.{0,99}?)\1\s*\)""", name, template), values
 
 
 def _marked_by_prefix(

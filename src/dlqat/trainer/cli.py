@@ -137,6 +137,9 @@ def train(
     The default is the [b]portable[/b] profile: symmetric int4, groups of 32, int8 embedding and head, int8
     activations: what every target holds exactly. Then: [b]dlqat-export --target onnx MODEL_DIR[/b].
 
+    Exit code 0: trained, or it was already. 2: bad input, no training was done. 3: a bug in dlqat. 130: stopped; the same
+    command continues.
+
     Examples:
       dlqat-train ./my-finetune -o model_dir --data chats.jsonl --ce 1 --kd 1
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from dlqat import recipe
 from dlqat.architecture import Decoder
 from dlqat.recipe import LayerSpec, Recipe
 from dlqat.refusal import Refusal
@@ -20,7 +20,7 @@ def check(rules: Recipe, decoder: Decoder) -> None:
     if not specs:
         raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
     for rule in rules.rules:
-        if not any(re.fullmatch(rule.match, name) for name in shapes):
+        if not any(recipe.matches(rule.match, name) for name in shapes):
             raise Refusal(
                 f"the recipe's rule {rule.match!r} matches no module of this model; it must match a whole name, "
                 f"as model.layers.0.self_attn.q_proj, {EMBEDDING} or {HEAD}"

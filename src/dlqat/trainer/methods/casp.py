@@ -21,7 +21,7 @@ from torch import Tensor
 from dlqat import plan
 from dlqat.grid import BITS
 from dlqat.plan import Factors, Node, Plan, Shape
-from dlqat.recipe import LayerSpec
+from dlqat.recipe import LayerSpec, matches
 from dlqat.refusal import Refusal
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.allocation import allocate
@@ -85,7 +85,7 @@ class Casp:
         return {n: nodes[n] if n in nodes else replace(s, bits=bits[fit.block(n)]) for n, s in specs.items()}
 
     def _factored(self, name: str) -> bool:
-        return re.fullmatch(self.layers, name) is not None
+        return matches(self.layers, name)
 
     def _factors(self, spec: LayerSpec, shape: Shape) -> Factors:
         wanted = self.keep * shape[0] * shape[1] / (shape[0] + shape[1])

@@ -21,7 +21,7 @@ from math import ceil, log2
 from torch import Tensor
 
 from dlqat.plan import Factors, Node, Parts, Plan, Shape, Shared
-from dlqat.recipe import LayerSpec
+from dlqat.recipe import LayerSpec, matches
 from dlqat.trainer.methods import shapes as fit
 from dlqat.trainer.methods.kmeans import kmeans
 from dlqat.trainer.methods.rounding import ROUNDINGS, factors, split, svd, to_grid
@@ -58,7 +58,7 @@ class Swsc:
         return False
 
     def plan(self, specs: Mapping[str, LayerSpec], shapes: Mapping[str, Shape], influence: Sequence[float]) -> Plan:
-        return {n: self._node(s, shapes[n]) if re.fullmatch(self.layers, n) else s for n, s in specs.items()}
+        return {n: self._node(s, shapes[n]) if matches(self.layers, n) else s for n, s in specs.items()}
 
     def _node(self, spec: LayerSpec, shape: Shape) -> Node:
         shared = Shared(max(2, round(self.clusters * shape[0])), spec)
