@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from torch import Tensor
 
 from dlqat import adapter, atomic, checkpoint, folder_lock, json_file, plan, recipe, source
@@ -93,10 +92,7 @@ def config(model_dir: Path, base: str | None = None) -> Config:
 
 def _origin(model_dir: Path, record: Mapping[str, Any], base: str | None) -> Source:
     try:
-        if (merged := record.get("base")) is not None:  # a PEFT adapter and its base: either may have moved
-            moved = base is not None and source.is_adapter(Path(base))
-            return source.resolve(base, merged) if base and moved else source.resolve(record["source"], base or merged)
-        return source.resolve(base or record["source"])
+        return source.again(json_file.convert(record, source.Record, str(model_dir / RECORD)), base)
     except Refusal as refusal:
         raise Refusal(f"the base model of {model_dir}: {refusal}; name its new place with --base") from refusal
 
@@ -134,13 +130,10 @@ def _all(specs: Mapping[str, LayerSpec], rules: recipe.Recipe) -> dict[str, Laye
     return {**specs, "lm_head": head} if head is not None and "lm_head" not in specs else dict(specs)
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(source.Record, frozen=True, kw_only=True):
     """What fold reads of dlqat-train's record."""
 
-    source: str
-    fingerprint: str
     recipe: list[dict[str, Any]]
-    base: str | None = None
 
 
 def _record(model_dir: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,6 +32,9 @@ from dlqat.runtime_tests.eval_request import Request
 from dlqat.runtime_tests.eval_table import table
 from dlqat.runtime_tests.fingerprint import result_path
 from dlqat.terminal import Terminal, complain, say_json
+
+if TYPE_CHECKING:
+    from dlqat.source import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -55,6 +58,12 @@ def command(
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Measure the artifact alone.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The float model, if it has moved since training (a third column).")
+    ] = None,
+    floating: Annotated[
+        bool, typer.Option("--float/--no-float", help="Measure the float model, if it is here.")
+    ] = True,
     chat: Annotated[
         bool,
         typer.Option(
@@ -71,7 +80,8 @@ def command(
 ) -> None:
     """Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text.
 
-    The same questions go to the reference, folded/ in PyTorch; differences are paired, intervals are 95 %.
+    The same questions go to the reference, folded/ in PyTorch, and to the float model that was trained from, where it is on
+    this machine; differences are paired, intervals are 95 %.
     Every answer is kept: after a kill the same command goes on. dlqat-check takes the result up as rung L4.
 
     Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
@@ -94,9 +104,10 @@ def command(
     beside = None
     if not no_reference:
         beside = reference or artifacts.folded_beside(artifact, ", or use --no-reference")
+    _quiet(offline=data is not None)
     request = Request(
         found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
-        activations, threads or os.cpu_count() or 1, chat, output,
+        activations, threads or os.cpu_count() or 1, chat, _float(beside, base) if floating else None, output,
     )  # fmt: skip
     needed = intervals.enough(tolerances.ACCURACY_POINTS)
     if names and beside and limit is not None and limit < needed:
@@ -106,7 +117,6 @@ def command(
             "reference's",
             soft_wrap=True,
         )
-    _quiet(offline=data is not None)
     from dlqat.runtime_tests import eval_run
 
     target = result_path(folder, chosen.name)
@@ -125,6 +135,21 @@ def command(
         console = Terminal()
         console.print(table(result))
         console.print(f"results: {target}")
+
+
+def _float(beside: Path | None, named: str | None) -> Source | None:
+    """The float model, or a line on why it is not measured."""
+    if beside is None:
+        if named is not None:
+            raise Refusal("--base is measured beside the reference; leave --no-reference out")
+        return None
+    from dlqat import source  # with transformers
+
+    found = source.at_hand(beside.resolve().parent, named)
+    if isinstance(found, str):
+        Terminal(stderr=True).print(f"without the float model: {found}; name it with --base", soft_wrap=True)
+        return None
+    return found
 
 
 def _quiet(*, offline: bool) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dlqat.devices.artifact import Artifact
 from dlqat.devices.device import Device, Session, Setting
@@ -19,6 +21,9 @@ from dlqat.runtime_tests import versions
 from dlqat.runtime_tests.fingerprint import fingerprint, of_reference, of_session
 from dlqat.runtime_tests.journal import Journal
 from dlqat.runtime_tests.subject import Subject
+
+if TYPE_CHECKING:  # with transformers, and --help imports this file
+    from dlqat.source import Source
 
 CACHE = ".dlqat-eval"
 OF_REFERENCE = ("dlqat", "torch", "transformers", "compressed-tensors")
@@ -42,6 +47,8 @@ class Request:
     threads: int = 1
     chat: bool = False
     """Whether the questions go through the model's chat template."""
+    base: Source | None = None
+    """The float model; None: it is not measured."""
     output: Path | None = None
     """Where results and journals go; None: results into the artifact, journals with what they are about."""
 
@@ -54,6 +61,7 @@ class Request:
         """What to type to get these figures again."""
         words = ["dlqat-eval", str(self.artifact.folder), "--device", self.device.name]
         words += ["--reference", str(self.reference)] if self.reference else ["--no-reference"]
+        words += ["--base", self.base.text] if self.base else ["--no-float"] if self.reference else []
         words += [w for t in self.tasks for w in ("--tasks", t)]
         for name in ("data", "limit", "shots", "text", "tokens", "activations"):
             value = getattr(self, name)
@@ -96,18 +104,37 @@ def context(request: Request) -> int:
 
 def reference(request: Request, folder: Path) -> Subject:
     """folded/ as transformers loads it, in float32."""
+
+    def network() -> Any:
+        from dlqat.runtime_tests.reference import Reference
+
+        return Reference(folder).network
+
+    return _pytorch(request, "reference", of_reference(folder), network, folder)
+
+
+def floating(request: Request, origin: Source, folder: Path) -> Subject:
+    """The float model that `folder` was trained from, in float32."""
+    from dlqat import source
+
+    def network() -> Any:
+        return source.load(origin).model.float()
+
+    return _pytorch(request, "float", source.fingerprint(origin), network, folder)
+
+
+def _pytorch(request: Request, name: str, digest: str, network: Callable[[], Any], folder: Path) -> Subject:
+    """A model in PyTorch, whose answers lie beside `folder`, so that every artifact of it finds them."""
     import torch
 
-    from dlqat.runtime_tests.reference import Reference
     from dlqat.runtime_tests.torch_session import TorchSession
 
-    used = {name: version for name, version in versions.installed().items() if name in OF_REFERENCE}
-    identity = {"reference": of_reference(folder), "versions": used}
+    used = {package: version for package, version in versions.installed().items() if package in OF_REFERENCE}
 
     def opened() -> Session:
         torch.set_num_threads(request.threads)
-        return TorchSession(Reference(folder).network)
+        return TorchSession(network())
 
     beside = folder.resolve().parent
     place = request.folder if request.output or not os.access(beside, os.W_OK) else beside
-    return Subject("reference", opened, Journal(place / CACHE, identity), context(request))
+    return Subject(name, opened, Journal(place / CACHE, {name: digest, "versions": used}), context(request))

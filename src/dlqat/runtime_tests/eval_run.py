@@ -41,7 +41,9 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     ids = token_ids(tokenizer, request.text, request.tokens)
     ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
     subjects = [eval_request.artifact(request, chosen)]
-    subjects += [eval_request.reference(request, request.reference)] if request.reference else []
+    if request.reference:
+        subjects.append(eval_request.reference(request, request.reference))
+        subjects += [eval_request.floating(request, request.base, request.reference)] if request.base else []
     windows: list[Any] = []
     answers: list[evaluate.Answers] = []
     seconds: dict[str, float] = {}
@@ -85,6 +87,7 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "artifact": str(request.artifact.folder),
         "program": {"file": request.artifact.program.name, "sha256": fingerprint(request.artifact)},
         "reference": str(request.reference) if request.reference else None,
+        "float": request.base.text if request.base else None,
         "reference_sha256": of_reference(request.reference) if request.reference else None,
         "device": request.device.name,
         "command": request.command,

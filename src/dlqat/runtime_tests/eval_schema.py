@@ -33,6 +33,8 @@ class Metric(msgspec.Struct, frozen=True):
     artifact: Interval | None = None
     reference: Interval | None = None
     difference: Difference | None = None
+    base: Interval | None = msgspec.field(default=None, name="float")
+    from_float: Difference | None = None
     higher_is_better: bool | None = None
 
 
@@ -43,6 +45,8 @@ class Text(msgspec.Struct, frozen=True):
     artifact: Interval | None = None
     reference: Interval | None = None
     difference_nats: Interval | None = None
+    base: Interval | None = msgspec.field(default=None, name="float")
+    from_float_nats: Interval | None = None
 
 
 class Program(msgspec.Struct, frozen=True):

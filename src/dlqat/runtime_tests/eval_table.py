@@ -13,23 +13,25 @@ from rich.text import Text
 def table(result: Mapping[str, Any]) -> Table:
     """Artifact, reference and difference side by side, each with its interval, for the content of a result file."""
     found = Table(title=Text(f"dlqat-eval on {result['device']} ({result['setting']})"), title_style="")
-    for column in ("", "artifact", "reference", "difference"):
+    models = ["artifact", "reference", *(["float"] if result.get("float") else [])]
+    for column in ("", *models[:2], "difference", *models[2:], *(["from float"] if models[2:] else [])):
         found.add_column(column)
     if lost := max(result.get("cut", {}).values(), default=0):
         found.caption = f"{lost} questions lost their beginning: the context has no room for them"
     if text := result["text"]:
-        gap = text.get("difference_nats")
-        shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1)]
-        shown.append(f"{gap['value']:+.1e} nats [{_nats(gap['low'])}, {_nats(gap['high'])}]" if gap else "")
+        shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1), _gap(text.get("difference_nats"))]
+        shown += [_span(text.get("float"), 1), _gap(text.get("from_float_nats"))] if models[2:] else []
         found.add_row(*map(Text, (f"perplexity, {text['tokens']} tokens", *shown)))
     for task, metrics in result["tasks"].items():
         own = [model.get(task, {}) for model in (result["lm_eval"] or {}).values()]
         for name in _own(own[0] if own else {}, metrics):  # no means over questions (word_perplexity)
             shown = [f"{one[name]:.4g}" for one in own]
-            found.add_row(*map(Text, (f"{task} {name.removesuffix(',none')}", *shown, *[""] * (3 - len(shown)))))
+            shown = [*shown[:2], *[""] * (3 - len(shown[:2])), *shown[2:], *([""] if models[2:] else [])]
+            found.add_row(*map(Text, (f"{task} {name.removesuffix(',none')}", *shown)))
         for metric, row in metrics.items():
             factor = 100 if is_share(row) else 1
-            shown = [_span(row[k], factor) if row.get(k) else "" for k in ("artifact", "reference", "difference")]
+            keys = ["artifact", "reference", "difference", *(["float", "from_float"] if models[2:] else [])]
+            shown = [_span(row.get(k), factor) for k in keys]
             found.add_row(*map(Text, (f"{task} {metric}, {row['questions']} questions", *shown)))
     return found
 
@@ -52,6 +54,10 @@ def _span(interval: Mapping[str, float] | None, factor: float) -> str:
         return ""
     value, low, high = (interval[k] for k in ("value", "low", "high"))
     return f"{factor * value:.1f} [{_edge(low, factor)}, {_edge(high, factor)}]"
+
+
+def _gap(gap: Mapping[str, float] | None) -> str:
+    return f"{gap['value']:+.1e} nats [{_nats(gap['low'])}, {_nats(gap['high'])}]" if gap else ""
 
 
 def _nats(value: float | None) -> str:

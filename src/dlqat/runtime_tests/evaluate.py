@@ -125,50 +125,60 @@ def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accurac
     return [(-score.logprob, len(part) - 1) for score, part in zip(scores, parts, strict=True)]
 
 
-def compared(ours: Answers, theirs: Answers | None = None) -> dict[str, Any]:
-    """Per task and metric: the artifact, the reference, and the paired difference (ours - theirs)."""
+def compared(ours: Answers, theirs: Answers | None = None, base: Answers | None = None) -> dict[str, Any]:
+    """Per task and metric: the artifact, the reference, and the paired difference (ours - theirs); the float model `base`,
+    and what quantization costs (ours - base)."""
     return {
         task: {
-            name: _metric(values, theirs and theirs.samples[task][name], ours.higher_is_better[task][name])
+            name: _metric(
+                values,
+                theirs and theirs.samples[task][name],
+                base and base.samples[task][name],
+                ours.higher_is_better[task][name],
+            )
             for name, values in metrics.items()
         }
         for task, metrics in ours.samples.items()
     }
 
 
-def _metric(ours: Sequence[float], theirs: Sequence[float] | None, higher: bool | None) -> dict[str, Any]:
-    binary = set(ours) | set(theirs or ()) <= {0.0, 1.0}
+def _metric(
+    ours: Sequence[float], theirs: Sequence[float] | None, base: Sequence[float] | None, higher: bool | None
+) -> dict[str, Any]:
+    binary = set(ours) | set(theirs or ()) | set(base or ()) <= {0.0, 1.0}
     found: dict[str, Any] = {"questions": len(ours), "higher_is_better": higher}
     found["artifact"] = asdict(_interval(ours, binary=binary))
-    if theirs is None:
-        return found
+    for name, others, gap in (("reference", theirs, "difference"), ("float", base, "from_float")):
+        if others is not None:
+            found[name] = asdict(_interval(others, binary=binary))
+            found[gap] = _difference(ours, others, binary=binary, higher=higher)
+    return found
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float], *, binary: bool, higher: bool | None) -> dict[str, Any]:
     gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
-    difference = intervals.paired(ours, theirs) if binary else intervals.mean(gaps)
     good = -1 if higher is False else 1
     changed = {"better": sum(g * good > 0 for g in gaps), "worse": sum(g * good < 0 for g in gaps)}
-    return found | {
-        "reference": asdict(_interval(theirs, binary=binary)),
-        "difference": asdict(difference) | changed,
-    }
+    return asdict(intervals.paired(ours, theirs) if binary else intervals.mean(gaps)) | changed
 
 
 def _interval(values: Sequence[float], *, binary: bool) -> intervals.Interval:
     return intervals.share(int(sum(values)), len(values)) if binary else intervals.mean(values)
 
 
-def compared_text(
-    ours: Sequence[tuple[float, int]], theirs: Sequence[tuple[float, int]] | None = None
-) -> dict[str, Any]:
-    """Perplexity of both, and the difference of the mean NLL in nats per token, window by window."""
+Windows = Sequence[tuple[float, int]]
+"""Negative log-likelihood and predicted tokens of each."""
+
+
+def compared_text(ours: Windows, theirs: Windows | None = None, base: Windows | None = None) -> dict[str, Any]:
+    """Perplexity of all, and the differences of the mean NLL in nats per token, window by window."""
     tokens = [n for _, n in ours]
     found: dict[str, Any] = {"windows": len(ours), "tokens": sum(tokens), "artifact": _perplexity(ours)}
-    if theirs is None:
-        return found
-    gaps = [(a - b) / n for (a, n), (b, _) in zip(ours, theirs, strict=True)]
-    return found | {
-        "reference": _perplexity(theirs),
-        "difference_nats": asdict(intervals.mean(gaps, tokens)),
-    }
+    for name, others, gap in (("reference", theirs, "difference_nats"), ("float", base, "from_float_nats")):
+        if others is not None:
+            gaps = [(a - b) / n for (a, n), (b, _) in zip(ours, others, strict=True)]
+            found |= {name: _perplexity(others), gap: asdict(intervals.mean(gaps, tokens))}
+    return found
 
 
 def _perplexity(windows: Sequence[tuple[float, int]]) -> dict[str, float]:

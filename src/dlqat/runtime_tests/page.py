@@ -159,21 +159,31 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[Part]:
     yield Text(f"95 % intervals; the difference is taken question by question. Setting: {found['setting']}.", soft=True)
     rows: list[tuple[Cell, ...]] = []
     if text := found.get("text"):
-        gap = text.get("difference_nats")
-        spans = _span(text.get("artifact"), 1, ""), _span(text.get("reference"), 1, "")
-        rows.append((f"perplexity, {text['tokens']} tokens", *spans, _nats(gap) if gap else ""))
+        spans = [_span(text.get(key), 1, "") for key in ("artifact", "reference", "float")]
+        gaps = [_nats(gap) if (gap := text.get(key)) else "" for key in ("difference_nats", "from_float_nats")]
+        rows.append((f"perplexity, {text['tokens']} tokens", *spans[:2], gaps[0], spans[2], gaps[1]))
     for task, metrics in found["tasks"].items():
         for metric, row in metrics.items():
-            share, gap = is_share(row), row.get("difference")
+            share = is_share(row)
             cells: list[Cell] = [f"{task} {metric}, {row['questions']} questions"]
             for order, one in enumerate((row.get("artifact"), row.get("reference"))):
                 chart = _drawn(one, order) if share else charts.Chart()
                 cells.append(Drawn(chart, _span(one) if share else _span(one, 1, "")))
-            changed = f" ({gap.get('better', 0)} better, {gap.get('worse', 0)} worse)" if gap else ""
-            shown = (_span(gap, unit=" points") if share else _span(gap, 1, "")) if gap else ""
-            rows.append((*cells, f"{shown}{changed}"))
-    yield Table(("", "artifact", "reference", "difference"), tuple(rows))
+            floating = _span(row.get("float")) if share else _span(row.get("float"), 1, "")
+            gaps = [_changed(row.get(key), share=share) for key in ("difference", "from_float")]
+            rows.append((*cells, gaps[0], floating, gaps[1]))
+    columns = ("", "artifact", "reference", "difference", "float", "from float")
+    wide = len(columns) if any(row[4] for row in rows) else 4
+    yield Table(columns[:wide], tuple(row[:wide] for row in rows))
     yield Code(found.get("command", ""))
+
+
+def _changed(gap: Mapping[str, Any] | None, *, share: bool) -> str:
+    """A paired difference with the questions that it comes from."""
+    if not gap:
+        return ""
+    shown = _span(gap, unit=" points") if share else _span(gap, 1, "")
+    return f"{shown} ({gap.get('better', 0)} better, {gap.get('worse', 0)} worse)"
 
 
 def machine(content: Mapping[str, Any]) -> Iterator[Part]:
