@@ -429,7 +429,7 @@ def test_figures_that_are_no_shares() -> None:
 def test_perplexity_is_that_of_accuracy(exported: Path, tmp_path: Path) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 90, 300)]
     subject = Subject("x", lambda: ort(exported), Journal(tmp_path, {}), 128)
-    windows = evaluate.perplexity(subject, ids, 100)
+    windows = evaluate.losses(subject, evaluate.text_questions(ids, 128, 100))
     wanted = accuracy.perplexity(accuracy.of_session(ort(exported)), ids, 100)
     subject.close()
     assert sum(n for _, n in windows) == wanted.tokens == 297

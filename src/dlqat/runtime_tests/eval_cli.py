@@ -52,7 +52,10 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions of each task.", min=1)] = None,
     shots: Annotated[int | None, typer.Option(help="Examples in the prompt. Default: the task's own.", min=0)] = None,
-    text: Annotated[Path | None, typer.Option(help="A text file: perplexity in windows of 512 tokens.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text file: perplexity in windows of 512 tokens; .jsonl with messages: of each answer."),
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Only the first N tokens of the text.", min=2)] = None,
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
@@ -65,11 +68,12 @@ def command(
         bool, typer.Option("--float/--no-float", help="Measure the float model, if it is here.")
     ] = True,
     chat: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--apply-chat-template", help="Ask through the model's chat template, as apps do. Default: as plain text."
+            "--apply-chat-template/--no-apply-chat-template",
+            help="Ask through the model's chat template, as apps do. Default: messages yes, lm_eval's tasks no.",
         ),
-    ] = False,
+    ] = None,
     activations: Annotated[
         str | None,
         typer.Option(help="float or int8: how the runtime multiplies. Default: what the device trusts most."),

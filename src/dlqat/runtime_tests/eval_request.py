@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # with transformers, and --help imports this file
     from dlqat.source import Source
 
 CACHE = ".dlqat-eval"
+MESSAGES = ".jsonl"
+"""The end of a --text that holds conversations."""
 OF_REFERENCE = ("dlqat", "torch", "transformers", "compressed-tensors")
 """The packages that the reference's answers depend on."""
 
@@ -45,12 +47,17 @@ class Request:
     tokens: int | None = None
     activations: str | None = None
     threads: int = 1
-    chat: bool = False
-    """Whether the questions go through the model's chat template."""
+    chat: bool | None = None
+    """Whether questions go through the model's chat template; None: messages do, lm_eval's tasks do not."""
     base: Source | None = None
     """The float model; None: it is not measured."""
     output: Path | None = None
     """Where results and journals go; None: results into the artifact, journals with what they are about."""
+
+    @property
+    def messages(self) -> bool:
+        """Whether the text is conversations."""
+        return self.text is not None and self.text.suffix == MESSAGES
 
     @property
     def folder(self) -> Path:
@@ -66,7 +73,7 @@ class Request:
         for name in ("data", "limit", "shots", "text", "tokens", "activations"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name}", str(value)]
-        words += ["--apply-chat-template"] if self.chat else []
+        words += {True: ["--apply-chat-template"], False: ["--no-apply-chat-template"], None: []}[self.chat]
         return shlex.join([*words, "--threads", str(self.threads)])
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dlqat import checkpoint, corpus, json_file, plain_file, source
+from dlqat.devices.device import Setting
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests import eval_request, evaluate, report, versions
+from dlqat.runtime_tests import eval_request, evaluate, messages, report, versions
 from dlqat.runtime_tests.eval_request import Request
 from dlqat.runtime_tests.fingerprint import fingerprint, of_reference
+from dlqat.runtime_tests.scoring import Question
 from dlqat.runtime_tests.subject import Subject, Tell
 
 FORMAT = 1
@@ -36,14 +38,12 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     tokenizer: Any = source.tokenizer(request.reference or request.artifact.folder)
     if request.reference:
         _same_tokens(request.artifact.folder, tokenizer)
-    if request.chat and not isinstance(tokenizer.chat_template, str | dict):
-        raise Refusal(f"{tokenizer.name_or_path} has no chat template; leave --apply-chat-template out")
-    ids = token_ids(tokenizer, request.text, request.tokens)
+    talk = request.messages and request.chat is not False
+    if (request.chat or talk) and not isinstance(tokenizer.chat_template, str | dict):
+        raise Refusal(f"{tokenizer.name_or_path} has no chat template; use --no-apply-chat-template")
+    asked = _text(request, tokenizer)
     ends = end_tokens(request.reference or request.artifact.folder, tokenizer)
-    subjects = [eval_request.artifact(request, chosen)]
-    if request.reference:
-        subjects.append(eval_request.reference(request, request.reference))
-        subjects += [eval_request.floating(request, request.base, request.reference)] if request.base else []
+    subjects = _subjects(request, chosen)
     windows: list[Any] = []
     answers: list[evaluate.Answers] = []
     seconds: dict[str, float] = {}
@@ -54,12 +54,14 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
                 with progress(subject.name, "answers") as subject.tell:
                     answers.append(
                         evaluate.tasks(
-                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=request.chat
+                            subject, tokenizer, configs, request.limit, request.shots, ends, chat=bool(request.chat)
                         )
                     )
-            if ids:
-                with progress(subject.name, "windows of text") as subject.tell:
-                    windows.append(evaluate.perplexity(subject, ids))
+            if asked:
+                with progress(
+                    subject.name, "answers of the text" if request.messages else "windows of text"
+                ) as subject.tell:
+                    windows.append(evaluate.losses(subject, asked))
             seconds[subject.name] = time.monotonic() - before
         about = _about(request, subjects)
         cut = {s.name: s.cut for s in subjects}
@@ -67,14 +69,15 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     finally:
         for subject in subjects:
             subject.close()
+    how = {"answers": len(asked), "chat_template": talk} if request.messages else {}
     figures = {
         "setting": str(chosen),
         "seconds": time.monotonic() - start,
         "cost": cost,
-        "chat_template": request.chat,
+        "chat_template": bool(request.chat),
         "cut": cut,
         "tasks": evaluate.compared(*answers) if configs else {},
-        "text": {"file": str(request.text), **evaluate.compared_text(*windows)} if ids else None,
+        "text": {"file": str(request.text), **how, **evaluate.compared_text(*windows)} if asked else None,
         "lm_eval": {s.name: a.own for s, a in zip(subjects, answers, strict=True)} if configs else None,
     }
     return report.plain({**about, **figures})
@@ -94,6 +97,23 @@ def _about(request: Request, subjects: list[Subject]) -> dict[str, Any]:
         "facts": {subject.name: dict(subject.facts()) for subject in subjects},
         "versions": {"python": platform.python_version()} | versions.installed(),
     }
+
+
+def _subjects(request: Request, chosen: Setting) -> list[Subject]:
+    """Who answers: the artifact, its reference, the float model."""
+    found = [eval_request.artifact(request, chosen)]
+    if request.reference:
+        found.append(eval_request.reference(request, request.reference))
+        found += [eval_request.floating(request, request.base, request.reference)] if request.base else []
+    return found
+
+
+def _text(request: Request, tokenizer: Any) -> list[Question]:
+    """What is asked of --text: each answer of conversations, or a text window by window; nothing without one."""
+    if request.text is not None and request.messages:
+        return messages.questions(tokenizer, request.text, request.tokens, chat=request.chat is not False)
+    ids = token_ids(tokenizer, request.text, request.tokens)
+    return evaluate.text_questions(ids, eval_request.context(request))
 
 
 def _same_tokens(folder: Path, tokenizer: Any) -> None:

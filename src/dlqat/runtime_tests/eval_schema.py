@@ -47,6 +47,7 @@ class Text(msgspec.Struct, frozen=True):
     difference_nats: Interval | None = None
     base: Interval | None = msgspec.field(default=None, name="float")
     from_float_nats: Interval | None = None
+    answers: int | None = None
 
 
 class Program(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ def table(result: Mapping[str, Any]) -> Table:
     if text := result["text"]:
         shown = [_span(text["artifact"], 1), _span(text.get("reference"), 1), _gap(text.get("difference_nats"))]
         shown += [_span(text.get("float"), 1), _gap(text.get("from_float_nats"))] if models[2:] else []
-        found.add_row(*map(Text, (f"perplexity, {text['tokens']} tokens", *shown)))
+        found.add_row(*map(Text, (f"{measured(text)}, {text['tokens']} tokens", *shown)))
     for task, metrics in result["tasks"].items():
         own = [model.get(task, {}) for model in (result["lm_eval"] or {}).values()]
         for name in _own(own[0] if own else {}, metrics):  # no means over questions (word_perplexity)
@@ -42,6 +42,11 @@ def _own(figures: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     numbers = (n for n, value in figures.items() if "," in n and "_stderr" not in n and isinstance(value, int | float))
     single = {name for name in metrics if ", " not in name}  # read in one way, whatever its filter is called
     return [n for n in numbers if n not in known and n.partition(",")[0] not in single]
+
+
+def measured(text: Mapping[str, Any]) -> str:
+    """What --text gave: perplexity of a text, or of answers."""
+    return f"perplexity of {text['answers']} answers" if text.get("answers") else "perplexity"
 
 
 def is_share(row: Mapping[str, Any]) -> bool:

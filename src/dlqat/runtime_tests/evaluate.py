@@ -118,11 +118,17 @@ def _means(metrics: Mapping[str, list[float]], own: Mapping[str, Any]) -> dict[s
     return {name: values for name, values in metrics.items() if mean(name, values)}
 
 
-def perplexity(subject: Subject, token_ids: Sequence[int], window: int = accuracy.WINDOW) -> list[tuple[float, int]]:
-    """Negative log-likelihood in nats and number of predicted tokens, per window (accuracy.py has the protocol)."""
-    parts = [tuple(p) for p in accuracy.windows(token_ids, min(window, subject.limit))]
-    scores = subject.scores([Question(part[:1], part[1:]) for part in parts])
-    return [(-score.logprob, len(part) - 1) for score, part in zip(scores, parts, strict=True)]
+def text_questions(token_ids: Sequence[int], limit: int, window: int = accuracy.WINDOW) -> list[Question]:
+    """A text as questions (accuracy.py has the protocol): each window after its first token."""
+    parts = [tuple(p) for p in accuracy.windows(token_ids, min(window, limit))]
+    return [Question(part[:1], part[1:]) for part in parts]
+
+
+def losses(subject: Subject, questions: Sequence[Question]) -> list[tuple[float, int]]:
+    """Negative log-likelihood in nats and number of predicted tokens, of every question."""
+    scores = subject.scores(questions)
+    asked = [question.within(subject.limit) for question in questions]
+    return [(-score.logprob, len(question.continuation)) for score, question in zip(scores, asked, strict=True)]
 
 
 def compared(ours: Answers, theirs: Answers | None = None, base: Answers | None = None) -> dict[str, Any]:

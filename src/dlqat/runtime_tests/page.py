@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from dlqat.runtime_tests import charts
-from dlqat.runtime_tests.eval_table import is_share
+from dlqat.runtime_tests.eval_table import is_share, measured
 from dlqat.runtime_tests.page_parts import (
     Cell,
     Code,
@@ -161,7 +161,7 @@ def accuracy(content: Mapping[str, Any]) -> Iterator[Part]:
     if text := found.get("text"):
         spans = [_span(text.get(key), 1, "") for key in ("artifact", "reference", "float")]
         gaps = [_nats(gap) if (gap := text.get(key)) else "" for key in ("difference_nats", "from_float_nats")]
-        rows.append((f"perplexity, {text['tokens']} tokens", *spans[:2], gaps[0], spans[2], gaps[1]))
+        rows.append((f"{measured(text)}, {text['tokens']} tokens", *spans[:2], gaps[0], spans[2], gaps[1]))
     for task, metrics in found["tasks"].items():
         for metric, row in metrics.items():
             share = is_share(row)
