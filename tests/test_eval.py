@@ -528,6 +528,9 @@ def test_how_many_questions_tell_a_point(exported: Path, data: Path, tmp_path: P
     words = ("--tasks", "arc_easy", "--data", data, "--limit", "2", "--output", tmp_path)
     assert f"2 questions cannot pass rung L4 of dlqat-check: to tell 1 point takes {needed}" in run(exported, *words)
     assert "cannot pass" not in run(exported, *words, "--no-reference")
+    few = ((data, 500, len(QUESTIONS)), (data, None, len(QUESTIONS)), (None, 5, 5), (tmp_path, None, None))
+    assert [eval_cli._fewest(["arc_easy"], folder, limit) for folder, limit, _ in few] == [count for _, _, count in few]
+    assert eval_cli._fewest([], None, 5) is None
 
 
 def test_mean() -> None:

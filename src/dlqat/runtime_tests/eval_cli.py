@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -114,10 +115,11 @@ def command(
         activations, threads or os.cpu_count() or 1, chat, _float(beside, base) if floating else None, output,
     )  # fmt: skip
     needed = intervals.enough(tolerances.ACCURACY_POINTS)
-    if names and beside and limit is not None and limit < needed:
+    count = _fewest(names, data, limit)
+    if beside and count is not None and count < needed:
         points = 100 * tolerances.ACCURACY_POINTS
         Terminal(stderr=True).print(
-            f"{limit} questions cannot pass rung L4 of dlqat-check: to tell {points:g} point takes {needed} even if every answer is the "
+            f"{count} questions cannot pass rung L4 of dlqat-check: to tell {points:g} point takes {needed} even if every answer is the "
             "reference's",
             soft_wrap=True,
         )
@@ -139,6 +141,15 @@ def command(
         console = Terminal()
         console.print(table(result))
         console.print(f"results: {target}")
+
+
+def _fewest(names: Sequence[str], data: Path | None, limit: int | None) -> int | None:
+    """Questions of the shortest task, as far as it is known before lm_eval reads them."""
+    counts = [limit] if names and limit is not None else []
+    for name in names if data else ():
+        files = [path for split in ("test", "validation") if (path := data / f"{name}_{split}.jsonl").is_file()]
+        counts += [len([line for line in path.read_bytes().splitlines() if line.strip()]) for path in files[:1]]
+    return min(counts, default=None)
 
 
 def _float(beside: Path | None, named: str | None) -> Source | None:
