@@ -146,7 +146,9 @@ def command(
 def _fewest(names: Sequence[str], data: Path | None, limit: int | None) -> int | None:
     """Questions of the shortest task, as far as it is known before lm_eval reads them."""
     counts = [limit] if names and limit is not None else []
-    for name in names if data else ():
+    for name in names:
+        if data is None:
+            break
         files = [path for split in ("test", "validation") if (path := data / f"{name}_{split}.jsonl").is_file()]
         counts += [len([line for line in path.read_bytes().splitlines() if line.strip()]) for path in files[:1]]
     return min(counts, default=None)
