@@ -50,6 +50,20 @@ def call(base: Path, *extra: str, output: str = "out", data: str = "") -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_what_is_learned_follows_the_data(base: Path) -> None:
+    """Answers are learned, text keeps the model near the float model; said by hand, it is done so."""
+    rows = base.parent / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "2+2? ", "completion": "4, as ever and ever"}) + "\n", encoding="utf-8")
+    for data, own, other in ((str(rows), "1", "0"), ("", "0", "1")):
+        for name, ce in (("default", []), ("own", ["--kd", "1", "--ce", own]), ("other", ["--kd", "1", "--ce", other])):
+            call(base, *ce, "--batch-size", "1", output=f"{name}{own}", data=data)
+        default, same, another = (
+            load_file(base.parent / f"{name}{own}" / ADAPTERS) for name in ("default", "own", "other")
+        )
+        assert all(torch.equal(default[name], same[name]) for name in default)
+        assert not all(torch.equal(default[name], another[name]) for name in default)
+
+
 def test_a_model_dir_holds_what_was_asked_for_and_folds_exactly(base: Path) -> None:
     call(base, "--bits", "3", "--group-size", "16", "--no-activations")
     out = base.parent / "out"

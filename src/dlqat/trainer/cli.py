@@ -100,10 +100,23 @@ def train(
     micro_batch: Annotated[
         int, typer.Option(help="Sequences at a time (gradient accumulation); 0: all.", rich_help_panel=HOW)
     ] = _DEFAULT.micro_batch,
-    sequence_length: Annotated[int, typer.Option(help="Tokens.", rich_help_panel=HOW)] = _DEFAULT.sequence_length,
-    kd: Annotated[float, typer.Option(help="Weight of KL to the float model.", rich_help_panel=HOW)] = _DEFAULT.kd,
-    ce: Annotated[float, typer.Option(help="Weight of cross entropy on the data.", rich_help_panel=HOW)] = _DEFAULT.ce,
-    lr: Annotated[float, typer.Option(help="Learning rate of LoRA.", rich_help_panel=HOW)] = _DEFAULT.learning_rate,
+    sequence_length: Annotated[
+        int, typer.Option("--sequence-length", "--max-length", help="Tokens.", rich_help_panel=HOW)
+    ] = _DEFAULT.sequence_length,
+    kd: Annotated[
+        float | None,
+        typer.Option(help="Weight of KL to the float model: stay near it. Default: 1.", rich_help_panel=HOW),
+    ] = _DEFAULT.kd,
+    ce: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of cross entropy: learn the data. Default: 1 for data with answers (chats, prompts), else 0.",
+            rich_help_panel=HOW,
+        ),
+    ] = _DEFAULT.ce,
+    lr: Annotated[
+        float, typer.Option("--lr", "--learning-rate", help="Learning rate of LoRA.", rich_help_panel=HOW)
+    ] = _DEFAULT.learning_rate,
     magnitude_lr: Annotated[
         float, typer.Option(help="Learning rate of the magnitudes.", rich_help_panel=HOW)
     ] = _DEFAULT.magnitude_rate,
@@ -137,7 +150,7 @@ def train(
     command continues.
 
     Examples:
-      dlqat-train ./my-finetune -o model_dir --data chats.jsonl --ce 1 --kd 1
+      dlqat-train ./my-finetune -o model_dir --data chats.jsonl
 
       dlqat-train HuggingFaceTB/SmolLM2-135M-Instruct -o model_dir --data self --bits 3
 

@@ -30,8 +30,10 @@ class Options:
     warmup: int = 4
     """Steps of linear warm-up before the cosine."""
     clip: float = 1.0
-    kd: float = 1.0
-    ce: float = 0.0
+    kd: float | None = None
+    """Weight of the KL divergence to the float model; None: 1."""
+    ce: float | None = None
+    """Weight of cross entropy on the data; None: what the data ask for (`objective`)."""
     init: str = "mse"
     calibration_tokens: int = 40960
     """Tokens of the training text that a prepared start (init weighted, gptq, blocks) or a method sees."""
@@ -58,11 +60,18 @@ class Options:
                 return f"--{name.replace('_', '-')} {value} is too small; {low} is the least"
         rates = {"--lr": self.learning_rate, "--magnitude-lr": self.magnitude_rate, "--kd": self.kd, "--ce": self.ce}
         for name, value in rates.items():
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 return f"{name} {value} is no number of 0 or more"
         if not 0 <= self.seed < 2**63:
             return f"--seed {self.seed} is not between 0 and {2**63 - 1}"
-        return "--kd and --ce are weights, and not both 0" if self.kd + self.ce == 0 else None
+        return "--kd and --ce are weights, and not both 0" if self.kd == 0 and not self.ce else None
+
+    def objective(self, *, answers: bool) -> tuple[float, float]:
+        """Weights of KL to the float model, and of cross entropy. Data that mark answers are there to be learned: both
+        count. Plain text keeps the model near what it was: KL alone, unless somebody says otherwise."""
+        kd = 1.0 if self.kd is None else self.kd
+        asked = 1.0 if answers and self.kd is None else 0.0
+        return kd, asked if self.ce is None else self.ce
 
     def rate(self, step: int) -> float:
         """The schedule: linear warm-up, then a cosine to zero; a factor on both learning rates."""

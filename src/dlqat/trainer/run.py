@@ -248,6 +248,15 @@ def _tell(console: Terminal, model: PreTrainedModel, batches: Batches, options: 
     whole = sum(p.numel() for p in model.parameters()) - learn
     console.print(f"trained parameters: {learn:,} beside {whole:,} frozen ({100 * learn / whole:.2f} %)")
     console.print(f"data: {batches.examples.summary()}; {options.steps} steps of {options.batch_size} sequences")
+    console.print(f"objective: {_objective(*options.objective(answers=batches.examples.answers))}", soft_wrap=True)
+
+
+def _objective(kd: float, ce: float) -> str:
+    """In words."""
+    learn, stay = f"learn the data (cross entropy, weight {ce:g})", f"stay near the float model (KL, weight {kd:g})"
+    if not ce:
+        return f"{stay}; what the data say is not learned, for that: --ce 1"
+    return f"{learn} and {stay}" if kd else learn
 
 
 def _train(

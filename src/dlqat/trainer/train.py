@@ -130,7 +130,7 @@ def train(
         checkpoint_blocks(model)
     if runtime.device.type == "cpu":
         malloc.keep_freed()
-    loss = module or Loss(model, Mix(options.kd, options.ce))
+    loss = module or Loss(model, Mix(*options.objective(answers=batches.examples.answers)))
     adam = optimizer(loss, options)
     wrapped, adam = runtime.prepare(loss, adam)
     done = state.load(folder, wrapped, adam)

@@ -57,6 +57,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def answers(self) -> bool:
+        """Whether a part is to be learned and the rest only read (prompts, questions), as plain text has not."""
+        return int(self.loss.sum()) < len(self.ids) - len(self)
+
     def example(self, index: int) -> tuple[Tensor, Tensor]:
         """ids int32 [length] and loss bool [length] of one example."""
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
