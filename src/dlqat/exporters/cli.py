@@ -17,10 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dlqat import refusal
-from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, write
+from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, refuse, write
 from dlqat.exporters.storage import LayerRow
 from dlqat.formats import FORMATS
-from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
 
 CHECK = "dlqat.runtime_tests.cli"
@@ -70,8 +69,7 @@ def export(
         plan = module.plan(model, folded, options)
         if dry_run:
             Terminal().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
-        if refused := [row for row in plan if row.refused is not None]:
-            raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
+        refuse(plan)
         if dry_run:
             return
         with Progress(*COLUMNS, console=console, transient=True) as progress:

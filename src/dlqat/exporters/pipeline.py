@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from dlqat import architecture, folder_lock, own_folder
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
 from dlqat.exporters import asked, decoder, manifest
+from dlqat.exporters.storage import LayerRow
 from dlqat.exporters.target import Target, chosen
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
@@ -138,6 +139,31 @@ def write(
         states = asked.ask(draft, folded, states) if ask else asked.unasked(states)
         made = replace(made, details={**made.details, "clients": states})
         return manifest.write(made, model, folded, draft)
+
+
+def export(
+    model_dir: Path,
+    target: str = "onnx",
+    asked: Mapping[str, str | None] = {},
+    max_context: int | None = None,
+    output: Path | None = None,
+    base: str | None = None,
+) -> Path:
+    """The whole of it in one call: the artifact's folder. `asked`: options of the target by name (form, logits, ...)."""
+    module = load(target)
+    form = asked.get("form")
+    folder = destination(model_dir, target if form in (None, *module.FORMS[:1]) else f"{target}-{form}", output)
+    options = choose(module, target, config_of(model_dir, base), max_context, asked)
+    with opened(model_dir, base, write=True) as (model, folded):
+        refuse(module.plan(model, folded, options))
+        write(module, model, folded, folder, options, ask=True)
+    return folder
+
+
+def refuse(plan: Sequence[LayerRow]) -> None:
+    """Refusal if the target cannot hold a layer."""
+    if refused := [row for row in plan if row.refused is not None]:
+        raise Refusal("; ".join(f"{row.layers}: {row.refused}" for row in refused))
 
 
 def parts(model: FoldedModel) -> int:

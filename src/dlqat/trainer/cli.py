@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dlqat import recipe, refusal
-from dlqat.refusal import Refusal
+from dlqat import refusal
 from dlqat.terminal import Terminal
 from dlqat.trainer import compose
 from dlqat.trainer.compose import DLQAT
@@ -156,19 +155,6 @@ def train(
 
       dlqat-train ./my-finetune -o model_dir --data notes.txt --method nm --set n=2 --set m=4 --then dlqat
     """
-    compression = compose.method(method, settings or [], then, init)
-    if compression is not None and base_bits:
-        raise Refusal(f"--base-bits {base_bits} is for plain DL-QAT; leave it out with --method {method}")
-    trained = compression is None or then == DLQAT
-    adapters = {
-        "rank": rank,
-        "alpha": float(rank if alpha is None else alpha),
-        "magnitude": magnitude and not train_scales,
-        "train_scales": train_scales,
-        **({"base_bits": base_bits} if base_bits else {}),
-    }
-    grid = recipe.portable(bits, group_size, 8 if activations else 0)
-    checked = compose.rules(grid, {"symmetric": not asymmetric}, adapters if trained else None, recipe_file)
     options = replace(
         _DEFAULT,
         steps=steps,
@@ -180,29 +166,39 @@ def train(
         warmup=warmup,
         kd=kd,
         ce=ce,
-        init=compose.start_of(checked, compression) if init is None else init,
         calibration_tokens=calibration_tokens,
         seed=seed,
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
         save_every=save_every,
     )
-    compose.check(options, parallel)
-    if not trained:
-        read = {"sequence_length": sequence_length, "calibration_tokens": calibration_tokens}
-        options = replace(_DEFAULT, steps=0, seed=seed, precision=precision, **read)
-    sources = compose.sources(data or [], compression, then)
-    try:
-        from dlqat.trainer.request import TrainRequest
-        from dlqat.trainer.run import run
-    except ModuleNotFoundError as error:
-        raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
-    console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
-    folder = run(
-        TrainRequest(model, output, sources, checked, options, parallel, compression, chat_template, base), console
+    request = compose.request(
+        model,
+        output,
+        data or (),
+        bits=bits,
+        group_size=group_size,
+        symmetric=not asymmetric,
+        activations=activations,
+        rank=rank,
+        alpha=alpha,
+        magnitude=magnitude,
+        train_scales=train_scales,
+        recipe_file=recipe_file,
+        method=method,
+        settings=settings or (),
+        then=then,
+        init=init,
+        base_bits=base_bits,
+        base=base,
+        chat_template=chat_template,
+        parallel=parallel,
+        options=options,
     )
+    console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
+    folder = compose.run(request, console)
     console.print(
-        f"{folder} is {'trained' if trained else 'compressed'}. "
+        f"{folder} is {'trained' if request.options.steps else 'compressed'}. "
         f"Next: {shlex.join(['dlqat-export', '--target', 'onnx', str(folder)])}",
         soft_wrap=True,
     )

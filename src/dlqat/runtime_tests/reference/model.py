@@ -137,7 +137,7 @@ def _load(folder: Path) -> Any:
     try:
         with quiet():
             network: Any = pretrained.model(folder)
-            with torch.inference_mode():
+            with torch.no_grad():
                 network(torch.tensor([[0]]), use_cache=False)  # its weights are decompressed now, and a bar is drawn
     except Refusal:
         raise
