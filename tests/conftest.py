@@ -43,7 +43,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folded(smollm2: Path) -> Path:
     """SmolLM2 rounded to nearest on the portable recipe (int4 g32, int8 embedding), as folded/. Read only."""
-    names = ("architecture", "checkpoint", "folded", "grid", "recipe")
+    names = ("architecture", "folded/disk", "folded/layer", "folded/packing", "grid", "recipe", "tree")
     sources = [*(ROOT / "src" / "dlqat" / f"{name}.py" for name in names), ROOT / "tests" / "models.py"]
     key = [smollm2.name, *(path.read_text() for path in sources)]
     return _cached("smollm2-folded", key, lambda folder: _write_folded(smollm2, folder))

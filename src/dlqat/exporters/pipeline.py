@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from dlqat import architecture, folder_lock, own_folder
@@ -61,16 +62,22 @@ def is_folded(folder: Path) -> bool:
     return (folder / "integers.safetensors").is_file()
 
 
+def _to_fold(model_dir: Path) -> ModuleType | None:
+    """What folds it (with transformers, so not imported by --help), if it has adapters that are not folded yet."""
+    if is_folded(model_dir) or not (model_dir / ADAPTERS).is_file():
+        return None
+    from dlqat.exporters import fold
+
+    return fold if fold.stale(model_dir) else None
+
+
 def fold_if_needed(model_dir: Path, base: str | None = None, busy: Busy = nobody) -> Path:
     """The folded/ folder of `model_dir`, written first if it is not of these adapters; `model_dir` itself if it is one."""
     if is_folded(model_dir):
         return model_dir
-    if (model_dir / ADAPTERS).is_file():
-        from dlqat.exporters import fold
-
-        if fold.stale(model_dir):
-            with busy(f"folding {model_dir}"):
-                fold.fold(model_dir, base)
+    if (fold := _to_fold(model_dir)) is not None:
+        with busy(f"folding {model_dir}"):
+            fold.fold(model_dir, base)
     folded = model_dir / "folded"
     if not folded.is_dir():
         if (model_dir / "training").is_dir():
@@ -81,11 +88,8 @@ def fold_if_needed(model_dir: Path, base: str | None = None, busy: Busy = nobody
 
 def config_of(model_dir: Path, base: str | None) -> Config:
     """The model's config, the base's where the fold is still to come: options are judged before that work."""
-    if not is_folded(model_dir) and (model_dir / ADAPTERS).is_file():
-        from dlqat.exporters import fold
-
-        if fold.stale(model_dir):
-            return fold.config(model_dir, base)
+    if (fold := _to_fold(model_dir)) is not None:
+        return fold.config(model_dir, base)
     return disk.read(fold_if_needed(model_dir)).config
 
 
@@ -95,12 +99,9 @@ def opened(
 ) -> Generator[tuple[FoldedModel, Path]]:
     """The folded model, and the folder with its tokenizer; nobody else folds while the block runs.
     Not `write`: what is not folded yet is folded in memory."""
-    if not write and (model_dir / ADAPTERS).is_file():
-        from dlqat.exporters import fold
-
-        if fold.stale(model_dir):
-            yield fold.opened(model_dir, base), model_dir
-            return
+    if not write and (fold := _to_fold(model_dir)) is not None:
+        yield fold.opened(model_dir, base), model_dir
+        return
     folded = fold_if_needed(model_dir, base, busy)
     with folder_lock.reading(folded):
         yield disk.read(folded), folded
