@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of a training step in README.md and docs/kernels.md, from step.json.
+"""The tables of a training step in docs/benchmarks.md and docs/kernels.md, from step.json.
 
 A ratio is that of its row's own run, with LoRA measured in the same run; step.py writes it so.
 """
@@ -33,7 +33,7 @@ GOALS: tuple[tuple[str, str, int | None], ...] = (
 
 
 def ratios(rows: Rows) -> str:
-    """README's: speed and peak memory (of one thread) as ratios to LoRA; LoRA's own in full."""
+    """docs/benchmarks.md's: speed and peak memory (of one thread) as ratios to LoRA; LoRA's own in full."""
     lines: list[str] = []
     for key, name in NAMED.items():
         one, two = rows[f"{key}, 1 thread"], rows[f"{key}, 2 threads"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of README.md and docs/{training,methods,kernels}.md, from the results of quality, recovery, methods and step.
+"""Tables of docs/{benchmarks,training,methods,kernels}.md, from the results of quality, recovery, methods and step.
 
     python benchmarks/table.py            writes them into the pages
     python benchmarks/table.py --check    only says which pages show other numbers (exit code 1); tests ask it
@@ -76,15 +76,15 @@ NAMED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("*2", "blocks, then DL-QAT, with zero-points (not on ExecuTorch)", ("blocks+dlqat-kd-2b-asymmetric-seed0",)),
     ("*2", "blocks, then **DL-QAT** (the default at 2 bits)", ("blocks+dlqat-kd-2b-seed0",)),
 )
-"""Bits (with a star: in the README, too), what a reader calls it, and its rows: seed 0 where nothing is said."""
+"""Bits (with a star: in docs/benchmarks.md, too), what a reader calls it, and its rows: seed 0 where nothing is said."""
 
 
 def pages() -> tuple[tuple[Path, str], ...]:
     """Pages and their tables; a header's two lines say where in the page it begins."""
     steps = Results("step").rows
     return (
-        (ROOT / "README.md", HEADER + table("*", "docs/adr")),
-        (ROOT / "README.md", _step_table.ratios(steps)),
+        (ROOT / "docs" / "benchmarks.md", HEADER + table("*", "adr")),
+        (ROOT / "docs" / "benchmarks.md", _step_table.ratios(steps)),
         (ROOT / "docs" / "training.md", HEADER + table("", "adr")),
         (ROOT / "docs" / "methods.md", "".join(f"{line}\n" for line in _methods_table.table(Results("methods")))),
         (ROOT / "docs" / "kernels.md", _step_table.speeds(steps)),

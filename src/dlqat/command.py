@@ -20,6 +20,8 @@ VERBS = {
     "demo": ("dlqat.demo", "all of it on a real model, in minutes"),
 }
 
+CODES = """Exit code 0: done. 1: a check failed, or a device. 2: bad input, nothing was done. 3: a bug in dlqat. 130: stopped."""
+
 
 def main() -> None:
     """The console script: `dlqat train ...` is `dlqat-train ...`."""
@@ -39,7 +41,9 @@ def main() -> None:
 
 def _help() -> str:
     lines = [f"  {verb:<9}{what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join(["dlqat COMMAND ...    (dlqat COMMAND --help says more; dlqat --version)", "", *lines])
+    return "\n".join(
+        ["Usage: dlqat COMMAND ...    (dlqat COMMAND --help says more; dlqat --version)", "", *lines, "", CODES]
+    )
 
 
 if __name__ == "__main__":
