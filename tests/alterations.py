@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from dlqat.exporters.executorch import target
 from dlqat.exporters.executorch.graph import SELECT, PteGraph, Stored, Value
 from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
+from dlqat.runtime_tests.readers.gguf import file as gguf_file
 
 Patch = pytest.MonkeyPatch
 K = "model.layers.{}.self_attn.k_proj"
@@ -559,3 +561,80 @@ def fit(artifact: Path) -> None:
         data = (artifact / name).read_bytes()
         entry.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+# Finished GGUF files: the program file itself, its bytes
+
+
+def gguf_number(key: str, value: float, layout: str) -> Callable[[Path], None]:
+    """Another number under a key of the metadata."""
+
+    def edit(program: Path) -> None:
+        content = bytearray(program.read_bytes())
+        at = content.index(key.encode()) + len(key) + 4
+        struct.pack_into(f"<{layout}", content, at, value)
+        program.write_bytes(content)
+
+    return edit
+
+
+def gguf_text(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def edit(program: Path) -> None:
+        content = program.read_bytes()
+        assert len(old) == len(new)
+        assert old in content
+        program.write_bytes(content.replace(old, new, 1))
+
+    return edit
+
+
+def gguf_bytes(tensor: str, change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
+    """`change` gets the tensor's bytes [rows, bytes of a row]."""
+
+    def edit(program: Path) -> None:
+        content = np.fromfile(program, np.uint8)
+        found = gguf_file.read(program).tensors[tensor]
+        rows = content[found.start : found.start + found.size].reshape(found.shape[0], -1)
+        change(rows)
+        content.tofile(program)
+
+    return edit
+
+
+def flipped(row: int, byte: int, bit: int = 1) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[row, byte] ^= bit
+
+    return change
+
+
+def swapped(a: int, b: int) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[[a, b]] = rows[[b, a]]
+
+    return change
+
+
+GGUF: dict[str, Callable[[Path], None]] = {
+    "one bit of a scale": gguf_bytes("blk.1.attn_k.weight", flipped(3, 0)),
+    "one code": gguf_bytes("blk.1.ffn_down.weight", flipped(3, 7)),
+    "a code in the high half of its byte": gguf_bytes("blk.0.ffn_up.weight", flipped(3, 7, 16)),
+    "one code of the embedding": gguf_bytes("token_embd.weight", flipped(5, 9)),
+    "two rows of q exchanged": gguf_bytes("blk.0.attn_q.weight", swapped(4, 5)),
+    "two rows of v exchanged": gguf_bytes("blk.0.attn_v.weight", swapped(4, 5)),
+    "one gain one bit larger": gguf_bytes("output_norm.weight", flipped(2, 0)),
+    "another rope base": gguf_number("llama.rope.freq_base", 10001.0, "f"),
+    "another epsilon": gguf_number("llama.attention.layer_norm_rms_epsilon", 1e-5, "f"),
+    "other key heads": gguf_number("llama.attention.head_count_kv", 4, "I"),
+    "more heads": gguf_number("llama.attention.head_count", 8, "I"),
+    "fewer layers": gguf_number("llama.block_count", 1, "I"),
+    "another context": gguf_number("llama.context_length", 64, "I"),
+    "a key that nobody knows": gguf_text(b"llama.rope.dimension_count", b"llama.rope.dimension_counx"),
+    "two tokens exchanged": gguf_text(b"\x01\0\0\0\0\0\0\0e\x01\0\0\0\0\0\0\0f", b"\x01\0\0\0\0\0\0\0f\x01\0\0\0\0\0\0\0e"),
+    "another merge": gguf_text(b"h e", b"h t"),
+    "another splitting": gguf_text(b"gpt-2", b"qwen2"),
+    "another begin token": gguf_number("tokenizer.ggml.bos_token_id", 2, "I"),
+    "another end token": gguf_number("tokenizer.ggml.eos_token_id", 1, "I"),
+    "a begin token before every text": gguf_number("tokenizer.ggml.add_bos_token", 1, "B"),
+    "another chat template": gguf_text(b"<s>assistant", b"<s>Assistant"),
+}  # fmt: skip

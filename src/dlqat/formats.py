@@ -30,6 +30,7 @@ FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnx-ir"), ("onnx", "onnxruntime")),
     "executorch": Format(".pte", ("executorch",), ("executorch",)),
     "coreml": Format(".mlpackage", ("coremltools", "numpy"), ("coremltools",), is_folder=True),
+    "gguf": Format(".gguf", ("gguf",), ()),
 }
 SUFFIXES = {form.suffix: name for name, form in FORMATS.items()}
 
