@@ -29,6 +29,7 @@ from dlqat.exporters.executorch.graph import SELECT, PteGraph, Stored, Value
 from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
 from dlqat.runtime_tests.readers.gguf import file as gguf_file
+from dlqat.runtime_tests.readers.mlx import file as mlx_file
 
 Patch = pytest.MonkeyPatch
 K = "model.layers.{}.self_attn.k_proj"
@@ -637,4 +638,36 @@ GGUF: dict[str, Callable[[Path], None]] = {
     "another end token": gguf_number("tokenizer.ggml.eos_token_id", 1, "I"),
     "a begin token before every text": gguf_number("tokenizer.ggml.add_bos_token", 1, "B"),
     "another chat template": gguf_text(b"<s>assistant", b"<s>Assistant"),
+}  # fmt: skip
+
+
+# Finished MLX folders: bytes of model.safetensors, and config.json
+
+
+def mlx_bytes(tensor: str, change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        program = folder / "model.safetensors"
+        content = np.fromfile(program, np.uint8)
+        found = mlx_file.read(program).tensors[tensor]
+        change(content[found.start : found.start + found.size].reshape(found.shape[0], -1))
+        content.tofile(program)
+
+    return edit
+
+
+MLX: dict[str, Callable[[Path], None]] = {
+    "one bit of a scale": mlx_bytes("model.layers.1.self_attn.k_proj.scales", flipped(3, 2)),
+    "one bit of a bias": mlx_bytes("model.layers.1.self_attn.k_proj.biases", flipped(3, 2)),
+    "one code": mlx_bytes("model.layers.1.mlp.down_proj.weight", flipped(3, 7)),
+    "one code of the embedding": mlx_bytes("model.embed_tokens.weight", flipped(5, 9)),
+    "two rows of v exchanged": mlx_bytes("model.layers.0.self_attn.v_proj.weight", swapped(4, 5)),
+    "one gain one bit larger": mlx_bytes("model.norm.weight", flipped(2, 0)),
+    "another rope theta": in_json("config.json", "rope_theta", value=500000.0),
+    "another epsilon": in_json("config.json", "rms_norm_eps", value=1e-5),
+    "other key heads": in_json("config.json", "num_key_value_heads", value=4),
+    "fewer layers": in_json("config.json", "num_hidden_layers", value=1),
+    "a head of its own": in_json("config.json", "tie_word_embeddings", value=False),
+    "another group size": in_json("config.json", "quantization", "group_size", value=64),
+    "other bits": in_json("config.json", "quantization", "bits", value=8),
+    "another end token": in_json("generation_config.json", "eos_token_id", value=1),
 }  # fmt: skip

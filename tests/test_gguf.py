@@ -195,7 +195,7 @@ def test_without_llamacpp_the_integers_are_proved(
 
 
 @runs
-@pytest.mark.parametrize("family", ["llama-biased", "llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2"])
 def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
     """Every product, and the logits, in llama.cpp's own arithmetic."""
     artifact = export(tmp_path, family, max_position_embeddings=512)

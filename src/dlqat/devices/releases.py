@@ -20,6 +20,7 @@ from dlqat.devices import ort_options, setup
 from dlqat.devices.device import Device, Setting
 from dlqat.devices.host.executorch import HostExecutorch
 from dlqat.devices.host.llamacpp import HostLlamacpp
+from dlqat.devices.host.mlx import HostMlx
 from dlqat.devices.host.ort import HostOrt
 from dlqat.devices.process.child import Limits, Worker
 from dlqat.devices.process.isolated import Isolated
@@ -35,6 +36,8 @@ class Release:
     torch: str | None = None
     called: str | None = None
     """What --set-up calls it, where there is one version of it only."""
+    beside: tuple[str, ...] = ()
+    """Requirements that it needs in its folder."""
 
     @property
     def short(self) -> str:
@@ -59,7 +62,7 @@ class Release:
         """The script of setup/ that fetches it, and its arguments."""
         if self.torch:
             return "_qemu-release.sh", self.package, self.version, self.torch
-        return "_release.sh", self.package, self.version
+        return "_release.sh", self.package, self.version, *self.beside
 
 
 class Released(Isolated):
@@ -121,7 +124,10 @@ class Fetched(Released):
         return self._inner.name
 
 
-FETCHED: tuple[Released, ...] = (Fetched(HostLlamacpp(), Release("cyllama", "0.2.18", called="llamacpp")),)
+FETCHED: tuple[Released, ...] = (
+    Fetched(HostLlamacpp(), Release("cyllama", "0.2.18", called="llamacpp")),
+    Fetched(HostMlx(), Release("mlx-lm", "0.32.2", called="mlx", beside=("mlx==0.32.4", "mlx-cpu==0.32.4"))),
+)
 """The default devices of their formats."""
 
 RELEASES: tuple[Released, ...] = (

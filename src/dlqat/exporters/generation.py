@@ -25,6 +25,7 @@ HEARD = {
     "react-native-executorch": frozenset[str](),
     "swift-transformers": frozenset[str](),
     "llama.cpp": frozenset[str](),
+    "mlx-lm": frozenset[str](),
 }
 """Client -> the settings that it honours as its loader finds them."""
 ELSEWHERE = frozenset(
