@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from dlqat.exporters.executorch import target
 from dlqat.exporters.executorch.graph import SELECT, PteGraph, Stored, Value
 from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
+from dlqat.runtime_tests.readers.gguf import file as gguf_file
+from dlqat.runtime_tests.readers.mlx import file as mlx_file
 
 Patch = pytest.MonkeyPatch
 K = "model.layers.{}.self_attn.k_proj"
@@ -559,3 +562,112 @@ def fit(artifact: Path) -> None:
         data = (artifact / name).read_bytes()
         entry.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+# Finished GGUF files: the program file itself, its bytes
+
+
+def gguf_number(key: str, value: float, layout: str) -> Callable[[Path], None]:
+    """Another number under a key of the metadata."""
+
+    def edit(program: Path) -> None:
+        content = bytearray(program.read_bytes())
+        at = content.index(key.encode()) + len(key) + 4
+        struct.pack_into(f"<{layout}", content, at, value)
+        program.write_bytes(content)
+
+    return edit
+
+
+def gguf_text(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def edit(program: Path) -> None:
+        content = program.read_bytes()
+        assert len(old) == len(new)
+        assert old in content
+        program.write_bytes(content.replace(old, new, 1))
+
+    return edit
+
+
+def gguf_bytes(tensor: str, change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
+    """`change` gets the tensor's bytes [rows, bytes of a row]."""
+
+    def edit(program: Path) -> None:
+        content = np.fromfile(program, np.uint8)
+        found = gguf_file.read(program).tensors[tensor]
+        rows = content[found.start : found.start + found.size].reshape(found.shape[0], -1)
+        change(rows)
+        content.tofile(program)
+
+    return edit
+
+
+def flipped(row: int, byte: int, bit: int = 1) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[row, byte] ^= bit
+
+    return change
+
+
+def swapped(a: int, b: int) -> Callable[[np.ndarray], None]:
+    def change(rows: np.ndarray) -> None:
+        rows[[a, b]] = rows[[b, a]]
+
+    return change
+
+
+GGUF: dict[str, Callable[[Path], None]] = {
+    "one bit of a scale": gguf_bytes("blk.1.attn_k.weight", flipped(3, 0)),
+    "one code": gguf_bytes("blk.1.ffn_down.weight", flipped(3, 7)),
+    "a code in the high half of its byte": gguf_bytes("blk.0.ffn_up.weight", flipped(3, 7, 16)),
+    "one code of the embedding": gguf_bytes("token_embd.weight", flipped(5, 9)),
+    "two rows of q exchanged": gguf_bytes("blk.0.attn_q.weight", swapped(4, 5)),
+    "two rows of v exchanged": gguf_bytes("blk.0.attn_v.weight", swapped(4, 5)),
+    "one gain one bit larger": gguf_bytes("output_norm.weight", flipped(2, 0)),
+    "another rope base": gguf_number("llama.rope.freq_base", 10001.0, "f"),
+    "another epsilon": gguf_number("llama.attention.layer_norm_rms_epsilon", 1e-5, "f"),
+    "other key heads": gguf_number("llama.attention.head_count_kv", 4, "I"),
+    "more heads": gguf_number("llama.attention.head_count", 8, "I"),
+    "fewer layers": gguf_number("llama.block_count", 1, "I"),
+    "another context": gguf_number("llama.context_length", 64, "I"),
+    "a key that nobody knows": gguf_text(b"llama.rope.dimension_count", b"llama.rope.dimension_counx"),
+    "two tokens exchanged": gguf_text(b"\x01\0\0\0\0\0\0\0e\x01\0\0\0\0\0\0\0f", b"\x01\0\0\0\0\0\0\0f\x01\0\0\0\0\0\0\0e"),
+    "another merge": gguf_text(b"h e", b"h t"),
+    "another splitting": gguf_text(b"gpt-2", b"qwen2"),
+    "another begin token": gguf_number("tokenizer.ggml.bos_token_id", 2, "I"),
+    "another end token": gguf_number("tokenizer.ggml.eos_token_id", 1, "I"),
+    "a begin token before every text": gguf_number("tokenizer.ggml.add_bos_token", 1, "B"),
+    "another chat template": gguf_text(b"<s>assistant", b"<s>Assistant"),
+}  # fmt: skip
+
+
+# Finished MLX folders: bytes of model.safetensors, and config.json
+
+
+def mlx_bytes(tensor: str, change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        program = folder / "model.safetensors"
+        content = np.fromfile(program, np.uint8)
+        found = mlx_file.read(program).tensors[tensor]
+        change(content[found.start : found.start + found.size].reshape(found.shape[0], -1))
+        content.tofile(program)
+
+    return edit
+
+
+MLX: dict[str, Callable[[Path], None]] = {
+    "one bit of a scale": mlx_bytes("model.layers.1.self_attn.k_proj.scales", flipped(3, 2)),
+    "one bit of a bias": mlx_bytes("model.layers.1.self_attn.k_proj.biases", flipped(3, 2)),
+    "one code": mlx_bytes("model.layers.1.mlp.down_proj.weight", flipped(3, 7)),
+    "one code of the embedding": mlx_bytes("model.embed_tokens.weight", flipped(5, 9)),
+    "two rows of v exchanged": mlx_bytes("model.layers.0.self_attn.v_proj.weight", swapped(4, 5)),
+    "one gain one bit larger": mlx_bytes("model.norm.weight", flipped(2, 0)),
+    "another rope theta": in_json("config.json", "rope_theta", value=500000.0),
+    "another epsilon": in_json("config.json", "rms_norm_eps", value=1e-5),
+    "other key heads": in_json("config.json", "num_key_value_heads", value=4),
+    "fewer layers": in_json("config.json", "num_hidden_layers", value=1),
+    "a head of its own": in_json("config.json", "tie_word_embeddings", value=False),
+    "another group size": in_json("config.json", "quantization", "group_size", value=64),
+    "other bits": in_json("config.json", "quantization", "bits", value=8),
+    "another end token": in_json("generation_config.json", "eos_token_id", value=1),
+}  # fmt: skip

@@ -49,8 +49,12 @@ def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = N
 
 def export_folded(folder: Path, form: str) -> Path:
     """folder/FORM from folder/folded."""
-    target = executorch_target if form in executorch_target.FORMS else onnx_target
-    options = target.Options(CONTEXT, form)
+    if form in ("gguf", "mlx"):
+        target: Any = pipeline.load(form)
+        options = target.Options(CONTEXT, target.FORMS[0])
+    else:
+        target = executorch_target if form in executorch_target.FORMS else onnx_target
+        options = target.Options(CONTEXT, form)
     pipeline.write(target, disk.read(folder / "folded"), folder / "folded", folder / form, options)
     return folder / form
 

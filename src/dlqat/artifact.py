@@ -81,11 +81,12 @@ def find(folder: Path) -> Artifact:
     if manifest.model is not None:
         program = _named(folder, manifest.model, MANIFEST)
         return Artifact(folder, program, generator or program, manifest)
-    found = sorted(p for p in (*folder.glob("*"), *folder.glob("onnx/*")) if p.suffix in SUFFIXES)
+    telling = [form.suffix for form in FORMATS.values() if not form.common]
+    found = sorted(p for p in (*folder.glob("*"), *folder.glob("onnx/*")) if p.suffix in telling)
     found = [p for p in found if p != generator] or found
     if len(found) != 1:
         what = f"{len(found)} programs ({', '.join(p.name for p in found)})" if found else "no program"
-        raise Refusal(f"{folder} holds {what} ({', '.join(SUFFIXES)}); expected one, as dlqat-export writes it")
+        raise Refusal(f"{folder} holds {what} ({', '.join(telling)}); expected one, as dlqat-export writes it")
     return Artifact(folder, _whole(found[0]), generator or found[0], manifest)
 
 

@@ -24,12 +24,16 @@ class Format:
     """Distributions whose versions a report states."""
     is_folder: bool = False
     """Whether the program is a folder, not a file."""
+    common: bool = False
+    """Whether files of other kinds have the suffix, too: manifest.json must then name the program."""
 
 
 FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnx-ir"), ("onnx", "onnxruntime")),
     "executorch": Format(".pte", ("executorch",), ("executorch",)),
     "coreml": Format(".mlpackage", ("coremltools", "numpy"), ("coremltools",), is_folder=True),
+    "gguf": Format(".gguf", ("gguf",), ()),
+    "mlx": Format(".safetensors", (), (), common=True),
 }
 SUFFIXES = {form.suffix: name for name, form in FORMATS.items()}
 

@@ -9,7 +9,7 @@ from dlqat.devices.host.coreml_reference import CoremlReference
 from dlqat.devices.host.executorch import HostExecutorch
 from dlqat.devices.host.ort import HostOrt
 from dlqat.devices.phone.android import Android
-from dlqat.devices.releases import RELEASES
+from dlqat.devices.releases import FETCHED, RELEASES
 from dlqat.devices.runner.arm64 import Emulated
 from dlqat.devices.web.ort import WebOrt
 from dlqat.refusal import Refusal
@@ -27,6 +27,7 @@ ALL: tuple[Device, ...] = (
     WebOrt("browser-webgpu", "webgpu"),
     Android("android-ort", "onnx"),
     Android("android-executorch", "executorch"),
+    *FETCHED,
     *RELEASES,
 )  # fmt: skip
 """The first one of a format is its default."""

@@ -19,7 +19,7 @@ from dlqat.devices.all import ALL
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.phone import by_hand
 from dlqat.devices.phone.android import Android
-from dlqat.devices.releases import RELEASES
+from dlqat.devices.releases import FETCHED, RELEASES
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal, say, say_json
 
@@ -30,7 +30,7 @@ SETUP = Path(__file__).parent / "setup"
 def scripts() -> dict[str, tuple[str, ...]]:
     """What --set-up knows: name -> a script of setup/ and its arguments."""
     own = {path.stem: (path.name,) for path in sorted(SETUP.glob("[!_]*.sh"))}
-    return own | {device.release.set_up: device.release.script for device in RELEASES}
+    return own | {device.release.set_up: device.release.script for device in (*FETCHED, *RELEASES)}
 
 
 @app.command()

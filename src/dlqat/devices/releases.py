@@ -19,6 +19,8 @@ import dlqat
 from dlqat.devices import ort_options, setup
 from dlqat.devices.device import Device, Setting
 from dlqat.devices.host.executorch import HostExecutorch
+from dlqat.devices.host.llamacpp import HostLlamacpp
+from dlqat.devices.host.mlx import HostMlx
 from dlqat.devices.host.ort import HostOrt
 from dlqat.devices.process.child import Limits, Worker
 from dlqat.devices.process.isolated import Isolated
@@ -32,6 +34,10 @@ class Release:
     package: str
     version: str
     torch: str | None = None
+    called: str | None = None
+    """What --set-up calls it, where there is one version of it only."""
+    beside: tuple[str, ...] = ()
+    """Requirements that it needs in its folder."""
 
     @property
     def short(self) -> str:
@@ -47,6 +53,8 @@ class Release:
     @property
     def set_up(self) -> str:
         """Its name for dlqat-devices --set-up."""
+        if self.called:
+            return self.called
         return f"{'qemu-' if self.torch else ''}{self.package}@{self.short}"
 
     @property
@@ -54,7 +62,7 @@ class Release:
         """The script of setup/ that fetches it, and its arguments."""
         if self.torch:
             return "_qemu-release.sh", self.package, self.version, self.torch
-        return "_release.sh", self.package, self.version
+        return "_release.sh", self.package, self.version, *self.beside
 
 
 class Released(Isolated):
@@ -104,6 +112,23 @@ class EmulatedRelease(Released):
         emulator = arm64.emulator(arm64.CPU, python)
         return Worker(self.name, [*emulator, f"{python}/usr/bin/python3.11", *self.command[1:]], environment)
 
+
+class Fetched(Released):
+    """A runtime that no extra of dlqat brings: apps have their own build, and one version of it is fetched for the proof.
+    Where it is not there, dlqat-check shows what it can without it."""
+
+    fetched = True
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+
+FETCHED: tuple[Released, ...] = (
+    Fetched(HostLlamacpp(), Release("cyllama", "0.2.18", called="llamacpp")),
+    Fetched(HostMlx(), Release("mlx-lm", "0.32.2", called="mlx", beside=("mlx==0.32.4", "mlx-cpu==0.32.4"))),
+)
+"""The default devices of their formats."""
 
 RELEASES: tuple[Released, ...] = (
     Released(HostOrt(), Release("onnxruntime", "1.24.4"), ort_options.APPS),

@@ -24,6 +24,8 @@ HEARD = {
     "TextLLMRunner": frozenset[str](),  # the app gives temperature and lengths with each call
     "react-native-executorch": frozenset[str](),
     "swift-transformers": frozenset[str](),
+    "llama.cpp": frozenset[str](),
+    "mlx-lm": frozenset[str](),
 }
 """Client -> the settings that it honours as its loader finds them."""
 ELSEWHERE = frozenset(

@@ -47,12 +47,14 @@ class LayerRow:
     refused: str | None
 
 
-def rows(storage: Storage, model: FoldedModel) -> list[LayerRow]:
-    """What becomes of a model's weights, layers of one kind together."""
+def rows(storage: Storage, model: FoldedModel, compound: str | None = None) -> list[LayerRow]:
+    """What becomes of a model's weights, layers of one kind together.
+
+    `compound`: why the target holds no low-rank, clustered or summed weights; None if it does."""
     counted: dict[tuple[str, str, str, str | None], int] = {}
     for name, w in weights(model):
         found = list(leaves(name, w))
-        refused = unsupported(storage, name, w)
+        refused = unsupported(storage, name, w) if compound is None or isinstance(w, Leaf) else compound
         becomes = "" if refused else "; ".join(dict.fromkeys(storage.describe(path, leaf) for path, leaf in found))
         kind = re.sub(r"\.\d+\.", ".*.", name, count=1)
         key = kind, _grid(w, (leaf for _, leaf in found)), becomes, refused

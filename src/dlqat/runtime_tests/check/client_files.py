@@ -21,7 +21,14 @@ from dlqat.source import chat_template
 from dlqat.source.sidecar import tokenizer
 
 Object = Mapping[str, Any]
-STORAGE = ("quantization_config", "transformers.js_config", "dtype", "torch_dtype", "transformers_version")
+STORAGE = (
+    "quantization_config",
+    "quantization",
+    "transformers.js_config",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)
 """Keys of config.json that say how a folder stores its weights."""
 CLASS = ("chat_template", "tokenizer_class")
 """Keys of tokenizer_config.json that are compared by what they do."""

@@ -33,6 +33,7 @@ from dlqat.runtime_tests.check.integers import Wanted
 from dlqat.runtime_tests.readers.contents import Contents, Weight, parts
 from dlqat.runtime_tests.reference.arithmetic import (
     FLOAT,
+    LLAMACPP,
     PER_TOKEN,
     PER_TOKEN_SYMMETRIC,
     Arithmetic,
@@ -150,7 +151,8 @@ def _candidates(leaf: Quantized, setting: Setting) -> list[Arithmetic]:
     if setting.activations != "int8":
         return [FLOAT]
     likely = leaf.grid.group_size or 32
-    return [FLOAT, PER_TOKEN, PER_TOKEN_SYMMETRIC, Arithmetic(likely), *(Arithmetic(b) for b in BLOCKS if b != likely)]
+    others = (Arithmetic(b) for b in BLOCKS if b != likely)
+    return [FLOAT, PER_TOKEN, PER_TOKEN_SYMMETRIC, Arithmetic(likely), LLAMACPP, *others]
 
 
 def _gather(weight: Weight, dense: Tensor, device: Device, setting: Setting) -> Linear:

@@ -7,9 +7,10 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlqat.artifact import Artifact
 from dlqat.devices.all import device
@@ -17,6 +18,9 @@ from dlqat.devices.process.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.report import versions
 from dlqat.runtime_tests.report.record import Check, Report
+
+if TYPE_CHECKING:
+    from dlqat.runtime_tests.check.proof import Proof
 
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
 QUICK = ("L0", "L2", "L3")
@@ -45,16 +49,29 @@ class CheckRequest:
         return shlex.join([*words, "--threads", str(self.threads)])
 
 
+def _checks(proof: Proof, rungs: Sequence[str], absent: str | None) -> Iterator[Check]:
+    """The ladder's; where nothing that runs the artifact was fetched (`absent` says why), L0 alone."""
+    from dlqat.runtime_tests.check import ladder
+
+    if absent is None:
+        yield from ladder.run(proof, rungs)
+        return
+    yield from ladder.run(proof, [r for r in rungs if r == "L0"])
+    yield from (Check(r, proof.device.name, "not verified", absent) for r in rungs if r != "L0")
+
+
 def prove(
     request: CheckRequest,
     tell: Callable[[str], None] = lambda what: None,
     done: Callable[[Check], None] = lambda check: None,
 ) -> Report:
-    """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder.
+    """Run the ladder. Refusal if the device cannot run here or the reference is no folded/ folder. Where nobody named a
+    device, and the artifact's own is one that must be fetched first, L0 is run without it.
 
     `tell` hears what is looked at, `done` of every check."""
     chosen = device(request.device, request.artifact.format)
-    if (reason := chosen.available()) is not None:
+    reason = chosen.available()
+    if reason is not None and not (request.device is None and getattr(chosen, "fetched", False)):
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own
     import torch
@@ -72,7 +89,7 @@ def prove(
         request.artifact, reference, isolated(chosen), request.threads, request.quick, tell, request.output
     )
     _ = proof.texts  # a tokenizer that cannot be read is refused now, and not after some of the rungs
-    for check in ladder.run(proof, request.rungs):
+    for check in _checks(proof, request.rungs, reason):
         checks.append(check)
         done(check)
     return Report(

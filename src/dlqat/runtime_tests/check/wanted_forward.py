@@ -50,7 +50,8 @@ def _linear(model: FoldedModel, name: str, x: Node) -> Node:
     """A module's product, the union of folded layers taken apart: paths as dlqat.folded names leaves."""
     biased = f"{name}.bias" in model.tensors
     if name == HEAD and model.tied:
-        rows = folded.shape(model.layers[EMBEDDING])[0] if EMBEDDING in model.layers else None
+        table = model.layers.get(EMBEDDING)
+        rows = model.tensors[f"{EMBEDDING}.weight"].shape[0] if table is None else folded.shape(table)[0]
         return Node("linear", HEAD, (x,), rows, biased)
     if name not in model.layers:
         return Node("linear", name, (x,), model.tensors[f"{name}.weight"].shape[0], biased)

@@ -88,6 +88,30 @@ class Fact:
 
 
 @dataclass(frozen=True, eq=False)
+class Inside:
+    """What a program file carries besides the model: a tokenizer and a chat template, in llama.cpp's terms."""
+
+    context: int
+    """Positions that the model was made for."""
+    model: str
+    """How words are made: gpt2 (merges), llama (scores), or none."""
+    splitting: str | None
+    """The name under which llama.cpp keeps how a text is cut first."""
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...]
+    scores: tuple[float, ...]
+    ids: Mapping[str, int]
+    """bos, eos, eot, eom, unknown, padding."""
+    begins: bool
+    ends: bool
+    """Whether the begin token is put before a text, the end token behind it."""
+    spaced: bool | None
+    """Whether a space is put before a text."""
+    chat_template: str | None
+
+
+@dataclass(frozen=True, eq=False)
 class Contents:
     """Everything of the artifact that the proof compares."""
 
@@ -101,6 +125,8 @@ class Contents:
     """The logits of each entry point as an expression (expression.py); None where the reader builds none."""
     faults: tuple[str, ...] = field(default=())
     """What the reader could not explain: unused bytes, weights that pass through unknown operations."""
+    inside: Inside | None = None
+    """None where tokenizer and template are files beside the program."""
 
 
 class Reader(Protocol):

@@ -23,6 +23,10 @@ int8 per token   the input of every linear is rounded to int8 row by row, asymme
 int8 per token, symmetric   MLAS's formula above with the whole row as one block. The web form of ONNX writes its rounding
            out in operators: this for rows with one scale, blocks for groups. So every runtime of ONNX does it alike.
 
+int8 in blocks of 32, fp16 scales   llama.cpp's quantize_row_q8_0: MLAS's codes, and the scale that multiplies them rounded
+           to fp16. With zero-points (Q4_1) it keeps the block's sum as fp16, too, which does not round the input: those
+           layers are "not verified" at L1.
+
 On ARM64 ties fall elsewhere: KleidiAI rounds halves away from zero, and so does MLAS, which rounds in blocks there with
 KleidiAI off and for 8-bit weights, by x * (1 / scale). A tie is rare (2 to 4 of the 1.7 million inputs that SmolLM2's
 linears got) and moves its row by up to 3e-3; so `roundings` has both, and rung L1 holds each linear to one of them.
@@ -49,17 +53,21 @@ class Arithmetic:
     per_token: bool = False
     symmetric: bool = False
     """Per token: 0 is in the middle of the grid."""
+    half: bool = False
+    """In blocks: their scales are rounded to fp16, after the codes are."""
 
     def __str__(self) -> str:
         if self.per_token:
             return f"int8 per token{', symmetric' if self.symmetric else ''}"
-        return "float" if self.block is None else f"int8 in blocks of {self.block}"
+        return (
+            "float" if self.block is None else f"int8 in blocks of {self.block}{', fp16 scales' if self.half else ''}"
+        )
 
     def round(self, x: Tensor) -> Tensor:
         """x [..., inputs] as the multiplication sees it (float32, or float64 as it came)."""
         if self.per_token:
             return round_blocks(x, x.shape[-1]) if self.symmetric else round_tokens(x)
-        return x if self.block is None else round_blocks(x, self.block)
+        return x if self.block is None else round_blocks(x, self.block, half=self.half)
 
     def roundings(self, x: Tensor) -> Iterator[Tensor]:
         """`round`, and the same with the ties of the kernels on ARM64."""
@@ -67,12 +75,13 @@ class Arithmetic:
         if self.per_token and not self.symmetric:
             yield round_tokens(x, neon=True)
         elif self.block is not None:
-            yield round_blocks(x, self.block, neon=True)
+            yield round_blocks(x, self.block, neon=True, half=self.half)
 
 
 FLOAT = Arithmetic()
 PER_TOKEN = Arithmetic(per_token=True)
 PER_TOKEN_SYMMETRIC = Arithmetic(per_token=True, symmetric=True)
+LLAMACPP = Arithmetic(32, half=True)
 
 
 def round_tokens(x: Tensor, *, neon: bool = False) -> Tensor:
@@ -89,10 +98,10 @@ def round_tokens(x: Tensor, *, neon: bool = False) -> Tensor:
     return ((q - zero) / scale).to(x.dtype)
 
 
-def round_blocks(x: Tensor, block: int, *, neon: bool = False) -> Tensor:
+def round_blocks(x: Tensor, block: int, *, neon: bool = False, half: bool = False) -> Tensor:
     """x [..., inputs] rounded to int8 in blocks along the last axis (a short last block counts by itself).
 
-    `neon`: as MLAS does on ARM64, with the reciprocal of the scale in place of 127 / max|x|.
+    `neon`: as MLAS does on ARM64, with the reciprocal of the scale in place of 127 / max|x|. `half`: as llama.cpp does.
     """
     inputs = x.shape[-1]
     padded = torch.nn.functional.pad(x.to(torch.float32), (0, -inputs % block))
@@ -101,6 +110,7 @@ def round_blocks(x: Tensor, block: int, *, neon: bool = False) -> Tensor:
     scale = top / torch.full_like(top, 127.0)  # and below, a tensor by a tensor: as in round_tokens
     inverse = torch.ones_like(top) / scale if neon else torch.full_like(top, 127.0) / top
     steps = blocks * torch.where(top > 0, inverse, torch.zeros_like(top))
+    scale = scale.half().float() if half else scale
     return (_nearest(steps, neon) * scale).flatten(-2)[..., :inputs].to(x.dtype)
 
 

@@ -13,6 +13,7 @@ from dlqat import atomic, folded
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import readers
 from dlqat.runtime_tests.check import client_files as read_by_clients
+from dlqat.runtime_tests.check import inside as carried
 from dlqat.runtime_tests.check import integers
 from dlqat.runtime_tests.check.proof import Proof, judged
 from dlqat.runtime_tests.report.record import Check
@@ -40,6 +41,12 @@ def files(proof: Proof) -> Iterator[Check]:
 
 def client_files(proof: Proof) -> Iterator[Check]:
     """L0: tokenizer, template and settings that clients read are those of folded/."""
+    if (inside := proof.contents.inside) is not None:
+        size, context = proof.reference.vocab_size, proof.artifact.manifest.context
+        wrong = list(carried.differences(inside, proof.reference.folder, size, context))
+        good = f"tokenizer, template and ids in {proof.artifact.program.name} mean what folded/ means"
+        yield judged("L0", "client files", wrong, good, {})
+        return
     places, shared = (proof.artifact.folder, proof.reference.folder), proof.contents.form == "ort"
     wrong = list(read_by_clients.differences(*places, proof.artifact.manifest.context, shared=shared))
     yield judged("L0", "client files", wrong, "tokenizer, templates and settings mean what folded/ means", {})

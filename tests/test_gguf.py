@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target "gguf": integers as written, what is refused and why, and what llama.cpp makes of a file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+
+import alterations
+import artifacts
+import models
+import unions
+from dlqat import artifact as artifact_folders
+from dlqat import folded
+from dlqat.devices.all import DEVICES
+from dlqat.exporters import pipeline
+from dlqat.exporters.gguf import target, vocabulary
+from dlqat.exporters.tokens import SpecialTokens
+from dlqat.folded import disk
+from dlqat.grid import Grid
+from dlqat.recipe import Recipe, Rule
+from dlqat.refusal import Refusal
+from dlqat.runtime_tests.check.run import CheckRequest, prove
+from toy_tokenizer import byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer
+
+VOCABULARY = 328
+LLAMACPP = DEVICES["host-llamacpp"]
+runs = pytest.mark.skipif(LLAMACPP.available() is not None, reason=str(LLAMACPP.available()))
+SPECIAL = SpecialTokens((2,), 2, 1)
+
+
+def recipe(**spec: Any) -> Recipe:
+    outer = {"bits": 8, "group_size": 0, "power_of_two": True}
+    return Recipe((Rule(r".*_proj", spec), Rule(r"model\.embed_tokens|lm_head", outer)))
+
+
+def export(folder: Path, family: str = "llama-tied", asked: Recipe | None = None, **changes: Any) -> Path:
+    """folder/folded and folder/gguf of a tiny model with a byte-level tokenizer."""
+    windowed = {"max_position_embeddings": 8} if family == "mistral" else {}
+    model = models.tiny(family, vocab_size=VOCABULARY, **{**windowed, **changes})
+    return artifacts.export_model(folder, "gguf", models.fold_model(model, asked), byte_tokenizer())
+
+
+def wrong(artifact: Path) -> list[str]:
+    checks = artifacts.checks(artifact, artifact.parent / "folded", "L0")
+    assert len(checks) == 4
+    return [f"{c.name}: {c.summary}" for c in checks if c.status == "failed"]
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_every_family_holds_the_integers_of_folded(tmp_path: Path, family: str) -> None:
+    assert wrong(export(tmp_path, family)) == []
+
+
+SPECS: dict[str, dict[str, Any]] = {
+    "2 bits": {"bits": 2, "group_size": 64},
+    "3 bits, mirrored": {"bits": 3, "group_size": 32},
+    "4 bits in groups of 64": {"bits": 4, "group_size": 64},
+    "4 bits per channel": {"bits": 4, "group_size": 0},
+    "8 bits": {"bits": 8, "group_size": 32},
+    "2 bits with zero-points": {"bits": 2, "group_size": 32, "symmetric": False},
+    "3 bits with zero-points": {"bits": 3, "group_size": 32, "symmetric": False},
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_every_grid_that_fits(tmp_path: Path, spec: dict[str, Any]) -> None:
+    assert wrong(export(tmp_path, "llama", recipe(**spec))) == []
+
+
+def test_linears_that_stay_float(tmp_path: Path) -> None:
+    asked = Recipe((Rule(r".*(gate|q)_proj", {"bits": 4}),))
+    assert wrong(export(tmp_path, "llama-tied", asked)) == []
+
+
+def test_another_reader_sees_the_same_weights(tmp_path: Path) -> None:
+    """gguf-py, which is bit-exact with llama.cpp, and the order of rows by llama.cpp's own converter."""
+    artifact = export(tmp_path, "llama")
+    model = disk.read(tmp_path / "folded")
+    stored = {t.name: dequantize(t.data, t.tensor_type) for t in GGUFReader(artifact / "model.gguf").tensors}
+    for ours, theirs in (("mlp.up_proj", "ffn_up"), ("self_attn.v_proj", "attn_v")):
+        assert np.array_equal(stored[f"blk.1.{theirs}.weight"], folded.dense(model.layers[f"model.layers.1.{ours}"]))
+    q = folded.dense(model.layers["model.layers.1.self_attn.q_proj"]).numpy()
+    permuted = q.reshape(4, 2, q.shape[0] // 4 // 2, -1).swapaxes(1, 2).reshape(q.shape)  # LlamaModel.permute
+    assert np.array_equal(stored["blk.1.attn_q.weight"], permuted)
+
+
+def test_what_it_trains_from_again_is_what_was_written(tmp_path: Path) -> None:
+    """source/gguf_model.py, as dlqat-train opens it: the same config facts, and every weight bit for bit."""
+    from dlqat import architecture
+    from dlqat.source import gguf_model
+
+    artifact = export(tmp_path, "llama-biased")
+    found, model = gguf_model.open_file(artifact / "model.gguf"), disk.read(tmp_path / "folded")
+    own, read = (architecture.read(c) for c in (model.config, found.config))
+    assert (read.heads, read.kv_heads, read.head_dim, read.tied) == (own.heads, own.kv_heads, own.head_dim, own.tied)
+    for name in model.layers:
+        assert torch.equal(found.tensor(f"{name}.weight"), folded.dense(model.layers[name])), name
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "groups of 16": ({"bits": 4, "group_size": 16}, "one scale for 32 inputs; recipe: group_size = 32"),
+    "4-bit zero-points": (
+        {"bits": 4, "group_size": 32, "symmetric": False},
+        "would be rounded; recipe: symmetric = true",
+    ),
+    "8-bit zero-points": ({"bits": 8, "group_size": 32, "symmetric": False}, "no GGUF type has 8 bits and zero-points"),
+}
+
+
+@pytest.mark.parametrize(("spec", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_grid_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, spec: dict[str, Any], reason: str) -> None:
+    model = models.fold_model(models.tiny("llama", vocab_size=VOCABULARY), recipe(**spec))
+    rows = target.plan(model, tmp_path, target.Options(64))
+    assert all(reason in (row.refused or "") for row in rows if "_proj" in row.layers)
+    assert not any(row.refused for row in rows if "_proj" not in row.layers)
+
+
+def test_layers_of_parts_are_refused(tmp_path: Path) -> None:
+    rows = target.plan(unions.fold_model("llama"), tmp_path, target.Options(64))
+    assert any("one matrix a layer" in (row.refused or "") for row in rows)
+
+
+def test_windows_that_llamacpp_would_ignore_are_refused(tmp_path: Path) -> None:
+    model = models.fold_model(models.tiny("mistral", sliding_window=24))
+    with pytest.raises(Refusal, match="attention windows of 24.*--max-context 24"):
+        target.plan(model, tmp_path, target.Options(64))
+    target.plan(model, tmp_path, target.Options(24))
+
+
+def test_scaling_that_llamacpp_would_ignore_is_refused(tmp_path: Path) -> None:
+    scaling = models._VARIANTS["llama3"]
+    with pytest.raises(Refusal, match="reads its factors for llama only, not for qwen2"):
+        target.plan(models.fold_model(models.tiny("qwen2", **scaling)), tmp_path, target.Options(64))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("gguf"), "llama", recipe(bits=4, group_size=32))
+
+
+@pytest.mark.parametrize("name", alterations.GGUF)
+def test_an_altered_file_is_noticed(exported: Path, tmp_path: Path, name: str) -> None:
+    assert wrong(exported) == []
+    shutil.copytree(exported.parent, tmp_path / "copy")
+    artifact = tmp_path / "copy" / "gguf"
+    alterations.GGUF[name](artifact / "model.gguf")
+    alterations.fit(artifact)
+    assert [w for w in wrong(artifact) if not w.startswith("files")]
+
+
+TOKENIZERS = {
+    "gpt2": (byte_tokenizer, "gpt2", "gpt-2"),
+    "qwen2": (qwen_tokenizer, "gpt2", "qwen2"),
+    "sentencepiece": (lambda: sentencepiece_tokenizer("legacy"), "llama", "default"),
+}
+
+
+@pytest.mark.parametrize(("make", "model", "pre"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_tokenizers(tmp_path: Path, make: Any, model: str, pre: str) -> None:
+    tokenizer = make()
+    made = models.fold_model(models.tiny("llama", vocab_size=max(VOCABULARY, len(tokenizer))))
+    artifact = artifacts.export_model(tmp_path, "gguf", made, tokenizer)
+    found = vocabulary.read(tmp_path, SPECIAL, max(VOCABULARY, len(tokenizer)))
+    assert (found.model, dict(found.settings or {})["pre"]) == (model, pre)
+    assert wrong(artifact) == []
+
+
+def test_a_splitting_without_a_name_is_refused(tmp_path: Path) -> None:
+    tokenizer = qwen_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace("(?i:'s", "(?i:'z"))
+    with pytest.raises(Refusal, match="splits texts in a way that llama.cpp has no name for"):
+        vocabulary.read(tmp_path, SPECIAL, VOCABULARY)
+
+
+def test_without_llamacpp_the_integers_are_proved(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody named a device, and the one of this format is not fetched: L0, and "not verified"."""
+    monkeypatch.setenv("DLQAT_DEVICES", str(tmp_path))
+    request = CheckRequest(artifact_folders.find(exported), exported.parent / "folded", rungs=("L0", "L2"))
+    report = prove(request)
+    assert [c.status for c in report.checks] == [*["passed"] * 4, "not verified"]
+    assert "dlqat-devices --set-up llamacpp" in report.checks[-1].summary
+    with pytest.raises(Refusal, match="host-llamacpp cannot run here"):
+        prove(CheckRequest(request.artifact, request.reference, "host-llamacpp"))
+
+
+@runs
+@pytest.mark.parametrize("family", ["llama3", "qwen2"])
+def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
+    """Every product, and the logits, in llama.cpp's own arithmetic."""
+    artifact = export(tmp_path, family, max_position_embeddings=512)
+    report = prove(CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=("L1", "L2", "L3")))
+    open_ones = [c.summary for c in report.checks if c.status != "passed"]
+    assert [text for text in open_ones if "reached an end-of-text token" not in text] == []
+    assert len(report.checks) >= 4
+
+
+def test_options() -> None:
+    assert pipeline.choose(target, "gguf", models.tiny("llama").config.to_dict()) == target.Options(128, "exact")
+    assert Grid(3, 32, mirrored=True).folded == Grid(4, 32)
