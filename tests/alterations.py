@@ -445,7 +445,9 @@ def positions_from_zero(patch: Patch, model: FoldedModel) -> FoldedModel:
 
 def short_tables(patch: Patch, model: FoldedModel) -> FoldedModel:
     own = architecture.Decoder.rope_tables
-    patch.setattr(architecture.Decoder, "rope_tables", lambda facts, positions: own(facts, positions - 28))
+    patch.setattr(
+        architecture.Decoder, "rope_tables", lambda facts, positions, *name: own(facts, positions - 28, *name)
+    )
     return model
 
 

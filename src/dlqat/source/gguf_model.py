@@ -206,7 +206,7 @@ def _llama3(file: Gguf, base: dict[str, Any]) -> dict[str, Any]:
         "original_max_position_embeddings": 8192,
     }
     plain, scaled = (
-        architecture.inverse_frequencies(architecture.read({**base, "rope_parameters": rope}))
+        architecture.read({**base, "rope_parameters": rope}).inverse_frequencies()
         for rope in (base["rope_parameters"], guess)
     )
     if plain.shape != divisors.shape or not np.allclose(plain / scaled, divisors, rtol=1e-5, atol=0):

@@ -88,13 +88,22 @@ class Mil:
     def add(self, name: str, a: Any, b: Any) -> Any:
         return mb.add(x=a, y=b, name=mil_name(name))
 
+    def scale(self, name: str, x: Any, factor: float) -> Any:
+        return _times(mil_name(name), x, factor)
+
     def gated_silu(self, name: str, gate: Any, up: Any) -> Any:
         return mb.mul(x=mb.silu(x=gate), y=up, name=mil_name(name))
 
+    def gated_gelu(self, name: str, gate: Any, up: Any) -> Any:
+        return mb.mul(x=mb.gelu(x=gate, mode="TANH_APPROXIMATION"), y=up, name=mil_name(name))
+
     def attention(self, name: str, spec: Attention, q: Any, k: Any, v: Any) -> Any:
         at, rows = mil_name(name), spec.heads // spec.kv_heads
-        q = self.positions.rotate(_heads(q, spec.heads, spec.head_dim))
-        k = self.positions.rotate(_heads(k, spec.kv_heads, spec.head_dim))
+        q, k = _heads(q, spec.heads, spec.head_dim), _heads(k, spec.kv_heads, spec.head_dim)
+        if spec.rope is not None:
+            q, k = self.positions.rotate(q, spec.rope), self.positions.rotate(k, spec.rope)
+        if not spec.plain:  # the operator knows no other scale than head_dim ** -0.5
+            q = _times(f"{at}__query", q, spec.scale * spec.head_dim**0.5)
         keys = self._extend(self._in.keys, spec, k)
         values = self._extend(self._in.values, spec, _heads(v, spec.kv_heads, spec.head_dim))
         q = mb.reshape(x=q, shape=[1, spec.kv_heads, -1, spec.head_dim])
@@ -185,6 +194,13 @@ def _apply(op: Any, at: str, x: Any, name: str, values: Tensor) -> Any:
     if weights.exact(values):
         return op(x=x, y=constant, name=at)
     return mb.cast(x=op(x=mb.cast(x=x, dtype="fp32"), y=constant, name=at), dtype="fp16")
+
+
+def _times(at: str, x: Any, factor: float) -> Any:
+    """x times a number, in float32 where float16 does not have the number."""
+    if float(np.float16(factor)) == factor:
+        return mb.mul(x=x, y=np.float16(factor), name=at)
+    return _float16(mb.mul(x=mb.cast(x=x, dtype="fp32"), y=np.float32(factor), name=at))
 
 
 def _plus(path: str, y: Any, bias: Tensor) -> Any:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The families of models that are known: what each fixes in code rather than in its config, one row each.
+
+A row says in which way transformers' class of that model_type differs from modeling_llama. What cannot be said in a row's
+fields, a function `read` takes out of the config: it returns further fields of `architecture.Decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlqat.refusal import Refusal
+
+Config = Mapping[str, Any]
+"""The content of a Hugging Face config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Names of a block's norms of the hidden state, by where they stand; None: there is none."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+
+PRE = Norms()
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a model_type fixes in code rather than in its config. None: the config says it."""
+
+    qkv_bias: bool | None = None
+    mlp_bias: bool = False
+    """Whether the family reads mlp_bias at all."""
+    qk_norm: bool = False
+    windows: bool = False
+    """Whether the family reads sliding_window at all."""
+    genai: str = "llama"
+    """model.type in genai_config.json: what onnxruntime-genai calls a family that it runs in the same way."""
+    read: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    """Further fields of Decoder."""
+
+
+def given(config: Config, key: str) -> Any:
+    """A value that this family's forward needs. Refusal if the config does not say it."""
+    if config.get(key) is None:
+        raise Refusal(f"config.json of this {config.get('model_type', 'model')} lacks {key}")
+    return config[key]
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(mlp_bias=True),  # Llama 1, 2, 3.x, SmolLM2, TinyLlama
+    "mistral": Family(qkv_bias=False, windows=True, genai="mistral"),
+    "ministral": Family(qkv_bias=False, windows=True, genai="mistral"),
+    "qwen2": Family(qkv_bias=True, windows=True, genai="qwen2"),  # Qwen2, Qwen2.5
+    "qwen3": Family(qk_norm=True, windows=True, genai="qwen3"),
+    "internlm3": Family(mlp_bias=True),  # transformers runs it in LlamaForCausalLM
+    "iquestcoder": Family(mlp_bias=True),  # the same
+    "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True),
+}
