@@ -82,6 +82,7 @@ def test_logits_of_every_family(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(run(package, "float64"), want, atol=2e-5)
     np.testing.assert_allclose(run(package, "float16"), want, atol=2e-2)  # 11 bits of logits around 3
     assert not np.array_equal(run(package, "float16"), run(package))
+    assert integers.compare(readers.read(package), integers.wanted(model)).differences == ()
 
 
 def test_every_kind_of_folded_layer(tmp_path: Path) -> None:

@@ -74,6 +74,13 @@ class Decoder:
         }
         return {f"model.layers.{i}.{name}": s for i in range(self.layers) for name, s in shapes.items()}
 
+    def factors(self) -> dict[str, float]:
+        """Where hidden states and logits are multiplied by a number other than 1, and by which."""
+        places = {EMBEDDING: self.embedding_scale, HEAD: self.logits_scale}
+        for i in range(self.layers):
+            places |= dict.fromkeys((f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"), self.residual_scale)
+        return {f"{place}.scaled": factor for place, factor in places.items() if factor != 1}
+
     def inverse_frequencies(self, name: str = "") -> NDArray[np.float32]:
         """float32 [head_dim / 2] of the rope of that name."""
         return rope.inverse_frequencies(self.ropes[name], self.head_dim)
@@ -120,6 +127,7 @@ def read(config: Config) -> Decoder:
         attention_scale=head_dim**-0.5,
     )
     decoder = replace(decoder, **family.read(config))
+    decoder = replace(decoder, ropes={name: ropes[name] for name in ropes if name in decoder.rotary})
     for name in decoder.ropes:
         decoder.inverse_frequencies(name)  # refuses an unknown rope_type now
     return decoder

@@ -28,6 +28,9 @@ class Norms:
 
 
 PRE = Norms()
+SANDWICH = Norms(
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,42 @@ def given(config: Config, key: str) -> Any:
     return config[key]
 
 
+def _smollm3(config: Config) -> dict[str, Any]:
+    """Layers without positions, by no_rope_layers: 1 for those with."""
+    turned, layers = given(config, "no_rope_layers"), int(config["num_hidden_layers"])
+    if len(turned) < layers:
+        raise Refusal(f"config.json of this smollm3 has {layers} layers, and no_rope_layers tells of {len(turned)}")
+    return {"rotary": tuple("" if one else None for one in turned[:layers])}
+
+
+def _granite(config: Config) -> dict[str, Any]:
+    """Four multipliers."""
+    names = {
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "attention_scale": "attention_multiplier",
+    }
+    scales = {field: float(given(config, key)) for field, key in names.items()}
+    return {**scales, "logits_scale": 1 / float(given(config, "logits_scaling"))}
+
+
+def _gemma3(config: Config) -> dict[str, Any]:
+    """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size). A rope for each type of layer is read
+    by architecture.py."""
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if config.get(key):
+            raise Refusal(f"{key} {config[key]!r} of this gemma3_text is not known; known: none")
+    if (activation := given(config, "hidden_activation")) != "gelu_pytorch_tanh":
+        raise Refusal(f"hidden_activation {activation!r} of this gemma3_text is not known; known: gelu_pytorch_tanh")
+    return {
+        "norms": SANDWICH,
+        "norm_offset": 1.0,
+        "activation": "gelu_tanh",
+        "embedding_scale": int(config["hidden_size"]) ** 0.5,
+        "attention_scale": float(given(config, "query_pre_attn_scalar")) ** -0.5,
+    }
+
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(mlp_bias=True),  # Llama 1, 2, 3.x, SmolLM2, TinyLlama
     "mistral": Family(qkv_bias=False, windows=True, genai="mistral"),
@@ -61,5 +100,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(qk_norm=True, windows=True, genai="qwen3"),
     "internlm3": Family(mlp_bias=True),  # transformers runs it in LlamaForCausalLM
     "iquestcoder": Family(mlp_bias=True),  # the same
+    "smollm3": Family(mlp_bias=True, windows=True, genai="smollm3", read=_smollm3),
+    "granite": Family(mlp_bias=True, genai="granite", read=_granite),
+    "gemma3_text": Family(qk_norm=True, windows=True, genai="gemma3_text", read=_gemma3),
     "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True),
 }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat import rope
-from dlqat.architecture import EMBEDDING, HEAD, Decoder
+from dlqat.architecture import Decoder
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check.differences import Difference
 from dlqat.runtime_tests.readers.contents import Fact
@@ -39,7 +39,10 @@ def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[i
             differences.append(Difference(where, "missing: no rotary positions were found", 0, 0, ""))
     absent = [kind for kind in ("epsilon", "scale", "window") if kind not in kinds]
     differences += [Difference(k, "missing: no norm or attention that has one was found", 0, 0, "") for k in absent]
-    single = [f for f in facts if (f.kind, f.where) not in rotary]
+    factors = {f.where for f in facts if f.kind == "factor"}
+    differences += [Difference(w, "missing: it is not scaled", 0, 0, "") for w in decoder.factors() if w not in factors]
+    differences += [d for f in facts if f.kind == "turns" for d in _turns(f, decoder)]
+    single = [f for f in facts if (f.kind, f.where) not in rotary and f.kind != "turns"]
     differences += [d for f in single for d in _single(f, decoder, context)]
     return sum(f.value.size for f in rotary.values()) + len(single), differences
 
@@ -54,7 +57,7 @@ def _single(fact: Fact, decoder: Decoder, context: int) -> Iterator[Difference]:
             wanted, found = decoder.attention_scale, decoder.head_dim**-0.5 if np.isnan(found) else found
             same = abs(found - wanted) <= tolerances.SCALE * abs(wanted)
         case "factor":
-            wanted = _factor(fact.where, decoder)
+            wanted = decoder.factors().get(fact.where, 1.0)
             same = abs(found - wanted) <= tolerances.SCALE * abs(wanted)
         case _:
             layer = re.search(r"layers\.(\d+)\.", fact.where)
@@ -67,10 +70,12 @@ def _single(fact: Fact, decoder: Decoder, context: int) -> Iterator[Difference]:
         yield Difference(fact.where, f"another {fact.kind}", 0, 0, detail)
 
 
-def _factor(where: str, decoder: Decoder) -> float:
-    """What a hidden state is multiplied by at a place that ends in .scaled."""
-    of = where.removesuffix(".scaled")
-    return {EMBEDDING: decoder.embedding_scale, HEAD: decoder.logits_scale}.get(of, decoder.residual_scale)
+def _turns(fact: Fact, decoder: Decoder) -> Iterator[Difference]:
+    """By which rope a layer's queries are turned: the cosines of position 1."""
+    layer = int(re.findall(r"layers\.(\d+)\.", fact.where)[0])
+    name = decoder.rotary[layer] if layer < decoder.layers else None
+    wanted = np.zeros(0, np.float32) if name is None else decoder.rope_tables(2, name)[0][1]
+    yield from _unequal(fact, wanted, np.full_like(wanted, tolerances.ROTARY))
 
 
 def _reach(window: float | None, context: int) -> float:

@@ -3,7 +3,8 @@
 
 rsqrt <- mean + (a / peak)^2 b                                        epsilon = a^2 b (coreml/builder.py says why)
 scaled_dot_product_attention <- mask with key <= query - window       its scale is head_dim ** -0.5: other ones are in the query
-gather <- rope.cos, rope.sin                                          (coreml.py)
+gather <- rope.cos, rope.sin                                          (coreml.py); which of them turns a layer's queries
+mul NAME__scaled by a number                                          factor
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlqat.mil.program import Argument, Constant, Function, Operation
-from dlqat.runtime_tests.readers.contents import Fact, Unreadable
+from dlqat.runtime_tests.readers.contents import Fact, Unreadable, table
 
 
 def facts(function: Function, operation: Operation) -> Iterator[Fact]:
@@ -25,6 +27,7 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
         case "scaled_dot_product_attention":
             yield Fact("window", where.replace("__", "."), np.array(_window(function, operation), np.float32))
             yield Fact("scale", where, np.array(_scale(function, operation), np.float32))
+            yield Fact("turns", where.replace("__", "."), _turns(function, operation))
         case "mul" if where.endswith("__scaled"):
             yield Fact(
                 "factor", where.replace("__", "."), np.array(_number(function, operation.inputs["y"][0]), np.float32)
@@ -55,6 +58,23 @@ def _scale(function: Function, attention: Operation) -> float:
     if size is None:
         raise Unreadable(f"{times.name}: heads of no fixed size")
     return _number(function, times.inputs["y"][0]) * size**-0.5
+
+
+def _turns(function: Function, attention: Operation) -> NDArray[np.float32]:
+    """The cosines of position 1 in the rotary table between the query and its linear; none if there is no table."""
+    stack, seen = list(attention.inputs["query"]), set[str]()
+    while stack:
+        name = stack.pop()
+        source = function.producer.get(name) if isinstance(name, str) else None
+        if source is None or source.name in seen or source.kind == "linear":
+            continue
+        seen.add(source.name)
+        stack += source.names()
+        stored = function.producer.get(str(source.inputs["x"][0])) if source.kind == "gather" else None
+        if stored is not None and stored.kind == "const" and table(stored.name.replace("__", ".")) == "rope.cos":
+            literal = stored.inputs["val"][0]
+            return literal.value[1].astype(np.float32) if isinstance(literal, Constant) else np.zeros(0, np.float32)
+    return np.zeros(0, np.float32)
 
 
 def _window(function: Function, attention: Operation) -> float:
