@@ -227,6 +227,7 @@ FAMILY: dict[str, tuple[str, Callable[[Patch, FoldedModel], FoldedModel]]] = {
     ),
     "gemma3: SiLU in place of GELU": ("gemma3_text", meaning(activation=lambda _: "silu")),
     "gemma3: embedding not scaled": ("gemma3_text", meaning(embedding_scale=lambda _: 1.0)),
+    "olmo2: no norm behind the MLP": ("olmo2", meaning(norms=lambda facts: replace(facts.norms, after_mlp=None))),
 }
 """Facts that only some families have."""
 

@@ -17,7 +17,7 @@ from dlqat.recipe import Recipe, portable
 
 FAMILIES = (
     *("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3"),
-    *("ministral", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text"),
+    *("ministral", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),
 )
 
 WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text")
@@ -44,6 +44,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "internlm3": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
     "iquestcoder": {"head_dim": 16, "mlp_bias": True},
     "smollm3": {"no_rope_layers": [1, 0], "pad_token_id": 0},
+    "olmo2": {"pad_token_id": 0},
     "granite": {
         "embedding_multiplier": 12.0,
         "residual_multiplier": 0.22,

@@ -59,15 +59,13 @@ def test_a_cell_is_what_the_target_says(folded: Any, family: str, column: str) -
     model, folder = folded(family)
     name, form = TARGETS[column]
     module = pipeline.load(name)
-    cell = table()[family][column]
     try:
         rows = module.plan(model, folder, pipeline.choose(module, name, model.config, 128, {"form": form}))
+        said = next((row.refused for row in rows if row.refused), "yes")
     except Refusal as refusal:
-        assert cell != "yes"
-        assert cell.strip("`") in str(refusal)
-    else:
-        assert cell == "yes"
-        assert not [row.refused for row in rows if row.refused]
+        said = str(refusal)
+    cell = table()[family][column].strip("`")
+    assert said == cell or (cell != "yes" and cell in said)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,9 @@ def test_every_corner_learns(tmp_path: Path, changes: dict[str, object]) -> None
         ("smollm3", {}),
         ("granite", {}),
         ("gemma3_text", {}),
+        ("olmo2", {}),
     ],
-    ids=["tied", "untied", "base-bits", "no-rope", "scaled", "gemma3"],
+    ids=["tied", "untied", "base-bits", "no-rope", "scaled", "gemma3", "post-norm"],
 )
 def test_the_loss_is_that_of_the_models_own_forward(family: str, head: dict[str, object]) -> None:
     """The head's int8 activations and its one-byte base included: both go past the head's module."""

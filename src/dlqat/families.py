@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dlqat.refusal import Refusal
 
@@ -28,6 +28,7 @@ class Norms:
 
 
 PRE = Norms()
+POST = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
 SANDWICH = Norms(
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
 )
@@ -40,7 +41,8 @@ class Family:
     qkv_bias: bool | None = None
     mlp_bias: bool = False
     """Whether the family reads mlp_bias at all."""
-    qk_norm: bool = False
+    qk_norm: Literal["heads", "rows"] | None = None
+    """Of queries and keys: every head on its own, or all heads together."""
     windows: bool = False
     """Whether the family reads sliding_window at all."""
     genai: str = "llama"
@@ -97,11 +99,12 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(qkv_bias=False, windows=True, genai="mistral"),
     "ministral": Family(qkv_bias=False, windows=True, genai="mistral"),
     "qwen2": Family(qkv_bias=True, windows=True, genai="qwen2"),  # Qwen2, Qwen2.5
-    "qwen3": Family(qk_norm=True, windows=True, genai="qwen3"),
+    "qwen3": Family(qk_norm="heads", windows=True, genai="qwen3"),
+    "olmo2": Family(qk_norm="rows", genai="olmo", read=lambda config: {"norms": POST}),
     "internlm3": Family(mlp_bias=True),  # transformers runs it in LlamaForCausalLM
     "iquestcoder": Family(mlp_bias=True),  # the same
     "smollm3": Family(mlp_bias=True, windows=True, genai="smollm3", read=_smollm3),
     "granite": Family(mlp_bias=True, genai="granite", read=_granite),
-    "gemma3_text": Family(qk_norm=True, windows=True, genai="gemma3_text", read=_gemma3),
+    "gemma3_text": Family(qk_norm="heads", windows=True, genai="gemma3_text", read=_gemma3),
     "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True),
 }

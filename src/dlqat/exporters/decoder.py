@@ -61,8 +61,9 @@ def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V
     n = normed(norms.before_attention, h)
     q, k, v = _parallel(b, model, n, [f"{at}.self_attn.{x}_proj" for x in "qkv"])
     if facts.qk_norm:
-        q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, facts.heads)
-        k = _norm(b, model, facts, f"{at}.self_attn.k_norm", k, facts.kv_heads)
+        one = facts.qk_norm == "rows"  # of all heads together
+        q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, 1 if one else facts.heads)
+        k = _norm(b, model, facts, f"{at}.self_attn.k_norm", k, 1 if one else facts.kv_heads)
     spec = Attention(
         i, facts.heads, facts.kv_heads, facts.head_dim, facts.windows[i], facts.rotary[i], facts.attention_scale
     )
