@@ -134,6 +134,12 @@ class Step:
     def add(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
+    def scale(self, name: str, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    def gated_gelu(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh") * up
+
     def gated_silu(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
 

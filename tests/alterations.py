@@ -195,6 +195,46 @@ BUILT: dict[str, Callable[[Patch, FoldedModel], FoldedModel]] = {
 }
 
 
+def meaning(**changes: Callable[[Any], Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    """The config read otherwise: other fields of the Decoder."""
+
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        own = architecture.read
+
+        def read(config: Any) -> Any:
+            facts = own(config)
+            return replace(facts, **{field: change(facts) for field, change in changes.items()})
+
+        patch.setattr(architecture, "read", read)
+        return model
+
+    return alter
+
+
+FAMILY: dict[str, tuple[str, Callable[[Patch, FoldedModel], FoldedModel]]] = {
+    "granite: embedding not scaled": ("granite", meaning(embedding_scale=lambda _: 1.0)),
+    "granite: residuals not scaled": ("granite", meaning(residual_scale=lambda _: 1.0)),
+    "granite: residuals scaled by 0.23": ("granite", meaning(residual_scale=lambda _: 0.23)),
+    "granite: logits not scaled": ("granite", meaning(logits_scale=lambda _: 1.0)),
+    "granite: attention's scale head_dim ** -0.5": (
+        "granite",
+        meaning(attention_scale=lambda facts: facts.head_dim**-0.5),
+    ),
+    "smollm3: a layer without positions has some": ("smollm3", meaning(rotary=lambda _: ("", ""))),
+    "gemma3: ropes of the layers exchanged": ("gemma3_text", meaning(rotary=lambda facts: facts.rotary[::-1])),
+    "gemma3: windows of the layers exchanged": ("gemma3_text", meaning(windows=lambda facts: facts.windows[::-1])),
+    "gemma3: gains without 1 +": ("gemma3_text", meaning(norm_offset=lambda _: 0.0)),
+    "gemma3: no norm behind attention": (
+        "gemma3_text",
+        meaning(norms=lambda facts: replace(facts.norms, after_attention=None)),
+    ),
+    "gemma3: SiLU in place of GELU": ("gemma3_text", meaning(activation=lambda _: "silu")),
+    "gemma3: embedding not scaled": ("gemma3_text", meaning(embedding_scale=lambda _: 1.0)),
+    "olmo2: no norm behind the MLP": ("olmo2", meaning(norms=lambda facts: replace(facts.norms, after_mlp=None))),
+}
+"""Facts that only some families have."""
+
+
 # Finished ONNX files
 
 
@@ -448,7 +488,9 @@ def positions_from_zero(patch: Patch, model: FoldedModel) -> FoldedModel:
 
 def short_tables(patch: Patch, model: FoldedModel) -> FoldedModel:
     own = architecture.Decoder.rope_tables
-    patch.setattr(architecture.Decoder, "rope_tables", lambda facts, positions: own(facts, positions - 28))
+    patch.setattr(
+        architecture.Decoder, "rope_tables", lambda facts, positions, *name: own(facts, positions - 28, *name)
+    )
     return model
 
 

@@ -15,7 +15,13 @@ from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid, quantize
 from dlqat.recipe import Recipe, portable
 
-FAMILIES = ("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3")
+FAMILIES = (
+    *("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3"),
+    *("ministral", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),
+)
+
+WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text")
+"""Those whose window is shorter than a context: ExecuTorch has none."""
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -34,6 +40,25 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
+    "ministral": {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "internlm3": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "iquestcoder": {"head_dim": 16, "mlp_bias": True},
+    "smollm3": {"no_rope_layers": [1, 0], "pad_token_id": 0},
+    "olmo2": {"pad_token_id": 0},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 3.0,
+    },
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "pad_token_id": 0,
+    },
+    "cwm": {"head_dim": 16, "sliding_window": 8, "mlp_bias": True},
 }
 
 

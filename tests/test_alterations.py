@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "check.md"
 FORMS = ("qdq", "ort", "web", "xnnpack", "coreml")
 HEAD = f"| alteration | {' | '.join(FORMS)} |"
 RUNGS = ("L0", "L1", "L2", "L3")
-XNNPACK_HAS_NONE = {"a window of 5 tokens"}
+XNNPACK_HAS_NONE = {"a window of 5 tokens", "gemma3: windows of the layers exchanged"}
 """Refused by that target's plan, which these tests do not ask."""
 
 
@@ -42,6 +42,7 @@ class Case:
     build: Callable[[Any, Any], Any] | None = None
     edit: Callable[[Any], None] | None = None
     file: Callable[[Path], None] | None = None
+    family: str = "llama-biased"
 
 
 def cases() -> Iterator[Case]:
@@ -49,6 +50,10 @@ def cases() -> Iterator[Case]:
         for form in FORMS:
             if form != "web" and not (form == "xnnpack" and name in XNNPACK_HAS_NONE):  # web is built as qdq is
                 yield Case(form, name, build=build)
+    for name, (family, build) in alterations.FAMILY.items():
+        for form in FORMS:
+            if form != "web" and not (form == "xnnpack" and name in XNNPACK_HAS_NONE):
+                yield Case(form, name, build=build, family=family)
     for form, edits in (("qdq", alterations.QDQ), ("ort", alterations.ORT), ("web", alterations.WEB)):
         for name, edit in edits.items():
             yield Case(form, name, edit=edit)
@@ -60,7 +65,8 @@ def cases() -> Iterator[Case]:
 
 def altered(case: Case, folder: Path) -> Path:
     """The artifact, beside the folded/ that it should hold."""
-    model = models.fold_model(models.tiny("llama-biased", max_position_embeddings=512))
+    window = {"sliding_window": artifacts.CONTEXT} if (case.form, case.family) == ("xnnpack", "gemma3_text") else {}
+    model = models.fold_model(models.tiny(case.family, max_position_embeddings=512, **window))
     with pytest.MonkeyPatch.context() as patch:
         changed = case.build(patch, model) if case.build else model
         if case.form == "coreml":

@@ -82,6 +82,20 @@ def test_logits_of_every_family(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(run(package, "float64"), want, atol=2e-5)
     np.testing.assert_allclose(run(package, "float16"), want, atol=2e-2)  # 11 bits of logits around 3
     assert not np.array_equal(run(package, "float16"), run(package))
+    assert integers.compare(readers.read(package), integers.wanted(model)).differences == ()
+
+
+def test_a_residual_beyond_float16_is_held(tmp_path: Path) -> None:
+    """Gemma 3 270M's reaches 100,000; norms that read such a sum, and the sum itself, are float32."""
+    network = models.tiny("gemma3_text")
+    with torch.no_grad():
+        for layer in network.model.layers:
+            layer.post_feedforward_layernorm.weight.fill_(50000.0)
+    model = models.fold_model(network)
+    package, want = coreml_runs.write(model, tmp_path), reference(model)
+    np.testing.assert_allclose(run(package), want, atol=2e-5)
+    np.testing.assert_allclose(run(package, "float16"), want, atol=2e-2)
+    assert integers.compare(readers.read(package), integers.wanted(model)).differences == ()
 
 
 def test_every_kind_of_folded_layer(tmp_path: Path) -> None:

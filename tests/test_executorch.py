@@ -42,7 +42,7 @@ from dlqat.runtime_tests.report.record import Check
 
 FORM = "xnnpack"
 HOST = DEVICES["host-executorch"]
-FAMILIES = {name: {} for name in models.FAMILIES} | {"mistral": {"sliding_window": artifacts.CONTEXT}}
+FAMILIES = {name: {"sliding_window": artifacts.CONTEXT} if name in models.WINDOWED else {} for name in models.FAMILIES}
 IDS = [5, 9, 77, 3, 150, 20, 21, 22, 8, 11, 12, 140]
 
 

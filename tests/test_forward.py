@@ -53,14 +53,14 @@ def test_artifacts_compute_with_what_config_json_means(read: Any, form: str, fam
 
 @pytest.mark.parametrize(
     "change",
-    [{"norm_eps": 1e-3}, {"rope": {"rope_type": "default", "rope_theta": 9990.0}}, {"windows": (5, 5)}],
+    [{"norm_eps": 1e-3}, {"ropes": {"": {"rope_type": "default", "rope_theta": 9990.0}}}, {"windows": (5, 5)}],
     ids=lambda change: next(iter(change)),
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_another_config_is_noticed_in_every_form(read: Any, form: str, change: dict[str, Any]):
     decoder, contents = read(form, "llama-tied")
     said = differences(replace(decoder, **change), contents)
-    what = {"norm_eps": "epsilon", "rope": "rope.", "windows": "window"}[next(iter(change))]
+    what = {"norm_eps": "epsilon", "ropes": "rope.", "windows": "window"}[next(iter(change))]
     assert said
     assert all(what in d for d in said)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,8 +92,12 @@ def test_every_corner_learns(tmp_path: Path, changes: dict[str, object]) -> None
         ("llama-tied", {"activation_bits": 8}),
         ("llama", {"activation_bits": 8}),
         ("llama", {"bits": 4, "group_size": 16, "power_of_two": False, "base_bits": 8}),
+        ("smollm3", {}),
+        ("granite", {}),
+        ("gemma3_text", {}),
+        ("olmo2", {}),
     ],
-    ids=["tied", "untied", "base-bits"],
+    ids=["tied", "untied", "base-bits", "no-rope", "scaled", "gemma3", "post-norm"],
 )
 def test_the_loss_is_that_of_the_models_own_forward(family: str, head: dict[str, object]) -> None:
     """The head's int8 activations and its one-byte base included: both go past the head's module."""
@@ -206,9 +211,17 @@ def test_a_start_sees_a_block_in_float() -> None:
     assert all(torch.equal(rounded[name], moment) for name, moment in left.items())
 
 
-def test_a_start_walks_every_block_with_its_own_window() -> None:
-    """The layers of a block read in calibration what they read in the model; Qwen2's windows begin at some layer."""
-    model = tiny("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1).eval()
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}),
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ],
+)
+def test_a_start_walks_every_block_with_its_own_arguments(family: str, changes: dict[str, Any]) -> None:
+    """The layers of a block read in calibration what they read in the model; Qwen2's windows begin at some layer, in Gemma 3
+    each type of layer has a window and a rope of its own."""
+    model = tiny(family, **changes).eval()
     tokens, walked, wanted = torch.randint(3, 160, (2, 32)), dict[str, Tensor](), dict[str, Tensor]()
     assert model.config.layer_types == ["full_attention", "sliding_attention"]
     name = "model.layers.1.mlp.down_proj"
@@ -226,12 +239,12 @@ def test_a_start_walks_every_block_with_its_own_window() -> None:
 
 
 def test_a_subclass_whose_forward_would_be_lost_is_refused() -> None:
-    class Scaled(torch.nn.Embedding):
-        """As Gemma's."""
+    class Gemma3TextScaledWordEmbedding(torch.nn.Embedding):
+        """Of Gemma 3's name, and not its class."""
 
     model = tiny("llama")
-    model.model.embed_tokens = Scaled(160, 64)
-    with pytest.raises(Refusal, match=r"model\.embed_tokens is a Scaled; only a plain"):
+    model.model.embed_tokens = Gemma3TextScaledWordEmbedding(160, 64)
+    with pytest.raises(Refusal, match=r"model\.embed_tokens is a Gemma3TextScaledWordEmbedding; only a plain"):
         prepare(model, portable(3, 16, 0))
     prepare(model, Recipe((Rule(BLOCKS, {"rank": 4}),)))  # where it stays as it is
 
@@ -267,6 +280,7 @@ def test_the_offset_gives_gptqs_codes() -> None:
 WORKER = """
 import sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {tests!r})
 import torch
 from safetensors.torch import save_file
@@ -304,6 +318,7 @@ def test_kill_9_leaves_a_state_that_resumes_bit_for_bit(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from dataclasses import replace
 from safetensors.torch import save_file

@@ -25,8 +25,9 @@ class TorchBuilder:
     def __init__(self, facts: Decoder, ids: Sequence[int], cache: dict[int, tuple[Tensor, Tensor]]) -> None:
         self.ids, self.cache = torch.tensor([ids]), cache
         past = cache[0][0].shape[2] if cache else 0
-        tables = facts.rope_tables(past + len(ids))
-        self.cos, self.sin = (torch.from_numpy(t)[past:] for t in tables)
+        self.ropes = {
+            name: [torch.from_numpy(t)[past:] for t in facts.rope_tables(past + len(ids), name)] for name in facts.ropes
+        }
         self.past, self.logits, self.names = past, torch.empty(0), list[str]()
 
     def supports(self, name: str, weight: Leaf) -> str | None:
@@ -53,12 +54,19 @@ class TorchBuilder:
     def add(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
+    def scale(self, name: str, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    def gated_gelu(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh") * up
+
     def gated_silu(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
 
     def attention(self, name: str, spec: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (-1, spec.head_dim)).transpose(1, 2) for t in (q, k, v))
-        q, k = self._rope(q), self._rope(k)
+        if spec.rope is not None:
+            q, k = self._rope(q, spec.rope), self._rope(k, spec.rope)
         if spec.layer in self.cache:
             k, v = (torch.cat(pair, 2) for pair in zip(self.cache[spec.layer], (k, v), strict=True))
         self.cache[spec.layer] = k, v
@@ -75,9 +83,9 @@ class TorchBuilder:
     def output(self, logits: Tensor) -> None:
         self.logits = logits
 
-    def _rope(self, x: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1)
-        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), -1)
+    def _rope(self, x: Tensor, name: str) -> Tensor:
+        (a, b), (cos, sin) = x.chunk(2, -1), self.ropes[name]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 def _dense(weight: Leaf) -> Tensor:

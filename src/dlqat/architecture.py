@@ -7,40 +7,20 @@ a forward that is nearly right is the silent error this project exists against.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat import config_schema
+from dlqat import config_schema, rope
+from dlqat.families import FAMILIES, PRE, Config, Family, Norms, given
 from dlqat.refusal import Refusal
+from dlqat.rope import Rope
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 """Module names of the two matrices outside the blocks, in transformers."""
-
-Config = Mapping[str, Any]
-"""The content of a Hugging Face config.json."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What a model_type fixes in code rather than in its config. None: the config says it."""
-
-    qkv_bias: bool | None = None
-    qk_norm: bool = False
-    windows: bool = False
-    """Whether the family reads sliding_window at all."""
-
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(),  # Llama 1, 2, 3.x, SmolLM2, TinyLlama
-    "mistral": Family(qkv_bias=False, windows=True),
-    "qwen2": Family(qkv_bias=True, windows=True),  # Qwen2, Qwen2.5
-    "qwen3": Family(qk_norm=True, windows=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +39,25 @@ class Decoder:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: Literal["heads", "rows"] | None
     tied: bool
     max_positions: int
     windows: tuple[int | None, ...]
     """Per layer: how many latest positions attention sees (itself included), None for all."""
-    rope: Mapping[str, Any]
-    """rope_parameters of the config: rope_type, rope_theta and the type's own."""
+    ropes: Mapping[str, Rope]
+    """By name: "" where all layers have the same."""
+    rotary: tuple[str | None, ...]
+    """Per layer: the name of the rope that turns its queries and keys, None for a layer without positions."""
+    attention_scale: float
+    norms: Norms = PRE
+    norm_offset: float = 0.0
+    """What a norm adds to its stored weight: Gemma multiplies with 1 + w."""
+    activation: str = "silu"
+    """Of the gate: silu or gelu_tanh."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """What attention and MLP are multiplied by before they are added."""
+    logits_scale: float = 1.0
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Module name -> (out, in) of every block linear, in forward order."""
@@ -82,9 +74,20 @@ class Decoder:
         }
         return {f"model.layers.{i}.{name}": s for i in range(self.layers) for name, s in shapes.items()}
 
-    def rope_tables(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def factors(self) -> dict[str, float]:
+        """Where hidden states and logits are multiplied by a number other than 1, and by which."""
+        places = {EMBEDDING: self.embedding_scale, HEAD: self.logits_scale}
+        for i in range(self.layers):
+            places |= dict.fromkeys((f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"), self.residual_scale)
+        return {f"{place}.scaled": factor for place, factor in places.items() if factor != 1}
+
+    def inverse_frequencies(self, name: str = "") -> NDArray[np.float32]:
+        """float32 [head_dim / 2] of the rope of that name."""
+        return rope.inverse_frequencies(self.ropes[name], self.head_dim)
+
+    def rope_tables(self, positions: int, name: str = "") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """cos and sin, float32 [positions, head_dim / 2], as transformers computes them in float32."""
-        angles = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies(self)[None]
+        angles = np.arange(positions, dtype=np.float32)[:, None] * self.inverse_frequencies(name)[None]
         return np.cos(angles), np.sin(angles)
 
 
@@ -99,6 +102,8 @@ def read(config: Config) -> Decoder:
         raise Refusal(f"hidden_act {config['hidden_act']!r} of this {kind} is not known; known: silu")
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     bias = bool(config.get("attention_bias", False))
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    ropes, rotary = _ropes(config)
     decoder = Decoder(
         family=kind,
         vocab_size=int(config["vocab_size"]),
@@ -107,19 +112,24 @@ def read(config: Config) -> Decoder:
         layers=int(config["num_hidden_layers"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        head_dim=head_dim,
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
         # Qwen2 has biases on q, k and v only, Mistral none, whatever the config says.
         output_bias=bias if family.qkv_bias is None else False,
-        mlp_bias=bool(config.get("mlp_bias", False)) if kind == "llama" else False,
+        mlp_bias=bool(config.get("mlp_bias", False)) and family.mlp_bias,
         qk_norm=family.qk_norm,
         tied=bool(config.get("tie_word_embeddings", False)),
         max_positions=int(config.get("max_position_embeddings", 2048)),
         windows=_windows(config, family),
-        rope=_rope(config),
+        ropes=ropes,
+        rotary=rotary,
+        attention_scale=head_dim**-0.5,
     )
-    inverse_frequencies(decoder)  # refuses an unknown rope_type now
+    decoder = replace(decoder, **family.read(config))
+    decoder = replace(decoder, ropes={name: ropes[name] for name in ropes if name in decoder.rotary})
+    for name in decoder.ropes:
+        decoder.inverse_frequencies(name)  # refuses an unknown rope_type now
     return decoder
 
 
@@ -129,12 +139,24 @@ def _windows(config: Config, family: Family) -> tuple[int | None, ...]:
         return (None,) * layers
     kinds = config.get("layer_types")
     if kinds is None:  # before transformers 4.53; Mistral windows every layer, Qwen those from max_window_layers on
-        if config["model_type"] == "mistral":
+        if config["model_type"] in ("mistral", "ministral"):
             kinds = ["sliding_attention"] * layers
+        elif config["model_type"] not in ("qwen2", "qwen3"):
+            kinds = given(config, "layer_types")
         else:
             first = int(config.get("max_window_layers", layers)) if config.get("use_sliding_window") else layers
             kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     return tuple(int(window) if k == "sliding_attention" else None for k in kinds)
+
+
+def _ropes(config: Config) -> tuple[dict[str, Rope], tuple[str, ...]]:
+    """The ropes by name, and which of them each layer has: rope_parameters may say one for each type of layer."""
+    layers, given_ropes = int(config["num_hidden_layers"]), config.get("rope_parameters") or {}
+    if not any(isinstance(value, Mapping) for value in given_ropes.values()):
+        return {"": _rope(config)}, ("",) * layers
+    kinds = tuple(given(config, "layer_types"))
+    plain = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
+    return {kind: _rope({**plain, "rope_parameters": given(given_ropes, kind)}) for kind in set(kinds)}, kinds
 
 
 def _rope(config: Config) -> dict[str, Any]:
@@ -145,30 +167,3 @@ def _rope(config: Config) -> dict[str, Any]:
     if part != 1.0:
         raise Refusal(f"partial_rotary_factor {part!r} of this {config['model_type']} is not known; known: 1.0")
     return rope
-
-
-def inverse_frequencies(decoder: Decoder) -> NDArray[np.float32]:
-    """float32 [head_dim / 2]; rope types default, linear and llama3 (transformers' modeling_rope_utils)."""
-    rope, dim = decoder.rope, decoder.head_dim
-    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    inverse = (1.0 / np.float32(rope["rope_theta"]) ** exponent).astype(np.float32)
-    match rope["rope_type"]:
-        case "default":
-            return inverse
-        case "linear":
-            return (inverse / np.float32(rope["factor"])).astype(np.float32)
-        case "llama3":
-            return _llama3(inverse, rope)
-        case other:
-            raise Refusal(f"rope_type {other!r} is not known; known: default, linear, llama3")
-
-
-def _llama3(inverse: NDArray[np.float32], rope: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Llama 3.1's scaling: long waves divided by factor, short waves kept, a smooth ramp between."""
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    context = rope["original_max_position_embeddings"]
-    wavelength = 2 * math.pi / inverse
-    smooth = (context / wavelength - low) / (high - low)
-    ramp = (1 - smooth) * inverse / factor + smooth * inverse
-    scaled = np.where(wavelength > context / low, inverse / factor, ramp)
-    return np.where(wavelength < context / high, inverse, scaled).astype(np.float32)

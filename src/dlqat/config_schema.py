@@ -31,6 +31,13 @@ class Rope(msgspec.Struct, frozen=True):
     original_max_position_embeddings: Positive | None = None
 
 
+class Ropes(msgspec.Struct, frozen=True):
+    """rope_parameters of a model with one rope for each type of layer."""
+
+    full_attention: Rope | None = None
+    sliding_attention: Rope | None = None
+
+
 class Facts(msgspec.Struct, frozen=True):
     """The keys that architecture.py reads."""
 
@@ -44,11 +51,16 @@ class Facts(msgspec.Struct, frozen=True):
     rms_norm_eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
     max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
     rope_theta: Positive | None = None
-    rope_parameters: Rope | None = None
     rope_scaling: Rope | None = None
     sliding_window: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_window_layers: Annotated[int, msgspec.Meta(ge=0)] | None = None
     layer_types: list[str] | None = None
+    no_rope_layers: list[int] | None = None
+    embedding_multiplier: Positive | None = None
+    residual_multiplier: Positive | None = None
+    attention_multiplier: Positive | None = None
+    logits_scaling: Positive | None = None
+    query_pre_attn_scalar: Positive | None = None
 
 
 _SOME = {"hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 1}
@@ -62,3 +74,7 @@ def check_given(config: Mapping[str, Any], where: str = "config.json") -> None:
 def check(config: Mapping[str, Any], where: str = "config.json") -> None:
     """Refusal of a number that is missing, of another kind, or too large for any model."""
     json_file.convert(dict(config), Facts, where)
+    ropes = config.get("rope_parameters")
+    if ropes is not None:
+        nested = isinstance(ropes, Mapping) and any(isinstance(value, Mapping) for value in ropes.values())
+        json_file.convert(ropes, Ropes if nested else Rope, f"{where}: rope_parameters")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target that writes a program must be able to say: nine coarse operations.
+"""What a target that writes a program must be able to say: eleven coarse operations.
 
 `decoder.forward` describes a language model once, against this Protocol. A target (ONNX, MIL, torch for
 ExecuTorch, ...) implements it with the operations of its own graph, so nothing is traced, names survive, and a
@@ -45,10 +45,14 @@ class Attention:
     head_dim: int
     window: int | None
     """How many latest positions a query sees, its own included; None: all."""
+    rope: str | None
+    """The rope that turns q and k; None: they have no positions."""
+    scale: float
 
     @property
-    def scale(self) -> float:
-        return self.head_dim**-0.5
+    def plain(self) -> bool:
+        """Whether the scale is the one that operators take where none is given."""
+        return self.scale == self.head_dim**-0.5
 
 
 class Builder(Protocol[V]):
@@ -74,8 +78,16 @@ class Builder(Protocol[V]):
         """a + b, same shape."""
         ...
 
+    def scale(self, name: str, x: V, factor: float) -> V:
+        """x * factor; a target that stores the factor calls it NAME.factor."""
+        ...
+
     def gated_silu(self, name: str, gate: V, up: V) -> V:
         """silu(gate) * up."""
+        ...
+
+    def gated_gelu(self, name: str, gate: V, up: V) -> V:
+        """gelu(gate) * up, GELU in its tanh form (PyTorch's gelu_pytorch_tanh)."""
         ...
 
     def attention(self, name: str, spec: Attention, q: V, k: V, v: V) -> V:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward of a decoder-only language model, described once for every target (transformers' modeling_llama).
 
-    h = embed(ids)
-    h = h + o_proj(attention(q, k, v = qkv_proj(norm(h))))      per layer; Qwen3 norms each head of q and k
-    h = h + down_proj(silu(gate_proj(n)) * up_proj(n))          n = norm(h)
-    logits = lm_head(norm(h))
+    h = embed(ids) * scale
+    h = h + norm(o_proj(attention(q, k, v = qkv_proj(norm(h))))) * scale      per layer; some norm each head of q and k
+    h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale           n = norm(h)
+    logits = lm_head(norm(h)) * scale
+
+Which of the norms there are, what the gate's activation is, which layers have rotary positions and which scales are not 1
+is said by `architecture.Decoder`.
 
 This file also takes the union of dlqat.folded apart, so that a target sees leaves only:
 
@@ -33,13 +36,14 @@ from dlqat.refusal import Refusal
 def forward(b: Builder[V], model: FoldedModel, done: Callable[[str], None] = lambda _: None) -> None:
     """Build the whole model on `b`; `done` is told each part that is finished (progress)."""
     facts = architecture.read(model.config)
-    h = b.embed(EMBEDDING, _table(model))
+    h = _scale(b, EMBEDDING, b.embed(EMBEDDING, _table(model)), facts.embedding_scale)
     done(EMBEDDING)
     for i in range(facts.layers):
         h = _block(b, model, facts, i, h)
         done(f"model.layers.{i}")
     h = _norm(b, model, facts, "model.norm", h)
-    b.output(linear(b, h, HEAD, weight(model, HEAD), model.tensors.get(f"{HEAD}.bias")))
+    logits = linear(b, h, HEAD, weight(model, HEAD), model.tensors.get(f"{HEAD}.bias"))
+    b.output(_scale(b, HEAD, logits, facts.logits_scale))
     done(HEAD)
 
 
@@ -49,27 +53,42 @@ def parts(facts: Decoder) -> int:
 
 
 def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V:
-    at = f"model.layers.{i}"
-    n = _norm(b, model, facts, f"{at}.input_layernorm", h)
+    at, norms = f"model.layers.{i}", facts.norms
+
+    def normed(name: str | None, x: V) -> V:
+        return x if name is None else _norm(b, model, facts, f"{at}.{name}", x)
+
+    n = normed(norms.before_attention, h)
     q, k, v = _parallel(b, model, n, [f"{at}.self_attn.{x}_proj" for x in "qkv"])
     if facts.qk_norm:
-        q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, facts.heads)
-        k = _norm(b, model, facts, f"{at}.self_attn.k_norm", k, facts.kv_heads)
-    spec = Attention(i, facts.heads, facts.kv_heads, facts.head_dim, facts.windows[i])
+        one = facts.qk_norm == "rows"  # of all heads together
+        q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, 1 if one else facts.heads)
+        k = _norm(b, model, facts, f"{at}.self_attn.k_norm", k, 1 if one else facts.kv_heads)
+    spec = Attention(
+        i, facts.heads, facts.kv_heads, facts.head_dim, facts.windows[i], facts.rotary[i], facts.attention_scale
+    )
     a = b.attention(f"{at}.self_attn", spec, q, k, v)
     if i == facts.layers - 1:  # later positions read keys and values only: the rest of this layer is for the logits
         a, h = b.select(f"{at}.self_attn.selected", a), b.select(f"{at}.selected", h)
-    h = b.add(f"{at}.self_attn.residual", h, _linear(b, model, a, f"{at}.self_attn.o_proj"))
-    n = _norm(b, model, facts, f"{at}.post_attention_layernorm", h)
+    y = normed(norms.after_attention, _linear(b, model, a, f"{at}.self_attn.o_proj"))
+    h = b.add(f"{at}.self_attn.residual", h, _scale(b, f"{at}.self_attn", y, facts.residual_scale))
+    n = normed(norms.before_mlp, h)
     gate, up = _parallel(b, model, n, [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"])
-    y = _linear(b, model, b.gated_silu(f"{at}.mlp.act", gate, up), f"{at}.mlp.down_proj")
-    return b.add(f"{at}.mlp.residual", h, y)
+    gated = b.gated_silu if facts.activation == "silu" else b.gated_gelu
+    y = normed(norms.after_mlp, _linear(b, model, gated(f"{at}.mlp.act", gate, up), f"{at}.mlp.down_proj"))
+    return b.add(f"{at}.mlp.residual", h, _scale(b, f"{at}.mlp", y, facts.residual_scale))
+
+
+def _scale(b: Builder[V], of: str, x: V, factor: float) -> V:
+    return x if factor == 1 else b.scale(f"{of}.scaled", x, factor)
 
 
 def _norm(b: Builder[V], model: FoldedModel, facts: Decoder, name: str, x: V, heads: int = 1) -> V:
     gain = model.tensors.get(f"{name}.weight")
     if gain is None:
         raise Refusal(f"{name}.weight is not among the folded model's tensors; fold the model again")
+    if facts.norm_offset:
+        gain = facts.norm_offset + gain.float()
     return b.rms_norm(name, x, gain, facts.norm_eps, heads)
 
 

@@ -221,7 +221,10 @@ def _in_transformers(name: str) -> bool:
 
 def _rope(config: Config) -> dict[str, Any]:
     """Rotary positions in transformers 5's key and in those of 4, which overlooks the former and takes a base of 10,000."""
-    rope = dict(architecture.read(config).rope)
+    ropes = architecture.read(config).ropes
+    if "" not in ropes:  # one for each type of layer: as the config says it, in transformers 5's words only
+        return {}
+    rope = dict(ropes[""])
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     earlier = {} if rope["rope_type"] == "default" else {"rope_scaling": scaling}
     return {"rope_parameters": rope, "rope_theta": rope["rope_theta"], **earlier}

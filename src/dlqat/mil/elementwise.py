@@ -42,6 +42,12 @@ def _cast(call: Call) -> Tensor:
     return call.tensor("x").to(CASTS[kind])
 
 
+def _gelu(call: Call) -> Tensor:
+    if (mode := str(call.value("mode"))) != "TANH_APPROXIMATION":
+        raise Unsupported(f"gelu of mode {mode}")
+    return torch.nn.functional.gelu(call.tensor("x"), approximate="tanh")
+
+
 def _select(call: Call) -> Tensor:
     return torch.where(call.tensor("cond"), call.tensor("a"), call.tensor("b"))
 
@@ -66,6 +72,7 @@ OPERATIONS: dict[str, Compute] = {
     "sqrt": partial(_unary, torch.sqrt),
     "exp": partial(_unary, torch.exp),
     "sigmoid": partial(_unary, torch.sigmoid),
+    "gelu": _gelu,
     "silu": partial(_unary, torch.nn.functional.silu),
     "identity": partial(_unary, torch.Tensor.clone),
     "rsqrt": _rsqrt,

@@ -11,6 +11,9 @@ ROTARY = 1e-6
 The one thing of L0 that is computed again and not kept: cos and power differ by an ulp or two between machines (numpy's
 code for AVX2 and AVX-512), and a frequency that is 2^-23 off has moved an angle of 4096 by 5e-4."""
 
+SCALE = 1e-6
+"""L0: a scale of attention or of hidden states, relative: a float32, or in Core ML the product of two."""
+
 EPSILON = 1e-4
 """L0: the epsilon of a norm, relative. Others store the float32; Core ML has it as a product of float16 numbers
 (coreml/builder.py), right to 1e-6 for 1e-5."""

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from dlqat import architecture, json_file
 from dlqat.refusal import Refusal
-from dlqat.source import float_model, gguf_file
+from dlqat.source import float_model, gguf_file, gguf_gemma3
 from dlqat.source.float_model import FloatModel
 from dlqat.source.gguf_file import Gguf
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 """general.architecture values that are read (llama.cpp writes Mistral as llama)."""
 
 _FIELDS = {
@@ -80,6 +80,7 @@ class Metadata(msgspec.Struct, frozen=True):
     heads: _Count | None = msgspec.field(default=None, name="attention.head_count")
     kv_heads: _Count | None = msgspec.field(default=None, name="attention.head_count_kv")
     key: _Count | None = msgspec.field(default=None, name="attention.key_length")
+    window: _Count | None = msgspec.field(default=None, name="attention.sliding_window")
     base: _Positive | None = msgspec.field(default=None, name="rope.freq_base")
     scaling: str | None = msgspec.field(default=None, name="rope.scaling.type")
     factor: _Positive | None = msgspec.field(default=None, name="rope.scaling.factor")
@@ -106,7 +107,8 @@ def config(file: Gguf) -> dict[str, Any]:
         raise Refusal(f"{file.path} is one of {parts} parts; join them with llama.cpp's llama-gguf-split --merge")
     found = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items() if k.startswith(f"{arch}.")}
     json_file.convert({**file.metadata, **found}, Metadata, f"{file.path} is damaged: its metadata")
-    unknown = sorted(k for k, v in found.items() if k not in _READ | _HARMLESS and v)
+    known = _READ | _HARMLESS | (gguf_gemma3.READ if arch == "gemma3" else set[str]())
+    unknown = sorted(k for k, v in found.items() if k not in known and v)
     if unknown:
         raise Refusal(
             f"{file.path}: cannot read {arch}.{unknown[0]} = {found[unknown[0]]!r}; use the HF folder instead"
@@ -134,7 +136,12 @@ def config(file: Gguf) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_down.bias" in file.table,
         **ids,
     }
-    return {**base, "rope_parameters": _rope(file, found, base)}
+    base["rope_parameters"] = _rope(file, found, base)
+    if arch != "gemma3":
+        return base
+    if "attention.sliding_window" not in found:
+        raise Refusal(f"{file.path}: the metadata lacks gemma3.attention.sliding_window")
+    return gguf_gemma3.config(found, base)
 
 
 _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
@@ -143,13 +150,14 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 def names(file: Gguf) -> dict[str, str]:
     """transformers' parameter name -> the file's tensor name."""
     result: dict[str, str] = {}
+    modules = _MODULES | (gguf_gemma3.MODULES if file.metadata["general.architecture"] == "gemma3" else {})
     for name in file.table:
         stem, _, suffix = name.rpartition(".")
         block = stem.split(".")
         if stem in _OUTER:
             result[f"{_OUTER[stem]}.{suffix}"] = name
-        elif len(block) == 3 and block[0] == "blk" and block[2] in _MODULES:
-            result[f"model.layers.{block[1]}.{_MODULES[block[2]]}.{suffix}"] = name
+        elif len(block) == 3 and block[0] == "blk" and block[2] in modules:
+            result[f"model.layers.{block[1]}.{modules[block[2]]}.{suffix}"] = name
         elif name != "rope_freqs.weight":  # that one is in the config
             raise Refusal(f"{file.path}: tensor {name} is not known; use the HF folder instead")
     return result
@@ -161,6 +169,8 @@ def parameter(file: Gguf, decoder: architecture.Decoder) -> Callable[[str], Tens
 
     def load(name: str) -> Tensor:
         value = file.tensor(table[name])
+        if decoder.norm_offset and name.endswith("norm.weight"):
+            return value - decoder.norm_offset
         heads = {"q_proj": decoder.heads, "k_proj": decoder.kv_heads}.get(name.split(".")[-2])
         return value if heads is None or decoder.family != "llama" else _rows(value, heads)
 
@@ -206,7 +216,7 @@ def _llama3(file: Gguf, base: dict[str, Any]) -> dict[str, Any]:
         "original_max_position_embeddings": 8192,
     }
     plain, scaled = (
-        architecture.inverse_frequencies(architecture.read({**base, "rope_parameters": rope}))
+        architecture.read({**base, "rope_parameters": rope}).inverse_frequencies()
         for rope in (base["rope_parameters"], guess)
     )
     if plain.shape != divisors.shape or not np.allclose(plain / scaled, divisors, rtol=1e-5, atol=0):

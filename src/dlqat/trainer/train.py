@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dlqat import architecture
 from dlqat.adapter import base
 from dlqat.refusal import Refusal
 from dlqat.trainer import malloc, state
@@ -40,6 +41,7 @@ class Loss(nn.Module):
     def __init__(self, model: PreTrainedModel, mix: Mix) -> None:
         super().__init__()
         self.model, self.mix = model, mix
+        self._scale = architecture.read(model.config.to_dict()).logits_scale
         self._frozen: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -57,7 +59,8 @@ class Loss(nn.Module):
 
     def _hidden(self, input_ids: Tensor, wanted: Tensor) -> Tensor:
         states: Tensor = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return states[:, :-1][wanted]
+        found = states[:, :-1][wanted]
+        return found if self._scale == 1 else found * self._scale
 
     @torch.no_grad()
     def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

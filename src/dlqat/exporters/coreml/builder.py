@@ -5,6 +5,8 @@ The program computes in float16, which is what Apple's GPU and Neural Engine hav
 
     norm        squares overflow from 256 on, and SmolLM2's activations reach 20,000. So the squares are those of
                 x / max|x|:  v = mean((x/m)^2) + eps/m^2,  y = x * (rsqrt(v) / m) * gain
+    residual    behind norms that stand behind attention and MLP the sum is held by nothing: 100,000 in Gemma 3 270M. In such
+                a family the sum is float32, and so are the norms that read it or write to it
     rope        float32 tables, rounded to float16 after the lookup: angles in float16 would be wrong by radians
     exactness   a float parameter that float16 does not have stays float32, and its one operation runs in float32
 
@@ -53,6 +55,8 @@ class Mil:
     def __init__(self, facts: Decoder, context: int, target: str, inputs: Inputs) -> None:
         self.facts, self.target, self._in = facts, target, inputs
         self.logits: Any = None
+        self._wide = facts.norms.after_mlp is not None
+        self._to_sum = tuple(f".{n}" for n in (facts.norms.after_attention, facts.norms.after_mlp) if n)
         self._table: tuple[Leaf, Any] | None = None
         self.positions = Positions(facts, context, inputs.ids, inputs.mask)
         self._cache = {s: mb.read_state(input=s, name=f"{s.name}_0") for s in (inputs.keys, inputs.values)}
@@ -63,6 +67,7 @@ class Mil:
         return _float16(mb.gather(x=stored, indices=self._in.ids, axis=0, name=mil_name(name)))
 
     def linears(self, x: Any, layers: Sequence[Linear]) -> tuple[Any, ...]:
+        x = _float16(x)
         return tuple(self._linear(x, layer) for layer in layers)
 
     def take(self, name: str, x: Any, labels: Tensor, bias: Tensor | None) -> Any:
@@ -71,30 +76,47 @@ class Mil:
         return y if bias is None else _plus(name.removesuffix(".labels"), y, bias)
 
     def rms_norm(self, name: str, x: Any, weight: Tensor, eps: float, heads: int = 1) -> Any:
-        at, half = mil_name(name), np.float16
+        at, kind = mil_name(name), _kind(x)
         if heads > 1:
             x = mb.reshape(x=x, shape=[1, -1, heads, weight.numel()])
         peak = mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True)
-        peak = mb.maximum(x=peak, y=half(SMALLEST_PEAK), name=f"{at}_peak")
+        peak = mb.maximum(x=peak, y=kind(SMALLEST_PEAK), name=f"{at}_peak")
         small = mb.real_div(x=x, y=peak)
-        root, rest = _square_times(eps)
+        root, rest = (kind(number) for number in _square_times(eps))
         floor = mb.real_div(x=root, y=peak)
         floor = mb.mul(x=mb.mul(x=floor, y=floor), y=rest)
         mean = mb.add(x=mb.reduce_mean(x=mb.mul(x=small, y=small), axes=[-1], keep_dims=True), y=floor)
-        factor = mb.real_div(x=mb.rsqrt(x=mean, epsilon=half(0)), y=peak)
-        y = _apply(mb.mul, at, mb.mul(x=x, y=factor), f"{at}__weight", weight)
+        factor = mb.real_div(x=mb.rsqrt(x=mean, epsilon=kind(0)), y=peak)
+        y = mb.mul(x=x, y=factor)
+        if self._wide and name.endswith(self._to_sum):
+            y = mb.mul(x=_float32(y), y=weights.constant(f"{at}__weight", weight.float().numpy()), name=at)
+        else:
+            y = _apply(mb.mul, at, y, f"{at}__weight", weight)
         return mb.reshape(x=y, shape=[1, -1, heads * weight.numel()]) if heads > 1 else y
 
     def add(self, name: str, a: Any, b: Any) -> Any:
+        if self._wide and name.endswith(".residual"):
+            a, b = _float32(a), _float32(b)
         return mb.add(x=a, y=b, name=mil_name(name))
+
+    def scale(self, name: str, x: Any, factor: float) -> Any:
+        if self._wide:
+            return mb.mul(x=_float32(x), y=np.float32(factor), name=mil_name(name))
+        return _times(mil_name(name), x, factor)
 
     def gated_silu(self, name: str, gate: Any, up: Any) -> Any:
         return mb.mul(x=mb.silu(x=gate), y=up, name=mil_name(name))
 
+    def gated_gelu(self, name: str, gate: Any, up: Any) -> Any:
+        return mb.mul(x=mb.gelu(x=gate, mode="TANH_APPROXIMATION"), y=up, name=mil_name(name))
+
     def attention(self, name: str, spec: Attention, q: Any, k: Any, v: Any) -> Any:
         at, rows = mil_name(name), spec.heads // spec.kv_heads
-        q = self.positions.rotate(_heads(q, spec.heads, spec.head_dim))
-        k = self.positions.rotate(_heads(k, spec.kv_heads, spec.head_dim))
+        q, k = _heads(q, spec.heads, spec.head_dim), _heads(k, spec.kv_heads, spec.head_dim)
+        if spec.rope is not None:
+            q, k = self.positions.rotate(q, spec.rope), self.positions.rotate(k, spec.rope)
+        if not spec.plain:  # the operator knows no other scale than head_dim ** -0.5
+            q = _times(f"{at}__query", q, spec.scale * spec.head_dim**0.5)
         keys = self._extend(self._in.keys, spec, k)
         values = self._extend(self._in.values, spec, _heads(v, spec.kv_heads, spec.head_dim))
         q = mb.reshape(x=q, shape=[1, spec.kv_heads, -1, spec.head_dim])
@@ -179,12 +201,27 @@ def _float16(x: Any) -> Any:
     return x if x.dtype.__name__ == "fp16" else mb.cast(x=x, dtype="fp16")
 
 
+def _float32(x: Any) -> Any:
+    return x if x.dtype.__name__ == "fp32" else mb.cast(x=x, dtype="fp32")
+
+
+def _kind(x: Any) -> Any:
+    return np.float32 if x.dtype.__name__ == "fp32" else np.float16
+
+
 def _apply(op: Any, at: str, x: Any, name: str, values: Tensor) -> Any:
-    """op(x, values), in float32 where float16 does not have the values."""
-    constant = weights.constant(name, _stored(values))
-    if weights.exact(values):
-        return op(x=x, y=constant, name=at)
-    return mb.cast(x=op(x=mb.cast(x=x, dtype="fp32"), y=constant, name=at), dtype="fp16")
+    """op(x, values) in float16; in float32 before it is rounded where x is that, or float16 does not have the values."""
+    if weights.exact(values) and _kind(x) is np.float16:
+        return op(x=x, y=weights.constant(name, _stored(values)), name=at)
+    constant = weights.constant(name, values.float().numpy())
+    return mb.cast(x=op(x=_float32(x), y=constant, name=at), dtype="fp16")
+
+
+def _times(at: str, x: Any, factor: float) -> Any:
+    """x times a number, in float32 where float16 does not have the number."""
+    if float(np.float16(factor)) == factor:
+        return mb.mul(x=x, y=np.float16(factor), name=at)
+    return _float16(mb.mul(x=mb.cast(x=x, dtype="fp32"), y=np.float32(factor), name=at))
 
 
 def _plus(path: str, y: Any, bias: Tensor) -> Any:

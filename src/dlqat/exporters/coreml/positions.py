@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dlqat import rope
 from dlqat.architecture import Decoder
 from dlqat.exporters.coreml.tools import mb
 from dlqat.exporters.coreml.weights import constant
@@ -30,17 +31,25 @@ class Positions:
         last, first = mb.squeeze(x=self.total, axes=[0]), mb.squeeze(x=self.past, axes=[0])
         self._queries = mb.range_1d(start=first, end=last, step=np.int32(1), name="queries")
         self._keys = mb.range_1d(start=np.int32(0), end=last, step=np.int32(1), name="keys")
-        cos, sin = (self._rows(n, t) for n, t in zip(("cos", "sin"), facts.rope_tables(context), strict=True))
-        minus = mb.mul(x=sin, y=np.float16(-1))
-        self._cos = mb.concat(values=[cos, cos], axis=-1, name="rope_cos")
-        self._sin = mb.concat(values=[minus, sin], axis=-1, name="rope_sin")
+        self._ropes = {name: self._rope(name, facts.rope_tables(context, name)) for name in facts.ropes}
         self._masks: dict[tuple[int | None, int], Any] = {}
 
-    def rotate(self, x: Any) -> Any:
+    def _rope(self, name: str, tables: Any) -> tuple[Any, Any]:
+        """cos and sin of a rope at this step's positions, for both halves of a head."""
+        cos, sin = (self._rows(rope.stored(name, n), t) for n, t in zip(("cos", "sin"), tables, strict=True))
+        minus = mb.mul(x=sin, y=np.float16(-1))
+        own = f"rope_{name}_" if name else "rope_"
+        return (
+            mb.concat(values=[cos, cos], axis=-1, name=f"{own}cos"),
+            mb.concat(values=[minus, sin], axis=-1, name=f"{own}sin"),
+        )
+
+    def rotate(self, x: Any, name: str) -> Any:
         """x [1, heads, step, size] turned by its positions: (a, b) -> (a cos - b sin, b cos + a sin)."""
         a, b = mb.split(x=x, num_splits=2, axis=-1)
         swapped = mb.concat(values=[b, a], axis=-1)
-        return mb.add(x=mb.mul(x=x, y=self._cos), y=mb.mul(x=swapped, y=self._sin))
+        cos, sin = self._ropes[name]
+        return mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
 
     def mask(self, window: int | None, rows: int) -> Any:
         """float16 [1, 1, rows * step, total], 0 or HIDDEN: the queries of `rows` heads below one another."""
@@ -58,7 +67,7 @@ class Positions:
 
     def _rows(self, name: str, table: Any) -> Any:
         """The rows of a table float32 [context, size / 2] at this step's positions, rounded to float16."""
-        rows = mb.gather(x=constant(f"rope__{name}", table), indices=self._queries, axis=0)
+        rows = mb.gather(x=constant(name.replace(".", "__"), table), indices=self._queries, axis=0)
         return mb.cast(x=rows, dtype="fp16")
 
 

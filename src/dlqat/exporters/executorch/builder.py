@@ -16,6 +16,7 @@ XNNPACK has no mean, so a norm takes the mean of the squares as a product with a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlqat import rope
 from dlqat.architecture import EMBEDDING, HEAD, Decoder
 from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.executorch.graph import SELECT, TOKENS, PteGraph, Stored, Value
@@ -32,6 +34,7 @@ from dlqat.folded import Quantized
 from dlqat.recipe import LayerSpec
 
 END = 2**63 - 1
+GELU = {"linear": 2 * (2 / math.pi) ** 0.5, "cubic": 2 * (2 / math.pi) ** 0.5 * 0.044715}
 
 
 class Xnnpack:
@@ -47,8 +50,7 @@ class Xnnpack:
         count = g.scalar("aten::sym_size.int", self.ids, 1)
         self.start = g.scalar("aten::_local_scalar_dense", self.position)
         self.end = g.scalar("executorch_prim::add.Scalar", self.start, count)
-        cos, sin = facts.rope_tables(context)
-        self.cos, self.sin = self._positions("cos", cos), self._positions("sin", sin)
+        self.ropes = {name: self._positions(name) for name in facts.ropes}
 
     def embed(self, name: str, table: Leaf) -> Value:
         g, shape = self.graph, (1, TOKENS, self.facts.hidden_size)
@@ -97,21 +99,34 @@ class Xnnpack:
     def add(self, name: str, a: Value, b: Value) -> Value:
         return self.graph.xnn("Add", [a, b], a.shape)
 
+    def scale(self, name: str, x: Value, factor: float) -> Value:
+        return self.graph.xnn("Multiply", [x, self._number(f"{name}.factor", factor)], x.shape)
+
     def gated_silu(self, name: str, gate: Value, up: Value) -> Value:
         g = self.graph
         silu = g.xnn("Multiply", [gate, g.xnn("Sigmoid", [gate], gate.shape)], gate.shape)
         return g.xnn("Multiply", [silu, up], gate.shape)
 
+    def gated_gelu(self, name: str, gate: Value, up: Value) -> Value:
+        """gate * sigmoid(gate (a + b gate^2)) * up: tanh(u) is 2 sigmoid(2 u) - 1, so that is GELU's tanh form."""
+        g, shape = self.graph, gate.shape
+        a, b = (self._number(f"gelu.{what}", value) for what, value in GELU.items())
+        inner = g.xnn("Add", [g.xnn("Multiply", [g.xnn("Square", [gate], shape), b], shape), a], shape)
+        sigmoid = g.xnn("Sigmoid", [g.xnn("Multiply", [gate, inner], shape)], shape)
+        return g.xnn("Multiply", [g.xnn("Multiply", [gate, sigmoid], shape), up], shape)
+
     def attention(self, name: str, spec: Attention, q: Value, k: Value, v: Value) -> Value:
         g, start = self.graph, self.start
-        q = self._rotate(self._heads(q, spec.heads, spec.head_dim))
-        k = self._rotate(self._heads(k, spec.kv_heads, spec.head_dim))
+        q, k = self._heads(q, spec.heads, spec.head_dim), self._heads(k, spec.kv_heads, spec.head_dim)
+        if spec.rope is not None:
+            q, k = self._rotate(q, spec.rope), self._rotate(k, spec.rope)
         v = self._heads(v, spec.kv_heads, spec.head_dim)
         keys, values = (g.cache((1, self.context, spec.kv_heads, spec.head_dim)) for _ in range(2))
         g.kernel("llama::update_cache.out", [k, keys, start], (1,))
         g.kernel("llama::update_cache.out", [v, values, start], (1,))
         # q, keys, values, start, mask, dropout, causal, scale (its default is head_dim ** -0.5)
-        return g.kernel("llama::custom_sdpa.out", [q, keys, values, start, None, 0.0, True, None], q.shape)
+        scale = None if spec.plain else spec.scale
+        return g.kernel("llama::custom_sdpa.out", [q, keys, values, start, None, 0.0, True, scale], q.shape)
 
     def select(self, name: str, x: Value) -> Value:
         return self.graph.kernel(SELECT, [x, 1, -1, END, 1], (1, 1, *x.shape[2:]))
@@ -119,10 +134,18 @@ class Xnnpack:
     def output(self, logits: Value) -> None:
         self.logits = logits
 
-    def _positions(self, what: str, table: NDArray[np.float32]) -> Value:
-        """The rows of a rotary table [positions, head_dim / 2] for this step, with a dimension for the heads."""
-        stored = self.graph.floats(f"rope.{what}", table[None, :, None])
-        return self.graph.kernel(SELECT, [stored, 1, self.start, self.end, 1], (1, TOKENS, 1, table.shape[1]))
+    def _positions(self, name: str) -> tuple[Value, Value]:
+        """The rows of a rope's cos and sin [positions, head_dim / 2] for this step, with a dimension for the heads."""
+
+        def rows(what: str, table: NDArray[np.float32]) -> Value:
+            stored = self.graph.floats(rope.stored(name, what), table[None, :, None])
+            return self.graph.kernel(SELECT, [stored, 1, self.start, self.end, 1], (1, TOKENS, 1, table.shape[1]))
+
+        cos, sin = self.facts.rope_tables(self.context, name)
+        return rows("cos", cos), rows("sin", sin)
+
+    def _number(self, name: str, value: float) -> Stored:
+        return self.graph.floats(name, np.full(1, value, np.float32))
 
     def _heads(self, x: Value, heads: int, size: int) -> Value:
         return x if len(x.shape) == 4 else self._reshape(x, heads, size)  # a norm of heads has parted them already
@@ -132,9 +155,9 @@ class Xnnpack:
         # 0: as many as there are
         return self.graph.xnn("StaticReshape", [x], shape, num_dims=len(shape), new_shape=[1, 0, *features])
 
-    def _rotate(self, x: Value) -> Value:
+    def _rotate(self, x: Value, name: str) -> Value:
         """(a, b) -> (a cos - b sin, b cos + a sin) on the halves of every head."""
-        g, cos, sin, size = self.graph, self.cos, self.sin, x.shape[3] // 2
+        g, (cos, sin), size = self.graph, self.ropes[name], x.shape[3] // 2
         shape, sizes = (*x.shape[:3], size), [1, 0, x.shape[2], size]
         a, b = (g.xnn("StaticSlice", [x], shape, num_dims=4, offsets=[0, 0, 0, at], sizes=sizes) for at in (0, size))
         left = g.xnn("Subtract", [g.xnn("Multiply", [a, cos], shape), g.xnn("Multiply", [b, sin], shape)], shape)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, from_numpy
 
-from dlqat.architecture import Decoder, inverse_frequencies
+from dlqat.architecture import Decoder
 from dlqat.exporters.gguf.names import architecture
 from dlqat.refusal import Refusal
 
@@ -23,7 +23,7 @@ def refuse(facts: Decoder, context: int) -> None:
             f"attention windows of {window}: llama.cpp's {arch} sees the whole text; up to {window} tokens that is the same: "
             f"--max-context {window}"
         )
-    if facts.rope["rope_type"] == "llama3" and arch != "llama":
+    if facts.ropes[""]["rope_type"] == "llama3" and arch != "llama":
         raise Refusal(f"rope_type llama3: llama.cpp reads its factors for llama only, not for {arch}")
 
 
@@ -46,20 +46,20 @@ def keys(facts: Decoder, context: int) -> dict[str, Value]:
         "attention.value_length": facts.head_dim,
         "attention.layer_norm_rms_epsilon": facts.norm_eps,
         "rope.dimension_count": facts.head_dim,
-        "rope.freq_base": float(facts.rope["rope_theta"]),
+        "rope.freq_base": float(facts.ropes[""]["rope_theta"]),
     }
-    if facts.rope["rope_type"] == "linear":
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(facts.rope["factor"])}
+    if facts.ropes[""]["rope_type"] == "linear":
+        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(facts.ropes[""]["factor"])}
     return found
 
 
 def rope_freqs(facts: Decoder) -> Tensor | None:
     """Llama 3's scaling as llama.cpp has it: the divisor of every frequency."""
-    if facts.rope["rope_type"] != "llama3":
+    if facts.ropes[""]["rope_type"] != "llama3":
         return None
     dim = facts.head_dim
-    plain = 1.0 / float(facts.rope["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
-    return from_numpy((plain / inverse_frequencies(facts).astype(np.float64)).astype(np.float32))
+    plain = 1.0 / float(facts.ropes[""]["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
+    return from_numpy((plain / facts.inverse_frequencies().astype(np.float64)).astype(np.float32))
 
 
 def _window(facts: Decoder) -> int | None:

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dlqat.architecture import Config, Decoder
+from dlqat.architecture import FAMILIES, Config, Decoder
 from dlqat.exporters import generation, templates
 from dlqat.exporters.generation import GENAI
 from dlqat.exporters.onnx.io import GENERATE, PAST_NAME, PRESENT_NAME
@@ -71,7 +71,7 @@ def genai(
         },
     }
     model = {
-        "type": facts.family,
+        "type": FAMILIES[facts.family].genai,
         "vocab_size": facts.vocab_size,
         "context_length": context,
         "bos_token_id": tokens.eos[0] if tokens.bos is None else tokens.bos,  # genai wants one; nothing prepends it

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dlqat import rope
 from dlqat.architecture import EMBEDDING, Decoder
 from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
@@ -70,7 +71,8 @@ class Ort:
         self.io = Io(self.graph, facts, positions=False)
         self._adds: dict[ir.Value, tuple[str, ir.Value, ir.Value]] = {}
         self.facts, self.positions, self.accuracy_level = facts, positions, accuracy_level
-        self._shared: list[ir.Value] | None = None
+        self._lengths: list[ir.Value] = []
+        self._ropes: dict[str, list[ir.Value]] = {}
 
     def embed(self, name: str, table: Leaf) -> ir.Value:
         g = self.graph
@@ -117,22 +119,31 @@ class Ort:
         self._adds[y] = name, self._now(a), self._now(b)  # waits for a norm that takes it in
         return y
 
+    def scale(self, name: str, x: ir.Value, factor: float) -> ir.Value:
+        g = self.graph
+        return g.op("Mul", name, [self._now(x), g.tensor(f"{name}.factor", np.array(factor, np.float32))])
+
     def gated_silu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
         g = self.graph
         silu = g.op("QuickGelu", f"{name}/silu", [self._now(gate)], {"alpha": 1.0}, MS)
         return g.op("Mul", name, [silu, self._now(up)])
+
+    def gated_gelu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
+        g = self.graph
+        gelu = g.op("Gelu", f"{name}/gelu", [self._now(gate)], {"approximate": "tanh"})
+        return g.op("Mul", name, [gelu, self._now(up)])
 
     def attention(self, name: str, spec: Attention, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         attributes = {
             "num_heads": spec.heads,
             "kv_num_heads": spec.kv_heads,
             "scale": spec.scale,
-            "do_rotary": 1,
+            "do_rotary": int(spec.rope is not None),
             "local_window_size": -1 if spec.window is None else spec.window,
         }
         qkv = packed(q, k, v) or [self._now(x) for x in (q, k, v)]
         y = ir.Value(name=f"{name}:y")
-        inputs = [*qkv, *self.io.past[spec.layer], *self._of_all_layers()]
+        inputs = [*qkv, *self.io.past[spec.layer], *self._row_lengths(), *self._tables(spec.rope)]
         outputs = [y, *self.io.present[spec.layer]]
         self.graph.ops("GroupQueryAttention", name, inputs, attributes, MS, outputs=outputs)
         return y
@@ -166,19 +177,29 @@ class Ort:
             self.graph.ops("Add", name, [a, b], outputs=[x])
         return x
 
-    def _of_all_layers(self) -> list[ir.Value]:
-        """seqlens_k int32 [batch] (keys - 1), total_sequence_length int32 scalar, cos and sin float32 [positions, ..]."""
-        if self._shared is not None:
-            return self._shared
+    def _row_lengths(self) -> list[ir.Value]:
+        """seqlens_k int32 [batch] (keys - 1), total_sequence_length int32 scalar: the same in all layers."""
+        if self._lengths:
+            return self._lengths
         g, int32 = self.graph, {"to": int(ir.DataType.INT32)}
         keys = g.op("ReduceSum", "lengths/keys", [self.io.mask, g.integers([1])], {"keepdims": 0})
         last = g.op("Sub", "lengths/last", [keys, g.integers([1])])
         total = g.op("Shape", "lengths/shape", [self.io.mask], {"start": 1})
         total = g.op("Squeeze", "lengths/scalar", [total])
-        lengths = [g.op("Cast", "seqlens_k", [last], int32), g.op("Cast", "total_sequence_length", [total], int32)]
-        tables = zip(("cos", "sin"), self.facts.rope_tables(self.positions), strict=True)
-        self._shared = [*lengths, *(g.tensor(f"rope.{n}", t) for n, t in tables)]
-        return self._shared
+        self._lengths = [
+            g.op("Cast", "seqlens_k", [last], int32),
+            g.op("Cast", "total_sequence_length", [total], int32),
+        ]
+        return self._lengths
+
+    def _tables(self, name: str | None) -> list[ir.Value]:
+        """cos and sin float32 [positions, ..] of a rope, once; nothing for a layer that does not rotate."""
+        if name is None:
+            return []
+        if name not in self._ropes:
+            tables = zip(("cos", "sin"), self.facts.rope_tables(self.positions, name), strict=True)
+            self._ropes[name] = [self.graph.tensor(rope.stored(name, n), t) for n, t in tables]
+        return self._ropes[name]
 
 
 def packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None] | None:

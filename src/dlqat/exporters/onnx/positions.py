@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dlqat.architecture import inverse_frequencies
+from dlqat import rope
 from dlqat.exporters.onnx.io import Io
 
 
@@ -20,23 +20,24 @@ class Positions:
 
     def __init__(self, io: Io) -> None:
         self.io, self.graph = io, io.graph
-        self._rope: tuple[ir.Value, ir.Value] | None = None
+        self._ropes: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._at: tuple[ir.Value, ir.Value] | None = None
         self._visible: dict[int | None, ir.Value] = {}
         self._own: tuple[ir.Value, ir.Value] | None = None
 
-    def cos_sin(self) -> tuple[ir.Value, ir.Value]:
-        """cos and sin float32 [batch, sequence, head_dim / 2] of this step's positions.
+    def cos_sin(self, name: str) -> tuple[ir.Value, ir.Value]:
+        """cos and sin float32 [batch, sequence, head_dim / 2] of this step's positions, by the rope of that name.
 
         From the frequencies, not from a table: no limit on the context, and no 67 MB for Llama 3.
         """
-        if self._rope is None:
-            g = self.graph
-            at = g.op("Cast", "rope/positions", [self.io.positions], {"to": int(ir.DataType.FLOAT)})
-            at = g.op("Unsqueeze", "rope/column", [at, g.integers([2])])
-            angles = g.op("Mul", "rope/angles", [at, g.tensor("rope.frequencies", inverse_frequencies(self.io.facts))])
-            self._rope = g.op("Cos", "rope/cos", [angles]), g.op("Sin", "rope/sin", [angles])
-        return self._rope
+        if name not in self._ropes:
+            g, own = self.graph, f"rope/{name}/" if name else "rope/"
+            frequencies = g.tensor(rope.stored(name, "frequencies"), self.io.facts.inverse_frequencies(name))
+            at = g.op("Cast", f"{own}positions", [self.io.positions], {"to": int(ir.DataType.FLOAT)})
+            at = g.op("Unsqueeze", f"{own}column", [at, g.integers([2])])
+            angles = g.op("Mul", f"{own}angles", [at, frequencies])
+            self._ropes[name] = g.op("Cos", f"{own}cos", [angles]), g.op("Sin", f"{own}sin", [angles])
+        return self._ropes[name]
 
     def visible(self, window: int | None) -> ir.Value:
         """bool [batch, 1, sequence, total]: the keys that each query sees.

@@ -116,15 +116,24 @@ class Qdq:
     def add(self, name: str, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.graph.op("Add", name, [a, b])
 
+    def scale(self, name: str, x: ir.Value, factor: float) -> ir.Value:
+        return self.graph.op("Mul", name, [x, self.graph.tensor(f"{name}.factor", np.array(factor, np.float32))])
+
     def gated_silu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
         g = self.graph
         silu = g.op("Mul", f"{name}/silu", [gate, g.op("Sigmoid", f"{name}/sigmoid", [gate])])
         return g.op("Mul", name, [silu, up])
 
+    def gated_gelu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
+        g = self.graph
+        return g.op("Mul", name, [g.op("Gelu", f"{name}/gelu", [gate], {"approximate": "tanh"}), up])
+
     def attention(self, name: str, spec: Attention, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        g, rope = self.graph, self.positions.cos_sin()
-        q = g.op("RotaryEmbedding", f"{name}/q_rope", [q, *rope], {"num_heads": spec.heads})
-        k = g.op("RotaryEmbedding", f"{name}/k_rope", [k, *rope], {"num_heads": spec.kv_heads})
+        g = self.graph
+        if spec.rope is not None:
+            rope = self.positions.cos_sin(spec.rope)
+            q = g.op("RotaryEmbedding", f"{name}/q_rope", [q, *rope], {"num_heads": spec.heads})
+            k = g.op("RotaryEmbedding", f"{name}/k_rope", [k, *rope], {"num_heads": spec.kv_heads})
         y = ir.Value(name=f"{name}:y")
         heads = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": spec.scale}
         inputs = [q, k, v, self.positions.visible(spec.window), *self.io.past[spec.layer]]

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.architecture import Decoder, inverse_frequencies
+from dlqat import rope
+from dlqat.architecture import Decoder
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check.differences import Difference
 from dlqat.runtime_tests.readers.contents import Fact
@@ -31,11 +32,17 @@ def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[i
         for f in tables
     ]
     kinds = {f.kind for f in facts}
-    if not kinds >= {"rope.cos", "rope.sin"} and "rope.frequencies" not in kinds:
-        differences.append(Difference("rope", "missing: no rotary positions were found", 0, 0, ""))
+    for name in sorted({n for n in decoder.rotary if n is not None}):
+        own = {f.kind for f in rotary.values() if rope.name_of(f.where) == name}
+        if not own >= {"rope.cos", "rope.sin"} and "rope.frequencies" not in own:
+            where = f"rope.{name}".rstrip(".")
+            differences.append(Difference(where, "missing: no rotary positions were found", 0, 0, ""))
     absent = [kind for kind in ("epsilon", "scale", "window") if kind not in kinds]
     differences += [Difference(k, "missing: no norm or attention that has one was found", 0, 0, "") for k in absent]
-    single = [f for f in facts if (f.kind, f.where) not in rotary]
+    factors = {f.where for f in facts if f.kind == "factor"}
+    differences += [Difference(w, "missing: it is not scaled", 0, 0, "") for w in decoder.factors() if w not in factors]
+    differences += [d for f in facts if f.kind == "turns" for d in _turns(f, decoder)]
+    single = [f for f in facts if (f.kind, f.where) not in rotary and f.kind != "turns"]
     differences += [d for f in single for d in _single(f, decoder, context)]
     return sum(f.value.size for f in rotary.values()) + len(single), differences
 
@@ -47,8 +54,11 @@ def _single(fact: Fact, decoder: Decoder, context: int) -> Iterator[Difference]:
         case "epsilon":
             wanted, same = decoder.norm_eps, abs(found - decoder.norm_eps) <= tolerances.EPSILON * decoder.norm_eps
         case "scale":
-            wanted = decoder.head_dim**-0.5
-            same = bool(np.isnan(found)) or np.float32(found) == np.float32(wanted)
+            wanted, found = decoder.attention_scale, decoder.head_dim**-0.5 if np.isnan(found) else found
+            same = abs(found - wanted) <= tolerances.SCALE * abs(wanted)
+        case "factor":
+            wanted = decoder.factors().get(fact.where, 1.0)
+            same = abs(found - wanted) <= tolerances.SCALE * abs(wanted)
         case _:
             layer = re.search(r"layers\.(\d+)\.", fact.where)
             own = decoder.windows[int(layer[1]) :][:1] if layer else ()  # a layer too many has none; L0 names it anyway
@@ -60,18 +70,30 @@ def _single(fact: Fact, decoder: Decoder, context: int) -> Iterator[Difference]:
         yield Difference(fact.where, f"another {fact.kind}", 0, 0, detail)
 
 
+def _turns(fact: Fact, decoder: Decoder) -> Iterator[Difference]:
+    """By which rope a layer's queries are turned: the cosines of position 1."""
+    layer = int(re.findall(r"layers\.(\d+)\.", fact.where)[0])
+    name = decoder.rotary[layer] if layer < decoder.layers else None
+    wanted = np.zeros(0, np.float32) if name is None else decoder.rope_tables(2, name)[0][1]
+    yield from _unequal(fact, wanted, np.full_like(wanted, tolerances.ROTARY))
+
+
 def _reach(window: float | None, context: int) -> float:
     return window if window is not None and window < context else np.inf
 
 
 def _rotary(fact: Fact, decoder: Decoder) -> Iterator[Difference]:
     """Tables may come from another machine's cos, frequencies from its power: they are equal to some ulps of the angle."""
-    frequencies = inverse_frequencies(decoder)
+    name = rope.name_of(fact.where)
+    if name not in decoder.ropes:
+        yield Difference(fact.where, "rotary positions of which config.json says nothing", 0, 0, "")
+        return
+    frequencies = decoder.inverse_frequencies(name)
     if fact.kind == "rope.frequencies":
         wanted, slack = frequencies, tolerances.ROTARY * frequencies
     else:
         positions = len(fact.value)
-        wanted = decoder.rope_tables(positions)[fact.kind == "rope.sin"]
+        wanted = decoder.rope_tables(positions, name)[fact.kind == "rope.sin"]
         slack = tolerances.ROTARY * np.maximum(1, np.arange(positions, dtype=np.float32)[:, None] * frequencies)
     yield from _unequal(fact, wanted, slack.astype(np.float32))
 

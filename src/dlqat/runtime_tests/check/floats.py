@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other half of L0: parameters that stay float (norms, biases, linears without a rule), bit for bit."""
+"""The other half of L0: parameters that stay float (norms, biases, linears without a rule), bit for bit.
+
+Of a norm it is the gain: the weight plus what the family adds to it."""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat import folded
+from dlqat import architecture, folded
 from dlqat.architecture import EMBEDDING, HEAD
 from dlqat.folded.disk import FoldedModel
 from dlqat.runtime_tests.check.differences import Difference, named
@@ -18,7 +20,11 @@ from dlqat.runtime_tests.readers.contents import parts
 
 def compare(found: Mapping[str, NDArray[np.float32]], model: FoldedModel) -> tuple[int, list[Difference]]:
     """(numbers in folded/, differences): missing, unequal and surplus parameters."""
+    offset = architecture.read(model.config).norm_offset
     wanted = {name: model.tensors[name].float().numpy() for name in model.tensors}
+    wanted |= {
+        name: np.float32(offset) + gain for name, gain in wanted.items() if offset and name.endswith("norm.weight")
+    }
     if model.tied and f"{EMBEDDING}.weight" in wanted:
         wanted[f"{HEAD}.weight"] = wanted[f"{EMBEDDING}.weight"]
     own = _own_biases(found, set(wanted), model)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward that config.json and folded/ mean, as an expression (transformers' modeling_llama, _mistral, _qwen2, _qwen3).
+"""The forward that config.json and folded/ mean, as an expression (transformers' modeling_*).
 
-    h = embed(ids)
-    h = h + o_proj(attention(rope(q), rope(k), v of norm(h)))       Qwen3 norms the heads of q and k first
-    h = h + down_proj(silu(gate_proj(n)) * up_proj(n))              n = norm(h)
-    logits = lm_head(norm(h))
+    h = embed(ids) * scale
+    h = h + norm(o_proj(attention(rope(q), rope(k), v of norm(h)))) * scale    Qwen3, Gemma norm the heads of q and k first
+    h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale            n = norm(h)
+    logits = lm_head(norm(h)) * scale
+
+as far as the family has these norms and scales.
 
 In the last layer only the wanted positions go on after attention: later steps read its keys and values alone. Written
 apart from the exporters, as every reader is.
@@ -24,26 +26,39 @@ from dlqat.runtime_tests.readers.expression import Node
 def wanted(model: FoldedModel, *, selected: bool) -> Node:
     """The logits, of the wanted positions or of all."""
     decoder = architecture.read(model.config)
-    h = Node("embed", EMBEDDING, (Node("ids"),))
+    h = _scaled(EMBEDDING, Node("embed", EMBEDDING, (Node("ids"),)), decoder.embedding_scale)
     for layer in range(decoder.layers):
         h = _block(model, decoder, layer, h, selected=selected and layer == decoder.layers - 1)
-    return _linear(model, HEAD, Node("norm", "model.norm", (h,)))
+    return _scaled(HEAD, _linear(model, HEAD, Node("norm", "model.norm", (h,))), decoder.logits_scale)
+
+
+def _scaled(of: str, x: Node, factor: float) -> Node:
+    return x if factor == 1 else Node("scale", f"{of}.scaled", (x,))
 
 
 def _block(model: FoldedModel, decoder: Decoder, layer: int, h: Node, *, selected: bool) -> Node:
-    at, linear = f"model.layers.{layer}", partial(_linear, model)
-    n = Node("norm", f"{at}.input_layernorm", (h,))
+    at, linear, norms = f"model.layers.{layer}", partial(_linear, model), decoder.norms
+
+    def norm(name: str | None, x: Node) -> Node:
+        return x if name is None else Node("norm", f"{at}.{name}", (x,))
+
+    n = norm(norms.before_attention, h)
     q, k, v = (linear(f"{at}.self_attn.{x}_proj", n) for x in "qkv")
     if decoder.qk_norm:
         q, k = (Node("norm", f"{at}.self_attn.{x}_norm", (y,)) for x, y in (("q", q), ("k", k)))
     label = f"{layer} {decoder.heads}/{decoder.kv_heads}"
-    a = Node("attention", label, (Node("rope", "", (q,)), Node("rope", "", (k,)), v))
+    if (rope := decoder.rotary[layer]) is not None:
+        q, k = Node("rope", rope, (q,)), Node("rope", rope, (k,))
+    a = Node("attention", label, (q, k, v))
     if selected:
         a, h = Node("select", "", (a,)), Node("select", "", (h,))
-    h = Node("add", "", (h, linear(f"{at}.self_attn.o_proj", a)))
-    n = Node("norm", f"{at}.post_attention_layernorm", (h,))
+    y = norm(norms.after_attention, linear(f"{at}.self_attn.o_proj", a))
+    h = Node("add", "", (h, _scaled(f"{at}.self_attn", y, decoder.residual_scale)))
+    n = norm(norms.before_mlp, h)
     gate, up = (linear(f"{at}.mlp.{x}_proj", n) for x in ("gate", "up"))
-    return Node("add", "", (h, linear(f"{at}.mlp.down_proj", Node("mul", "", (Node("silu", "", (gate,)), up)))))
+    act = Node({"silu": "silu", "gelu_tanh": "gelu"}[decoder.activation], "", (gate,))
+    y = norm(norms.after_mlp, linear(f"{at}.mlp.down_proj", Node("mul", "", (act, up))))
+    return Node("add", "", (h, _scaled(f"{at}.mlp", y, decoder.residual_scale)))
 
 
 def _linear(model: FoldedModel, name: str, x: Node) -> Node:

@@ -72,19 +72,26 @@ class Weight:
 
 
 ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
-"""Kinds of facts that are tables, and what ExecuTorch and Core ML artifacts name them."""
+"""Kinds of facts that are tables."""
+
+
+def table(name: str) -> Literal["rope.cos", "rope.sin"] | None:
+    """The kind of a stored table by its name in ExecuTorch and Core ML artifacts: rope.cos, or rope.NAME.cos."""
+    first, *_, last = name.split(".")
+    return next((kind for kind in ROPE if kind == f"{first}.{last}"), None)
 
 
 @dataclass(frozen=True, eq=False)
 class Fact:
     """A number of the forward that is no parameter: what norms, attention and rotary positions compute with."""
 
-    kind: Literal["epsilon", "scale", "window", "rope.cos", "rope.sin", "rope.frequencies"]
+    kind: Literal["epsilon", "scale", "window", "factor", "turns", "rope.cos", "rope.sin", "rope.frequencies"]
     where: str
-    """The operation that uses it; of rotary positions the stored tensor."""
+    """The operation that uses it; of rotary positions the stored tensor; of a factor its name without .factor."""
     value: NDArray[np.float32]
     """One number (a window that is none: infinity; a scale that is the operator's default, head_dim ** -0.5: NaN), a table
-    [positions, head_dim / 2], or [head_dim / 2]."""
+    [positions, head_dim / 2], or [head_dim / 2]. "turns": the cosines of position 1 by which a layer turns its queries,
+    where no expression tells the rope; none of them: it does not turn them."""
 
 
 @dataclass(frozen=True, eq=False)

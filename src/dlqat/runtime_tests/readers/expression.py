@@ -6,10 +6,11 @@
     linear NAME (x)                  a product with a leaf, its bias added if it has one
     take NAME (x)                    columns picked by the labels of a clustered layer
     norm NAME (x)                    RMSNorm with the gain NAME.weight; of heads where the gain is that long
-    rope (x)                         rotary positions of this step
+    rope NAME (x)                    rotary positions of this step, by the rope of that name
+    scale NAME (x)                   times the number that is stored as NAME.factor
     attention LAYER HEADS/HEADS (q, k, v)     causal, over the cache of that layer
     select (x)                       the positions whose logits are wanted
-    silu (x), sigmoid (x), add (a, b), mul (a, b)
+    silu (x), gelu (x), sigmoid (x), add (a, b), mul (a, b)
 
 Readers build one from the artifact, `check/wanted_forward.py` one from folded/ and config.json; they must be the same. So an
 operation that changes numbers and that config.json does not explain cannot hide: a product with 1.01, a second norm, a

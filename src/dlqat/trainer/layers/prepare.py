@@ -45,8 +45,9 @@ def prepare(
     if not specs:
         raise Refusal("the recipe matches no module of this model; its rules are matched against whole module names")
     for name in specs:
-        if type(model.get_submodule(name)) not in (nn.Linear, nn.Embedding):  # a subclass's own forward would be lost
-            kind = type(model.get_submodule(name)).__name__
+        module = model.get_submodule(name)
+        if type(module) not in (nn.Linear, nn.Embedding, *_scaled(module)):  # a subclass's own forward would be lost
+            kind = type(module).__name__
             raise Refusal(f"{name} is a {kind}; only a plain Linear or Embedding can be quantized; change the recipe")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -61,12 +62,22 @@ def prepare(
     return specs
 
 
+def _scaled(module: nn.Module) -> tuple[type, ...]:
+    """The class of an embedding whose forward is known: the rows times scalar_embed_scale."""
+    if type(module).__name__ != "Gemma3TextScaledWordEmbedding":
+        return ()
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding  # seconds
+
+    return (Gemma3TextScaledWordEmbedding,) if type(module) is Gemma3TextScaledWordEmbedding else ()
+
+
 def _layer(module: nn.Module, spec: LayerSpec) -> QATLayer:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     scales, zero_points = search(weight.detach(), spec.grid)
     if isinstance(module, nn.Embedding):
-        return QATEmbedding(weight, spec, scales, zero_points)
+        factor = float(getattr(module, "scalar_embed_scale", 1.0)) if _scaled(module) else 1.0
+        return QATEmbedding(weight, spec, scales, zero_points, factor)
     assert isinstance(module, nn.Linear)
     return QATLinear(module, spec, scales, zero_points)
 

@@ -57,9 +57,19 @@ class QATLayer(Switched):
 
 
 class QATEmbedding(QATLayer):
-    """An nn.Embedding whose rows lie on the grid; nothing in it is trained."""
+    """An nn.Embedding whose rows lie on the grid; nothing in it is trained. `factor`: what its rows are multiplied by."""
+
+    def __init__(
+        self, weight: nn.Parameter, spec: LayerSpec, scales: Tensor, zero_points: Tensor | None, factor: float = 1.0
+    ) -> None:
+        super().__init__(weight, spec, scales, zero_points)
+        self.factor = factor
 
     def forward(self, ids: Tensor) -> Tensor:
+        rows = self._rows(ids)
+        return rows if self.factor == 1 else rows * self.factor
+
+    def _rows(self, ids: Tensor) -> Tensor:
         rows = F.embedding(ids, self.weight)
         if not self.quantized:
             return rows

@@ -2,8 +2,9 @@
 """What a Core ML program computes with besides parameters: epsilons, attention's window, rotary tables.
 
 rsqrt <- mean + (a / peak)^2 b                                        epsilon = a^2 b (coreml/builder.py says why)
-scaled_dot_product_attention <- mask with key <= query - window       it has no scale but head_dim ** -0.5
-gather <- rope.cos, rope.sin                                          (coreml.py)
+scaled_dot_product_attention <- mask with key <= query - window       its scale is head_dim ** -0.5: other ones are in the query
+gather <- rope.cos, rope.sin                                          (coreml.py); which of them turns a layer's queries
+mul NAME__scaled by a number                                          factor
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlqat.mil.program import Argument, Constant, Function, Operation
-from dlqat.runtime_tests.readers.contents import Fact, Unreadable
+from dlqat.runtime_tests.readers.contents import Fact, Unreadable, table
 
 
 def facts(function: Function, operation: Operation) -> Iterator[Fact]:
@@ -24,7 +26,12 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
             yield Fact("epsilon", where, np.array(_epsilon(function, operation), np.float32))
         case "scaled_dot_product_attention":
             yield Fact("window", where.replace("__", "."), np.array(_window(function, operation), np.float32))
-            yield Fact("scale", where, np.array(np.nan, np.float32))
+            yield Fact("scale", where, np.array(_scale(function, operation), np.float32))
+            yield Fact("turns", where.replace("__", "."), _turns(function, operation))
+        case "mul" if where.endswith("__scaled"):
+            yield Fact(
+                "factor", where.replace("__", "."), np.array(_number(function, operation.inputs["y"][0]), np.float32)
+            )
         case _:
             return
 
@@ -37,6 +44,37 @@ def _epsilon(function: Function, operation: Operation) -> float:
         raise Unreadable(f"{operation.name}: its epsilon is no square times a number")
     share = _made(function, square.inputs["x"][0], "real_div")
     return _number(function, share.inputs["x"][0]) ** 2 * _number(function, floor.inputs["y"][0])
+
+
+def _scale(function: Function, attention: Operation) -> float:
+    """head_dim ** -0.5, times what queries were multiplied by before."""
+    reshape = _made(function, attention.inputs["query"][0], "reshape")
+    times: Operation | None = function.producer.get(str(reshape.inputs["x"][0]))
+    while times is not None and times.kind == "cast":
+        times = function.producer.get(str(times.inputs["x"][0]))
+    if times is None or times.kind != "mul" or times.name != f"{attention.name}__query":
+        return np.nan
+    size = times.types[0].shape[-1]
+    if size is None:
+        raise Unreadable(f"{times.name}: heads of no fixed size")
+    return _number(function, times.inputs["y"][0]) * size**-0.5
+
+
+def _turns(function: Function, attention: Operation) -> NDArray[np.float32]:
+    """The cosines of position 1 in the rotary table between the query and its linear; none if there is no table."""
+    stack, seen = list(attention.inputs["query"]), set[str]()
+    while stack:
+        name = stack.pop()
+        source = function.producer.get(name) if isinstance(name, str) else None
+        if source is None or source.name in seen or source.kind == "linear":
+            continue
+        seen.add(source.name)
+        stack += source.names()
+        stored = function.producer.get(str(source.inputs["x"][0])) if source.kind == "gather" else None
+        if stored is not None and stored.kind == "const" and table(stored.name.replace("__", ".")) == "rope.cos":
+            literal = stored.inputs["val"][0]
+            return literal.value[1].astype(np.float32) if isinstance(literal, Constant) else np.zeros(0, np.float32)
+    return np.zeros(0, np.float32)
 
 
 def _window(function: Function, attention: Operation) -> float:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dlqat.mil.blobs import ALIGN, Damaged
 from dlqat.mil.program import Constant, Function, Operation, Package, Type
-from dlqat.runtime_tests.readers.contents import ROPE, Contents, Fact, Integers, Unreadable, Weight
+from dlqat.runtime_tests.readers.contents import Contents, Fact, Integers, Unreadable, Weight, table
 from dlqat.runtime_tests.readers.coreml import facts as coreml_facts
 from dlqat.runtime_tests.readers.coreml import layouts, sparse
 from dlqat.runtime_tests.readers.coreml.cut import INPUT, cut
@@ -85,8 +85,8 @@ class _Walk:
             match operation.kind, argument:
                 case ("linear", "weight") | ("gather", "x") if constant.kind != "const":
                     self._weight(operation, path, constant)
-                case ("gather", "x") if (name := dotted(constant.name)) in ROPE:
-                    self.facts.append(Fact(name, name, _literal(constant).value.astype(np.float32)))
+                case ("gather", "x") if (kind := table(name := dotted(constant.name))) is not None:
+                    self.facts.append(Fact(kind, name, _literal(constant).value.astype(np.float32)))
                 case ("linear", "weight") | ("gather", "x"):
                     self._tensor(f"{path}.weight", constant)
                 case "linear", "bias":

@@ -6,6 +6,8 @@
     llama::update_cache, then llama::custom_sdpa on the same caches       attention
     aten::slice_copy from -1 on                                           select
     FullyConnected (behind Convert)                                       linear
+    x * NAME.factor                                                       scale
+    x * sigmoid(x (linear + cubic x^2))                                   gelu
     StaticReshape                                                         the same numbers
 
 Positions are scalars of the program: start = position, end = start + tokens; tables are sliced and caches are written there.
@@ -19,15 +21,15 @@ from typing import Any
 
 from executorch.exir import schema
 
+from dlqat import rope
 from dlqat.architecture import EMBEDDING, HEAD
-from dlqat.runtime_tests.readers.contents import ROPE, Unreadable
+from dlqat.runtime_tests.readers.contents import Unreadable, table
 from dlqat.runtime_tests.readers.executorch.file import PteFile, inputs, outputs, tensor
 from dlqat.runtime_tests.readers.expression import Node, biased, times
 
 START, END, COUNT = Node("start"), Node("end"), Node("count")
 IDS, POSITION = Node("ids"), Node("position")
 LAST = (-1, 2**63 - 1, 1)
-TABLES = {name: Node("table", name) for name in ROPE}
 
 
 def forward(file: PteFile, plan: schema.ExecutionPlan) -> Node:
@@ -129,7 +131,9 @@ class _Expression:
             self._numbers(operator, [arguments[1], arguments[4]], (1, 1))
             self._is(operator, arguments[2], START)
             self._is(operator, arguments[3], END)
-            return TABLES[names[0]]
+            if table(names[0]) is None:
+                raise Unreadable(f"method {self.plan.name}: {names[0]} is sliced, which is no rotary table")
+            return Node("table", names[0])
         self._numbers(operator, arguments[1:5], (1, *LAST))
         return Node("select", "", (self.of(arguments[0]),))
 
@@ -208,9 +212,20 @@ def _times(a: Node, b: Node) -> Node:
     for x, y in ((a, b), (b, a)):
         if y.digest == Node("rsqrt", "", (Node("mean", "", (Node("square", "", (x,)),)),)).digest:
             return Node("unit", "", (x,))
+        if x.kind not in ("constant", "unit") and y.digest == _gelu_gate(x).digest:
+            return Node("gelu", "", (x,))
+        if y.kind == "constant" and y.label.endswith(".factor"):
+            return Node("scale", y.label.removesuffix(".factor"), (x,))
         if x.kind == "unit" and y.kind == "constant" and y.label.endswith(".weight"):
             return Node("norm", y.label.removesuffix(".weight"), x.inputs)
     return times(a, b)
+
+
+def _gelu_gate(x: Node) -> Node:
+    """sigmoid(x (linear + cubic x^2)): x times it is GELU in its tanh form."""
+    cubic = Node("mul", "", (Node("square", "", (x,)), Node("constant", "gelu.cubic")))
+    inner = Node("add", "", (cubic, Node("constant", "gelu.linear")))
+    return Node("sigmoid", "", (Node("mul", "", (x, inner)),))
 
 
 def _plus(a: Node, b: Node) -> Node:
@@ -232,12 +247,13 @@ def _rope(union: dict[str, Any], a: Node, b: Node) -> Node:
     halves = [n for n in (*_leaves(a), *_leaves(b)) if n.kind == "half"]
     x = halves[0].inputs[0] if halves else a
     first, second = (Node("half", i, (x,)) for i in "01")
-    cos, sin = TABLES.values()
+    name = next((rope.name_of(n.label) for n in (*_leaves(a), *_leaves(b)) if n.kind == "table"), "")
+    cos, sin = (Node("table", rope.stored(name, what)) for what in ("cos", "sin"))
     left = Node("sub", "", (Node("mul", "", (first, cos)), Node("mul", "", (second, sin))))
     right = Node("add", "", (Node("mul", "", (second, cos)), Node("mul", "", (first, sin))))
     if union.get("axis") != 3 or (a.digest, b.digest) != (left.digest, right.digest):
         raise Unreadable(f"{a} and {b} put together, which are no rotated halves of one head")
-    return Node("rope", "", (x,))
+    return Node("rope", name, (x,))
 
 
 def _leaves(node: Node) -> list[Node]:

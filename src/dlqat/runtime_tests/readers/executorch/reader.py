@@ -23,13 +23,19 @@ from executorch.exir.scalar_type import ScalarType
 from numpy.typing import NDArray
 
 from dlqat.architecture import EMBEDDING, HEAD
-from dlqat.runtime_tests.readers.contents import ROPE, Contents, Fact, Integers, Span, Unreadable, Weight
+from dlqat.runtime_tests.readers.contents import Contents, Fact, Integers, Span, Unreadable, Weight, table
 from dlqat.runtime_tests.readers.executorch import cut
 from dlqat.runtime_tests.readers.executorch.expression import forward
 from dlqat.runtime_tests.readers.executorch.file import NUMPY, PteFile, XnnGraph, stem, tensor
 from dlqat.runtime_tests.readers.executorch.layouts import QUANTIZED, integers
 from dlqat.runtime_tests.readers.expression import Node
 from dlqat.runtime_tests.readers.leftover import leftover
+
+GELU = {
+    ("XNNAdd", "gelu.linear"): float(np.float32(2 * (2 / np.pi) ** 0.5)),
+    ("XNNMultiply", "gelu.cubic"): float(np.float32(2 * (2 / np.pi) ** 0.5 * 0.044715)),
+}
+"""(operation, constant) -> its value in x sigmoid(x (linear + cubic x^2))."""
 
 
 def read(program: Path) -> Contents:
@@ -118,9 +124,9 @@ class _Walk:
                 self.tensors[names[0]] = self._numbers(stored[0]).reshape(stored[0].sizes)
             case "aten::index_select", (2,):
                 self.labels[names[2]] = self._numbers(stored[2]).astype(np.int32)
-            case "aten::slice_copy", (0,) if (name := names[0]) in ROPE:
-                table = self._numbers(stored[0])
-                self.facts.append(Fact(name, name, table.reshape(-1, stored[0].sizes[-1])))
+            case "aten::slice_copy", (0,) if (kind := table(names[0])) is not None:
+                rows = self._numbers(stored[0])
+                self.facts.append(Fact(kind, names[0], rows.reshape(-1, stored[0].sizes[-1])))
             case _:
                 raise Unreadable(
                     f"{', '.join(names.values())}: used by {operator}, in a way that the reader does not know"
@@ -148,14 +154,14 @@ class _Walk:
         return Weight(name, "gather", load, tuple(names.values()), spans, program, "ids", biased=False)
 
     def _attention(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> None:
-        """Its settings must be those that stand for plain causal attention: 1 / sqrt(head_dim), every earlier position."""
+        """Its settings must be those that stand for plain causal attention: every earlier position, nothing left out."""
         mask, dropout, causal, scale = (plan.values[i].val for i in call.args[4:8])
-        plain = isinstance(mask, schema.Null) and isinstance(scale, schema.Null)
+        plain = isinstance(mask, schema.Null) and isinstance(scale, schema.Null | schema.Double)
         if not plain or getattr(dropout, "double_val", 1) or not getattr(causal, "bool_val", False):
-            raise Unreadable(f"method {plan.name}: custom_sdpa is not causal attention at its default scale")
+            raise Unreadable(f"method {plan.name}: custom_sdpa is not plain causal attention")
         self.facts += [
             Fact("window", plan.name, np.array(np.inf, np.float32)),
-            Fact("scale", plan.name, np.array(np.nan, np.float32)),
+            Fact("scale", plan.name, np.array(getattr(scale, "double_val", np.nan), np.float32)),
         ]
 
     def _arguments(self, plan: schema.ExecutionPlan, call: schema.KernelCall) -> Iterator[schema.Tensor | None]:
@@ -237,9 +243,18 @@ class _Walk:
             self._tensor(names["bias_id"], stored["bias_id"], f"{claim}.bias")
 
     def _constant(self, kind: str, constants: Mapping[str, schema.Tensor]) -> None:
-        """A gain that multiplies, or a bias that is added."""
+        """A gain that multiplies, a bias that is added, the factor of a scale, the two numbers of GELU."""
         for value in constants.values():
             name = self.file.name(value)
+            if kind == "XNNMultiply" and name.endswith(".factor") and value.sizes == [1]:
+                self.used.add(name)
+                self.facts.append(Fact("factor", name.removesuffix(".factor"), self._numbers(value)[0]))
+                continue
+            if (kind, name) in GELU:
+                if self._numbers(value).tolist() != [GELU[kind, name]]:
+                    raise Unreadable(f"{name}: another number than GELU's tanh form has")
+                self.used.add(name)
+                continue
             suffix = {"XNNMultiply": ".weight", "XNNAdd": ".bias"}.get(kind)
             if suffix is None or value.scalar_type != ScalarType.FLOAT or not name.endswith(suffix):
                 raise Unreadable(f"{name}: used by {kind}, in a way that the reader does not know")

@@ -9,6 +9,8 @@ lengths, indices) are held to their meaning by plumbing.py where an operation ta
     Attention behind RotaryEmbedding, or GroupQueryAttention        attention behind rope
     Flatten, Gather with the wanted positions                       select
     x * Sigmoid(x), QuickGelu(alpha 1)                              silu
+    Gelu(approximate tanh)                                          gelu
+    Mul with NAME.factor                                            scale
     Reshape, Split of a product of several layers                   the same numbers, parted
 """
 
@@ -18,6 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from dlqat import rope
 from dlqat.runtime_tests.readers.contents import Unreadable, Weight, parts
 from dlqat.runtime_tests.readers.expression import Node, biased, times
 from dlqat.runtime_tests.readers.onnx import cut
@@ -151,6 +154,10 @@ def _add(f: _Forward, node: Any) -> None:
 
 
 def _mul(f: _Forward, node: Any) -> None:
+    if (name := f.file.factor(node)) is not None:
+        (x,) = (f.hidden(node.name, n) for n in node.input if n not in f.file.initializers)
+        f.values[node.output[0]] = Node("scale", name, (x,))
+        return
     f.values[node.output[0]] = times(*f.inputs(node, 2))
 
 
@@ -162,6 +169,12 @@ def _quick_gelu(f: _Forward, node: Any) -> None:
     if attributes(node) != {"alpha": 1.0}:
         raise Unreadable(f"{node.name}: QuickGelu with {attributes(node)}, where alpha 1 is SiLU")
     f.values[node.output[0]] = Node("silu", "", tuple(f.inputs(node, 1)))
+
+
+def _gelu(f: _Forward, node: Any) -> None:
+    if attributes(node) != {"approximate": b"tanh"}:
+        raise Unreadable(f"{node.name}: Gelu with {attributes(node)}, where its tanh form is expected")
+    f.values[node.output[0]] = Node("gelu", "", tuple(f.inputs(node, 1)))
 
 
 def _norm(f: _Forward, node: Any) -> None:
@@ -187,7 +200,7 @@ def _rope(f: _Forward, node: Any) -> None:
     if len(stored) != 1:
         raise Unreadable(f"{node.name}: its angles are not positions times stored frequencies")
     f.plumbing.angles(node.input[1], node.input[2], f.file.floats(stored[0]))
-    f.values[node.output[0]] = Node("rope", "", tuple(f.inputs(node, 1)))
+    f.values[node.output[0]] = Node("rope", rope.name_of(stored[0]), tuple(f.inputs(node, 1)))
 
 
 def _attention(f: _Forward, node: Any) -> None:
@@ -205,13 +218,20 @@ def _grouped(f: _Forward, node: Any) -> None:
         q, k, v = (Node("linear", name, q.inputs, None, q.biased) for name in names)
     else:
         q, k, v = f.inputs(node, 3)
-    if found.get("do_rotary") != 1 or len(node.input) != 9:
+    rotates = found.get("do_rotary")
+    if (rotates, len(node.input)) not in ((0, 7), (1, 9)):
         raise Unreadable(
-            f"{node.name}: GroupQueryAttention without rotary positions, or with inputs that the reader does not know"
+            f"{node.name}: GroupQueryAttention with do_rotary {rotates} and {len(node.input)} inputs, which the reader "
+            "does not know"
         )
+    if rotates:
+        names = {rope.name_of(name) for name in node.input[7:9]}
+        if len(names) != 1:
+            raise Unreadable(f"{node.name}: turns by {' and '.join(node.input[7:9])}: two different ropes")
+        q, k = (Node("rope", next(iter(names)), (x,)) for x in (q, k))
     f.plumbing.lengths(node.input[5], node.input[6])
     label = f"{_layer(node, 3)} {found.get('num_heads')}/{found.get('kv_num_heads')}"
-    f.values[node.output[0]] = Node("attention", label, (Node("rope", "", (q,)), Node("rope", "", (k,)), v))
+    f.values[node.output[0]] = Node("attention", label, (q, k, v))
 
 
 def _layer(node: Any, first: int) -> str:
@@ -237,6 +257,7 @@ HANDLERS = {
     "Mul": _mul,
     "Sigmoid": _sigmoid,
     "QuickGelu": _quick_gelu,
+    "Gelu": _gelu,
     "RMSNormalization": _norm,
     "SimplifiedLayerNormalization": _norm,
     "SkipSimplifiedLayerNormalization": _skip_norm,

@@ -5,6 +5,7 @@ RMSNormalization, (Skip)SimplifiedLayerNormalization     attribute epsilon
 GroupQueryAttention                                      attributes scale, local_window_size; tables as inputs 7, 8
 Attention                                                attribute scale; the window that its mask has when it is run
 RotaryEmbedding <- Cos, Sin <- positions * frequencies
+Mul <- NAME.factor
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ KNOWN = {
     "Attention": {"q_num_heads", "kv_num_heads", "scale"},
     "GroupQueryAttention": {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"},
     "RotaryEmbedding": {"num_heads"},
+    "Mul": set[str](),
 }
 """Attributes that the reader can explain; any other could change the numbers."""
 
@@ -40,7 +42,11 @@ def facts(file: OnnxFile, node: Any, plumbing: Plumbing) -> Iterator[Fact]:
             window = found.get("local_window_size", -1)
             yield _fact("scale", node, found.get("scale"))
             yield _fact("window", node, window if window > 0 else np.inf)
-            yield from _tables(file, node)
+            if found.get("do_rotary"):
+                yield from _tables(file, node)
+        case "Mul":
+            if (name := file.factor(node)) is not None:
+                yield Fact("factor", name, file.floats(f"{name}.factor").reshape(()))
         case "Attention":
             yield _fact("scale", node, found.get("scale"))
             yield _fact("window", node, plumbing.window(node.input[3]))

@@ -126,6 +126,13 @@ class OnnxFile:
             raise Unreadable(f"{name}: type {type_name(self.initializers[name])} where float32 is expected")
         return self.array(name)
 
+    def factor(self, node: Any) -> str | None:
+        """NAME of a Mul with the one number NAME.factor; None for any other product."""
+        stored = [n for n in node.input if n in self.initializers]
+        if len(stored) != 1 or not stored[0].endswith(".factor") or self.array(stored[0]).size != 1:
+            return None
+        return stored[0].removesuffix(".factor")
+
     def span(self, name: str) -> Span | None:
         """Where the bytes of an initializer lie; None if they cannot be told from others in the .onnx file."""
         tensor = self.initializers[name]
