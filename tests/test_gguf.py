@@ -19,7 +19,7 @@ import unions
 from dlqat import artifact as artifact_folders
 from dlqat import folded
 from dlqat.devices.all import DEVICES
-from dlqat.exporters import pipeline
+from dlqat.exporters import asked, pipeline
 from dlqat.exporters.gguf import names, target, vocabulary
 from dlqat.exporters.tokens import SpecialTokens
 from dlqat.folded import disk
@@ -174,6 +174,18 @@ def test_tokenizers(tmp_path: Path, make: Any, model: str, pre: str) -> None:
     found = vocabulary.read(tmp_path, SPECIAL, max(VOCABULARY, len(tokenizer)))
     assert (found.model, dict(found.settings or {})["pre"]) == (model, pre)
     assert wrong(artifact) == []
+
+
+@runs
+@pytest.mark.parametrize("make", [byte_tokenizer, qwen_tokenizer, lambda: sentencepiece_tokenizer("legacy")])
+def test_llamacpp_has_the_models_tokens(tmp_path: Path, make: Any) -> None:
+    """On every kind of text of corpus.py, special tokens inside and chat prompts; letters are composed."""
+    tokenizer = make()
+    made = models.fold_model(models.tiny("llama", vocab_size=VOCABULARY))
+    artifact = artifacts.export_model(tmp_path, "gguf", made, tokenizer)
+    said = asked.ask(artifact, tmp_path, {"llama.cpp": "ready"})["llama.cpp"]
+    assert said in ("ready", "ready, but it has other tokens than the model for decomposed letters")
+    assert (said == "ready") == (tokenizer.backend_tokenizer.normalizer is None or make is not qwen_tokenizer)
 
 
 def test_a_splitting_without_a_name_is_refused(tmp_path: Path) -> None:

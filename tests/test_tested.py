@@ -53,7 +53,7 @@ def test_check_warns_of_a_bad_runtime(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_docs_and_manifest_say_the_same(tmp_path: Path) -> None:
-    docs = "".join((ROOT / "docs" / name).read_text() for name in ("onnx.md", "executorch.md"))
+    docs = "".join((ROOT / "docs" / name).read_text() for name in ("onnx.md", "executorch.md", "gguf.md", "mlx.md"))
     clients = {*generation.HEARD, "onnxruntime", "executorch"} - {"swift-transformers", "TextLLMRunner"}
     for client, versions in tested.ranges(*clients).items():
         assert f"| {client} | {versions} |" in docs

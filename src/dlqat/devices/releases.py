@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dlqat
+from dlqat import fetched
 from dlqat.devices import ort_options, setup
 from dlqat.devices.device import Device, Setting
 from dlqat.devices.host.executorch import HostExecutorch
@@ -47,8 +48,7 @@ class Release:
     @property
     def folder(self) -> Path:
         """Where its set-up puts it."""
-        where = "-arm64" if self.torch else ""
-        return setup.home() / "releases" / f"{self.package}-{self.version}{where}"
+        return fetched.release(self.package, f"{self.version}{'-arm64' if self.torch else ''}")
 
     @property
     def set_up(self) -> str:
@@ -125,7 +125,7 @@ class Fetched(Released):
 
 
 FETCHED: tuple[Released, ...] = (
-    Fetched(HostLlamacpp(), Release("cyllama", "0.2.18", called="llamacpp")),
+    Fetched(HostLlamacpp(), Release(*fetched.LLAMACPP, called="llamacpp")),
     Fetched(HostMlx(), Release("mlx-lm", "0.32.2", called="mlx", beside=("mlx==0.32.4", "mlx-cpu==0.32.4"))),
 )
 """The default devices of their formats."""

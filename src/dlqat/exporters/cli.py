@@ -36,7 +36,10 @@ def export(
     target: Annotated[str, typer.Option(help=f"What to write: {', '.join(FORMATS)}.")] = "onnx",
     form: Annotated[
         str | None,
-        typer.Option(help="onnx: qdq (standard operators, the default), ort (ONNX Runtime's own) or web (browsers)."),
+        typer.Option(
+            help="onnx: qdq (standard operators, the default), ort (ONNX Runtime's own) or web (browsers); "
+            "mlx: float32 (the default), float16 or bfloat16."
+        ),
     ] = None,
     max_context: Annotated[
         int | None, typer.Option(help="Longest text in tokens, prompt and answer. Default: the model's, 4096 at most.")

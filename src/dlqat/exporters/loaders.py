@@ -7,11 +7,13 @@ import importlib
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlqat import fetched
 from dlqat.corpus import Messages
 
 
@@ -130,9 +132,30 @@ def transformers_js(folder: Path) -> Loaded:
     return Loaded(lambda text: ask("encode", text), lambda messages: ask("prompt", messages), adds_begin=True)
 
 
+def llamacpp(folder: Path) -> Loaded:
+    """llama.cpp, where it was fetched: the vocabulary in model.gguf. Templates are the apps' work, each with its own jinja."""
+    where = fetched.release(*fetched.LLAMACPP)
+    if not (where / "ready").is_file():
+        raise NotHere("llama.cpp is not set up; dlqat-devices --set-up llamacpp")
+    sys.path.insert(0, str(where))
+    lib: Any = importlib.import_module("cyllama.llama.llama_cpp")
+    lib.disable_logging()
+    parameters = lib.LlamaModelParams()
+    parameters.n_gpu_layers = 0  # vocab_only would do, but cyllama 0.2.18 then asks for heads and aborts
+    model: Any = lib.LlamaModel(path_model=str(folder / "model.gguf"), params=parameters)
+    vocabulary: Any = model.get_vocab()
+
+    def encode(text: str) -> Sequence[int]:
+        assert model is not None  # it owns the vocabulary
+        return [int(i) for i in vocabulary.tokenize(text, False, True)]
+
+    return Loaded(encode, None, adds_begin=True)
+
+
 CLIENTS: dict[str, Callable[[Path], Loaded]] = {
     "onnxruntime-genai": genai,
     "transformers.js": transformers_js,
     "TextLLMRunner": runner,
     "react-native-executorch": react_native,
+    "llama.cpp": llamacpp,
 }

@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from dlqat.fetched import home
 
-
-def home() -> Path:
-    """Where the scripts put things: $DLQAT_DEVICES, or the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("DLQAT_DEVICES") or cache / "dlqat" / "devices").absolute()
+__all__ = ["home"]

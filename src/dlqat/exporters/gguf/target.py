@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlqat import architecture
+from dlqat import architecture, tested
 from dlqat.exporters import generation, target, templates, tokens
 from dlqat.exporters.gguf import file, metadata, names, vocabulary
 from dlqat.exporters.gguf.storage import COMPOUND, Storage
@@ -58,5 +58,6 @@ def write(
             "context": metadata.context_length(facts, options.context),
             "head": "the embedding's bytes" if facts.tied else "its own",
             "clients": {"llama.cpp": ready},
+            "tested": tested.ranges("llama.cpp"),
         },
     )

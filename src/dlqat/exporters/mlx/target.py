@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dlqat import architecture
+from dlqat import architecture, tested
 from dlqat.architecture import Decoder
 from dlqat.exporters import generation, target, templates, tokens
 from dlqat.exporters.manifest import Written
@@ -73,6 +73,7 @@ def write(
             "context": options.context,
             "head": "the embedding's bytes" if facts.tied else "its own",
             "clients": {"mlx-lm": ready},
+            "tested": tested.ranges("mlx-lm"),
         },
     )
 

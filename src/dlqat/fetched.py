@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where `dlqat-devices --set-up` puts runtimes that no extra brings: devices run them, exporters ask their tokenizers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """$DLQAT_DEVICES, or a folder of the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("DLQAT_DEVICES") or cache / "dlqat" / "devices").absolute()
+
+
+def release(package: str, version: str) -> Path:
+    """The folder of a Python package's version, complete where it has a file "ready"."""
+    return home() / "releases" / f"{package}-{version}"
+
+
+LLAMACPP = "cyllama", "0.2.18"
+"""The package, and its version, through which llama.cpp is asked and run."""
