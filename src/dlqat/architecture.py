@@ -151,8 +151,9 @@ def _windows(config: Config, family: Family) -> tuple[int | None, ...]:
 def _kinds(config: Config) -> tuple[str, ...]:
     """layer_types, one for each layer."""
     kinds, layers = tuple(given(config, "layer_types")), int(config["num_hidden_layers"])
-    if len(kinds) != layers or (odd := set(kinds) - {"full_attention", "sliding_attention"}):
-        said = f"{len(kinds)} entries for {layers} layers" if len(kinds) != layers else f"the type {min(odd)!r}"
+    odd = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if odd or len(kinds) != layers:
+        said = f"the type {odd[0]!r}" if odd else f"{len(kinds)} entries for {layers} layers"
         raise Refusal(f"layer_types of this {config['model_type']}: {said}; known: full_attention, sliding_attention")
     return kinds
 
