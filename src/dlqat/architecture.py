@@ -103,7 +103,7 @@ def read(config: Config) -> Decoder:
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     bias = bool(config.get("attention_bias", False))
     head_dim = int(config.get("head_dim") or hidden // heads)
-    ropes, rotary = _ropes(config)
+    ropes, rotary = _ropes(config, family)
     decoder = Decoder(
         family=kind,
         vocab_size=int(config["vocab_size"]),
@@ -137,26 +137,38 @@ def _windows(config: Config, family: Family) -> tuple[int | None, ...]:
     layers, window = int(config["num_hidden_layers"]), config.get("sliding_window")
     if not family.windows or window is None:
         return (None,) * layers
-    kinds = config.get("layer_types")
-    if kinds is None:  # before transformers 4.53; Mistral windows every layer, Qwen those from max_window_layers on
-        if config["model_type"] in ("mistral", "ministral"):
-            kinds = ["sliding_attention"] * layers
-        elif config["model_type"] not in ("qwen2", "qwen3"):
-            kinds = given(config, "layer_types")
-        else:
-            first = int(config.get("max_window_layers", layers)) if config.get("use_sliding_window") else layers
-            kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    kind = config["model_type"]
+    if config.get("layer_types") is not None or kind not in ("mistral", "ministral", "qwen2", "qwen3"):
+        kinds = _kinds(config)
+    elif kind in ("mistral", "ministral"):  # before transformers 4.53 every layer had the window
+        kinds = ("sliding_attention",) * layers
+    else:  # and of a Qwen those from max_window_layers on
+        first = int(config.get("max_window_layers", layers)) if config.get("use_sliding_window") else layers
+        kinds = tuple("sliding_attention" if i >= first else "full_attention" for i in range(layers))
     return tuple(int(window) if k == "sliding_attention" else None for k in kinds)
 
 
-def _ropes(config: Config) -> tuple[dict[str, Rope], tuple[str, ...]]:
-    """The ropes by name, and which of them each layer has: rope_parameters may say one for each type of layer."""
+def _kinds(config: Config) -> tuple[str, ...]:
+    """layer_types, one for each layer."""
+    kinds, layers = tuple(given(config, "layer_types")), int(config["num_hidden_layers"])
+    odd = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if odd or len(kinds) != layers:
+        said = f"the type {odd[0]!r}" if odd else f"{len(kinds)} entries for {layers} layers"
+        raise Refusal(f"layer_types of this {config['model_type']}: {said}; known: full_attention, sliding_attention")
+    return kinds
+
+
+def _ropes(config: Config, family: Family) -> tuple[dict[str, Rope], tuple[str, ...]]:
+    """The ropes by name, and which of them each layer has."""
     layers, given_ropes = int(config["num_hidden_layers"]), config.get("rope_parameters") or {}
-    if not any(isinstance(value, Mapping) for value in given_ropes.values()):
+    if any(isinstance(value, Mapping) for value in given_ropes.values()) != family.layer_ropes:
+        wanted = "one for each type of layer" if family.layer_ropes else "one for all layers"
+        raise Refusal(f"rope_parameters of this {config['model_type']} are not {wanted}")
+    if not family.layer_ropes:
         return {"": _rope(config)}, ("",) * layers
-    kinds = tuple(given(config, "layer_types"))
+    kinds = _kinds(config)
     plain = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
-    return {kind: _rope({**plain, "rope_parameters": given(given_ropes, kind)}) for kind in set(kinds)}, kinds
+    return {kind: _rope({**plain, "rope_parameters": given(given_ropes, kind)}) for kind in dict.fromkeys(kinds)}, kinds
 
 
 def _rope(config: Config) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Family:
     """Of queries and keys: every head on its own, or all heads together."""
     windows: bool = False
     """Whether the family reads sliding_window at all."""
+    layer_ropes: bool = False
+    """Whether each type of layer has a rope of its own."""
+    transformers_js: bool = True
+    """Whether transformers.js 4.3 knows the model_type (src/configs.js there)."""
     genai: str = "llama"
     """model.type in genai_config.json: what onnxruntime-genai calls a family that it runs in the same way."""
     read: Callable[[Config], Mapping[str, Any]] = lambda config: {}
@@ -78,8 +82,7 @@ def _granite(config: Config) -> dict[str, Any]:
 
 
 def _gemma3(config: Config) -> dict[str, Any]:
-    """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size). A rope for each type of layer is read
-    by architecture.py."""
+    """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size)."""
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if config.get(key):
             raise Refusal(f"{key} {config[key]!r} of this gemma3_text is not known; known: none")
@@ -101,10 +104,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(qkv_bias=True, windows=True, genai="qwen2"),  # Qwen2, Qwen2.5
     "qwen3": Family(qk_norm="heads", windows=True, genai="qwen3"),
     "olmo2": Family(qk_norm="rows", genai="olmo", read=lambda config: {"norms": POST}),
-    "internlm3": Family(mlp_bias=True),  # transformers runs it in LlamaForCausalLM
-    "iquestcoder": Family(mlp_bias=True),  # the same
+    "internlm3": Family(mlp_bias=True, transformers_js=False),  # transformers runs it in LlamaForCausalLM
+    "iquestcoder": Family(mlp_bias=True, transformers_js=False),  # the same
     "smollm3": Family(mlp_bias=True, windows=True, genai="smollm3", read=_smollm3),
     "granite": Family(mlp_bias=True, genai="granite", read=_granite),
-    "gemma3_text": Family(qk_norm="heads", windows=True, genai="gemma3_text", read=_gemma3),
-    "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True),
+    "gemma3_text": Family(qk_norm="heads", windows=True, layer_ropes=True, genai="gemma3_text", read=_gemma3),
+    "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True, transformers_js=False),
 }

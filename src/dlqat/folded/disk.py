@@ -222,8 +222,9 @@ def _in_transformers(name: str) -> bool:
 def _rope(config: Config) -> dict[str, Any]:
     """Rotary positions in transformers 5's key and in those of 4, which overlooks the former and takes a base of 10,000."""
     ropes = architecture.read(config).ropes
-    if "" not in ropes:  # one for each type of layer: as the config says it, in transformers 5's words only
-        return {}
+    if "" not in ropes:  # none, or one for each type of layer, as Gemma 3 has them
+        names = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+        return {key: ropes[kind]["rope_theta"] for kind, key in names.items() if kind in ropes}
     rope = dict(ropes[""])
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     earlier = {} if rope["rope_type"] == "default" else {"rope_scaling": scaling}

@@ -40,7 +40,10 @@ def write(
     _write(folder / "config.json", _transformers_js(config))
     settings = load(folder / "generation_config.json")
     _write(folder / "genai_config.json", genai(facts, tokens, settings, form=form, context=context))
-    return {client: generation.state(client, settings, untold) for client in ("onnxruntime-genai", "transformers.js")}
+    states = {client: generation.state(client, settings, untold) for client in ("onnxruntime-genai", "transformers.js")}
+    if not FAMILIES[facts.family].transformers_js:
+        states["transformers.js"] = f"not set up: it does not know model_type {facts.family!r}"
+    return states
 
 
 def genai(

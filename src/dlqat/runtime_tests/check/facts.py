@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,8 @@ def _turns(fact: Fact, decoder: Decoder) -> Iterator[Difference]:
     layer = int(re.findall(r"layers\.(\d+)\.", fact.where)[0])
     name = decoder.rotary[layer] if layer < decoder.layers else None
     wanted = np.zeros(0, np.float32) if name is None else decoder.rope_tables(2, name)[0][1]
-    yield from _unequal(fact, wanted, np.full_like(wanted, tolerances.ROTARY))
+    said = replace(fact, where=f"rope.cos of {fact.where}")
+    yield from _unequal(said, wanted, np.full_like(wanted, tolerances.ROTARY))
 
 
 def _reach(window: float | None, context: int) -> float:
