@@ -30,8 +30,9 @@ help:
 demo: .venv/ready
 	.venv/bin/python -m dlqat.demo
 
+# One process a core, each on one thread; the tests of a file share its fixtures, so they stay together.
 test: .venv/ready
-	.venv/bin/pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --dist loadfile $(ARGS)
 
 fuzz: .venv/ready
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 .venv/bin/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)

@@ -468,7 +468,11 @@ def test_kinds_of_files(tmp_path: Path, loaded: Loaded, name: str) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl.gz", b'{"text": "x"}', "a.jsonl.gz is no gzip file, or a damaged one"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-9], "a.jsonl.gz is no gzip file, or a damaged one"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-9],
+            "a.jsonl.gz is no gzip file, or a damaged one",
+        ),
         ("a.csv", b'text,id\n"x",1,2\n', r"a.csv:2: the row has not as many cells as the first line has names"),
         ("a.csv", b'text\n"x"y\n', r"a.csv:2 is no CSV"),
         ("a.json", b'{\n "data": []\n}', "a.json:1 is no JSON"),

@@ -129,7 +129,10 @@ def test_a_mirrored_layer_with_other_zero_points_is_refused() -> None:
     scales, signs = search(weight, grid)
     assert signs is not None
     assert adapter.damage(adapter.Adapter(grid, scales, signs)) is None
-    assert adapter.damage(adapter.Adapter(grid, scales, signs - 1)) == "zero_points of a mirrored grid are 0 or -1"
+    assert (
+        adapter.damage(adapter.Adapter(grid, scales, torch.full_like(signs, -2)))
+        == "zero_points of a mirrored grid are 0 or -1"
+    )
     assert "symmetry" in (adapter.damage(adapter.Adapter(grid, scales)) or "")
 
 

@@ -217,7 +217,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         own_folder.delete(tmp_path / "model", "tokenizer.json")
     (tmp_path / "model" / "training").symlink_to(tmp_path)
     with pytest.raises(Refusal, match="training is a symbolic link"):
-        run._begin(tmp_path / "model", None, {})  # pyright: ignore[reportArgumentType]
+        run._clear(tmp_path / "model")
     assert mine.read_text() == "mine"
 
 

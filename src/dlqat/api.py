@@ -48,9 +48,9 @@ def train(
 
 def fold(model_dir: Folder, base: str | None = None) -> Path:
     """model_dir/folded, the integers, written if they are not those of the adapters. `base`: the base model, if it moved."""
-    from dlqat.exporters import pipeline
+    from dlqat.exporters.pipeline import fold_if_needed
 
-    return pipeline.fold_if_needed(Path(model_dir), base)
+    return fold_if_needed(Path(model_dir), base)
 
 
 def load_folded(model_dir: Folder, base: str | None = None) -> PreTrainedModel:
@@ -72,10 +72,10 @@ def export(
     """Write the artifact of a target and return its folder. choices: the target's own, such as form="ort".
 
     Nothing is proved by this: `check` does."""
-    from dlqat.exporters import pipeline
+    from dlqat.exporters.pipeline import export as write
 
     where = None if output is None else Path(output)
-    return pipeline.export(Path(model_dir), target, choices, max_context, where, base)
+    return write(Path(model_dir), target, choices, max_context, where, base)
 
 
 def check(

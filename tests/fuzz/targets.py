@@ -40,7 +40,7 @@ from dlqat.runtime_tests.eval.journal import Journal
 from dlqat.runtime_tests.readers.contents import Contents
 from dlqat.runtime_tests.reference.model import Reference
 from dlqat.trainer import request, state
-from dlqat.trainer.data import rows
+from dlqat.trainer.data import files, rows
 from dlqat.tree import Clustered, LowRank, Sum
 from toy_tokenizer import toy_tokenizer
 
@@ -226,7 +226,7 @@ def _records(home: Path) -> Iterator[Target]:
         ),
         "plan.json": lambda: repr(plan.read(home)),
         "recipe.toml": lambda: repr(recipe.read(home / "recipe.toml")),
-        "data.jsonl": lambda: repr([m for row in rows.jsonl(home / "data.jsonl") for m in rows.mark(row, tokenizer)]),
+        "data.jsonl": lambda: repr([m for row in files.jsonl(home / "data.jsonl") for m in rows.mark(row, tokenizer)]),
         "state.safetensors": lambda: repr(state.done(home)),
         "eval.json": lambda: repr(schema.checked(folders.read_json(home / "eval.json"), home / "eval.json")),
         "frame": frame,
