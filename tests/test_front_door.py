@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,16 @@ def test_importing_dlqat_imports_no_torch() -> None:
     code = "import sys, dlqat; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert Path(dlqat.__file__).parent.name == "dlqat"
+
+
+@pytest.mark.parametrize(
+    ("load", "own", "policy"), [(0.1, "", "None"), (9.0, "", "PASSIVE"), (9.0, "ACTIVE", "ACTIVE")]
+)
+def test_threads_do_not_spin_on_a_busy_machine(load: float, own: str, policy: str) -> None:
+    code = (
+        f"import os; os.getloadavg = lambda: ({load},) * 3; os.cpu_count = lambda: 2; "
+        "import dlqat.trainer; print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    kept = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
+    assert done.stdout.strip() == policy
