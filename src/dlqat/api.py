@@ -123,11 +123,12 @@ def evaluate(
     device: str | None = None,
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Accuracy of an artifact on a device beside folded/ in PyTorch: what dlqat-eval writes, as a dictionary.
+    """Accuracy of an artifact on a device beside folded/ in PyTorch: what dlqat-eval writes, as a dictionary
+    (without its column of the float model).
 
     tasks: of lm_eval, with their questions in `data`; text: a file, for perplexity or (.jsonl) the answers of conversations.
     """
-    from dlqat.devices.all import device as chosen
+    from dlqat.devices.all import usable
     from dlqat.devices.process.isolated import isolated
     from dlqat.runtime_tests.eval import run
     from dlqat.runtime_tests.eval.request import EvalRequest
@@ -139,7 +140,7 @@ def evaluate(
     beside = artifacts.folded_beside(folder) if reference is None else Path(reference)
     request = EvalRequest(
         found,
-        isolated(chosen(device, found.format)),
+        isolated(usable(device, found.format)),
         beside,
         tuple(tasks),
         None if data is None else Path(data),

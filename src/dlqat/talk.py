@@ -19,7 +19,7 @@ import typer
 
 from dlqat import artifact as artifacts
 from dlqat import refusal
-from dlqat.devices.all import DEVICES, device
+from dlqat.devices.all import DEVICES, usable
 from dlqat.devices.device import DeviceFailure, Session
 from dlqat.devices.process.isolated import isolated
 from dlqat.refusal import Refusal
@@ -66,15 +66,13 @@ class Speaker:
 
 def _speaker(folder: Path, device_name: str | None, threads: int) -> Speaker:
     found = artifacts.find(folder)
-    chosen = device(device_name, found.format)
-    if (reason := chosen.available()) is not None:
-        raise Refusal(f"device {chosen.name} cannot run here: {reason}")
+    chosen = isolated(usable(device_name, found.format))
     from dlqat import source
     from dlqat.runtime_tests.eval.run import end_tokens
 
     tokenizer = source.tokenizer(folder)
-    setting = isolated(chosen).settings(found.program, threads or os.cpu_count() or 1)[0]
-    session = isolated(chosen).open(found.program, setting)
+    setting = chosen.settings(found.program, threads or os.cpu_count() or 1)[0]
+    session = chosen.open(found.program, setting)
     return Speaker(session, tokenizer, frozenset(end_tokens(folder, tokenizer)), found.manifest.context or 2048)
 
 

@@ -47,3 +47,11 @@ def device(name: str | None, form: str) -> Device:
     if DEVICES[name] not in fitting:
         raise Refusal(f"device {name} runs {', '.join(DEVICES[name].formats)}, and this artifact is {form}")
     return DEVICES[name]
+
+
+def usable(name: str | None, form: str) -> Device:
+    """`device`, if it can run here. Refusal with the reason if not."""
+    chosen = device(name, form)
+    if (reason := chosen.available()) is not None:
+        raise Refusal(f"device {chosen.name} cannot run here: {reason}")
+    return chosen

@@ -23,7 +23,7 @@ import typer
 
 from dlqat import artifact as artifacts
 from dlqat import atomic, folder_lock, own_folder, refusal
-from dlqat.devices.all import DEVICES, device
+from dlqat.devices.all import DEVICES, usable
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.process.isolated import isolated
 from dlqat.quiet import hush
@@ -102,9 +102,7 @@ def command(
         raise Refusal("nothing to measure; give --tasks arc_easy (with --data FOLDER), or --text FILE")
     if names and importlib.util.find_spec("lm_eval") is None:
         raise Refusal("tasks need lm_eval; pip install 'dlqat[eval]', or measure perplexity with --text FILE")
-    chosen = device(device_name, found.format)
-    if (reason := chosen.available()) is not None:
-        raise Refusal(f"device {chosen.name} cannot run here: {reason}")
+    chosen = usable(device_name, found.format)
     if not atomic.writable(folder := output or artifact):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     beside = None

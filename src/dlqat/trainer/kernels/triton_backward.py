@@ -2,9 +2,9 @@
 # pyright: basic, reportGeneralTypeIssues=false
 """dm, dA, dB, ds and W' again from G = dL/dW', in one pass over W0 and G: the codes are made anew.
 
-Bytes a weight, bf16: 2 (W0) + 2 (G, which the vendor's matrix product has written) + 2 (W'). Sums over rows (dA) and over columns (dB) leave a program as partial sums,
-[strips, r, in] and [tiles, out, r] float32, added by the caller in a fixed order: the result does not
-depend on the order in which programs run, as it would with atomics.
+Bytes a weight, bf16: 2 (W0) + 2 (G, which the vendor's matrix product has written) + 2 (W'). Sums over rows (dA) and
+over columns (dB) leave a program as partial sums, [strips, r, in] and [tiles, out, r] float32, added by the caller in a
+fixed order: the result does not depend on the order in which programs run, as it would with atomics.
 """
 
 from __future__ import annotations
