@@ -7,6 +7,7 @@ float32 sums are exact where equality is claimed: what remains is the kernels' o
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -54,7 +55,7 @@ def problem(
     """Weights on multiples of 1/64 of power-of-two steps: sums are exact, and ties and clip edges are many."""
     out, inputs = shape
     g = Grid(*grid)
-    generator = torch.Generator().manual_seed(hash((grid, corner, shape)) % 2**31)
+    generator = torch.Generator().manual_seed(zlib.crc32(repr((grid, corner, shape)).encode()))
 
     def integers(low: int, high: int, *size: int) -> Tensor:
         return torch.randint(low, high, size, generator=generator)

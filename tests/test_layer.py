@@ -49,7 +49,22 @@ def layer(corner: str = "dl-qat", grid: Grid = INT3, out: int = 40) -> QATLinear
         if made.magnitude is not None:
             made.magnitude.normal_(1.0, 0.1)
         made.offset = torch.randint(-60, 60, linear.weight.shape, dtype=torch.int8)
+        # Away from ties and clip edges: there, sums in another order are another code.
+        twice = 2 * position(made).flatten(1)
+        made.offset[(twice - twice.round()).abs() < 0.01] += 1
     return made
+
+
+def position(m: QATLinear) -> Tensor:
+    """Where each weight stands on its grid before rounding, in steps [out, groups, group size]."""
+    out, groups = m.scales.shape
+    s = Snap.apply(m.scales, m.spec.grid)[..., None]  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
+    v = m.weight.view(out, groups, -1)
+    if m.lora_a is not None and m.lora_b is not None:
+        v = v + m.spec.scaling * (m.lora_b @ m.lora_a).view(out, groups, -1)
+    if m.offset is not None:
+        v = v + s * m.offset.view(out, groups, -1) / 64
+    return v / s + (0 if m.zero_points is None else m.zero_points[..., None].float())  # pyright: ignore[reportUnknownVariableType]
 
 
 class Round(torch.autograd.Function):
@@ -78,15 +93,10 @@ class Snap(torch.autograd.Function):
 
 def by_autograd(x: Tensor, m: QATLinear) -> Tensor:
     """The same layer written as the textbook has it; torch differentiates it."""
-    out, groups = m.scales.shape
+    out = m.scales.shape[0]
     s = Snap.apply(m.scales, m.spec.grid)[..., None]  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
-    v = m.weight.view(out, groups, -1)
-    if m.lora_a is not None and m.lora_b is not None:
-        v = v + m.spec.scaling * (m.lora_b @ m.lora_a).view(out, groups, -1)
-    if m.offset is not None:
-        v = v + s * m.offset.view(out, groups, -1) / 64
     z = 0 if m.zero_points is None else m.zero_points[..., None].float()
-    q = Round.apply(torch.clamp(v / s + z, m.spec.grid.qmin, m.spec.grid.qmax))  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
+    q = Round.apply(torch.clamp(position(m), m.spec.grid.qmin, m.spec.grid.qmax))  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
     gain = s if m.magnitude is None else Snap.apply(m.magnitude * s[..., 0], m.spec.grid)[..., None]  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess, reportUnknownMemberType]
     return x @ (gain * (q - z)).view(out, -1).T + m.bias
 
