@@ -11,7 +11,7 @@ an app runs it; the artifacts of a device take turns, medians of their own clock
 
 A row is written when it is known and not measured again: delete it from results/devices.json to repeat it. --table
 prints the matrix from the results. Other versions of the runtimes, and their options, stand in results/runtimes.json
-(--results runtimes --device host-ort@1.24 ...).
+(--results runtimes --device host-ort@1.24 ...), without speed.
 """
 
 from __future__ import annotations
@@ -236,7 +236,11 @@ def measure(options: argparse.Namespace, results: Results) -> None:
             if key not in results.rows:
                 results.add(key, cell(export(model, kind), model, device, whole=options.whole))
                 print(key, results.rows[key], flush=True)
-        if timed(device) and any("decode_ms" not in results.rows[KEY.format(n, device.name)] for n in here):
+        if (
+            options.results == "devices"
+            and timed(device)
+            and any("decode_ms" not in results.rows[KEY.format(n, device.name)] for n in here)
+        ):
             for name, row in speed({n: export(model, k) for n, k in here.items()}, device).items():
                 key = KEY.format(name, device.name)
                 results.add(key, results.rows[key] | row)

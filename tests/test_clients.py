@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 import artifacts
 import models
-from conftest import CACHE
+from dlqat import fetched
+from dlqat.devices.all import DEVICES
 from dlqat.exporters import asked, generation, loaders, templates
 from dlqat.exporters.loaders import CLIENTS
 from dlqat.exporters.onnx import clients
@@ -131,12 +132,15 @@ def test_a_process_for_each_client(exported: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_transformers_js_is_asked(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the folder where it is installed; elsewhere it is not verified."""
+    """Where it was fetched, or is installed for the folder of the command; elsewhere it is not verified."""
+    if (reason := DEVICES["node-transformers"].available()) is not None:
+        pytest.skip(reason)
+    fetched_to = fetched.transformers_js()
+    assert answer(exported, exported, "transformers.js") == "ready"
+    monkeypatch.setenv("DLQAT_DEVICES", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert answer(exported, exported, "transformers.js").startswith("not verified: ")
-    if shutil.which("node") is None or not (CACHE / "node" / "node_modules" / "@huggingface").is_dir():
-        pytest.skip("transformers.js is not installed; tests/test_onnx_clients.py does it")
-    monkeypatch.chdir(CACHE / "node")
+    monkeypatch.chdir(fetched_to)
     assert answer(exported, exported, "transformers.js") == "ready"
     folder = changed(exported, tmp_path / "copy", "tokenizer.json", swap)
     assert answer(folder, exported, "transformers.js").startswith("wrong: ")

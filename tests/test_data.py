@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from dlqat import source
+from dlqat import plain_file, source
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
-from dlqat.trainer.data import chat, examples, forms, self_data, training_data
+from dlqat.trainer.data import chat, examples, files, forms, self_data, training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import IGNORED, Examples, Marked
 from dlqat.trainer.data.training_data import DataPlan
@@ -715,3 +715,12 @@ def test_a_damaged_chunk_is_refused(tmp_path: Path, loaded: Loaded) -> None:
     chunk.write_text(chunk.read_text()[:-20])
     with pytest.raises(Refusal, match=f"{chunk.name} is no JSON .*; delete it"):
         self_data.load(loaded, 12, 5, 7, tmp_path)
+
+
+def test_a_row_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes of gzip can hold gigabytes on one line."""
+    monkeypatch.setattr(plain_file, "MOST_TEXT", 1000)
+    bomb = tmp_path / "data.jsonl.gz"
+    bomb.write_bytes(gzip.compress(b'{"text": "' + b"a" * 10**6 + b'"}'))
+    with pytest.raises(Refusal, match=r"data\.jsonl\.gz:1 is longer than a row may be"):
+        list(files.rows(bomb))

@@ -64,11 +64,31 @@ def climb(name: str, exported: Path, *rungs: str, quick: bool = True) -> list[An
     return list(ladder.run(proof, rungs))
 
 
-@pytest.mark.parametrize("name", ["node", "browser-wasm", "qemu-arm64-ort"])
+@pytest.mark.parametrize("name", ["node", "node-transformers", "host-genai", "browser-wasm", "qemu-arm64-ort"])
 def test_the_ladder(exported: Path, name: str) -> None:
     """L1 and a short L2 in the device's first setting: every linear, logits of prefill and decode."""
     found = climb(name, exported, "L1", "L2")
     assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
+
+
+@pytest.mark.parametrize("name", ["host-genai", "node-transformers", "node-transformers@4.0"])
+def test_a_client_on_the_folder_that_an_app_gives_it(tmp_path: Path, name: str) -> None:
+    """The qdq form on every rung: greedy text and a chat with turns taken back go through the client's own cache."""
+    folder = artifacts.export(tmp_path, "qdq", "llama-tied")
+    found = climb(name, folder, "L1", "L2", "L3", "L5", quick=False)
+    assert {f"{c.rung} {c.name}": c.summary for c in found if c.status != "passed" and c.name != "stops"} == {}
+    session = opened(name, folder)
+    facts, client = session.facts(), "onnxruntime-genai" if name == "host-genai" else "transformers.js"
+    session.close()
+    assert facts["runtime"].startswith(f"{client} ")
+    assert facts["kernels_of"].startswith("onnxruntime")
+
+
+def test_genai_wants_its_config(tmp_path: Path) -> None:
+    program = folders.find(artifacts.export(tmp_path, "ort", "llama-tied")).program
+    (program.parents[1] / "genai_config.json").unlink()
+    with pytest.raises(DeviceFailure, match=r"has no genai_config\.json beside or above it"):
+        opened("host-genai", program.parents[1])
 
 
 def test_executorch_on_arm64(exported_pte: Path) -> None:
@@ -134,9 +154,9 @@ def test_half_a_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "node").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(ort, "ASK", 0.5)
-    ort._node_fault.cache_clear()
+    ort.node_fault.cache_clear()
     assert "node does not say its version" in str(DEVICES["node"].available())
-    ort._node_fault.cache_clear()
+    ort.node_fault.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["browser-wasm", "browser-wasm-threads"])

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlqat.trainer.data import files
 from fuzz import campaign
-from fuzz.targets import Target, targets
+from fuzz.target import Target
+from fuzz.targets import targets
 
 SUMMARY = Path(campaign.__file__).with_name("summary.json")
 
@@ -42,6 +44,10 @@ def test_every_format_has_a_seed(seeds: list[Target]) -> None:
         "web",
         "xnnpack",
         "coreml",
+        "gguf file",
+        "mlx",
+        "adapter of peft",
+        *(f"data{ending}" for ending in files.ENDINGS if ending != files.TEXT),
         "manifest",
     }
     assert {t.name: t.run() for t in seeds} == dict.fromkeys(names, "unchanged")

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import CACHE
+from dlqat import fetched
+from dlqat.devices.all import DEVICES
 from dlqat.exporters.onnx import target as onnx_target
 from dlqat.folded import disk
 from onnx_runs import FORMS, Text, session
@@ -20,15 +19,14 @@ from onnx_runs import FORMS, Text, session
 pytestmark = pytest.mark.real
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-PACKAGE = "@huggingface/transformers@4.3.1"
 ASK = """
 import path from 'node:path';
 import { env, pipeline } from '@huggingface/transformers';
-const folder = process.argv[2];
+const folder = process.argv[1];
 env.allowRemoteModels = false;
 env.localModelPath = path.dirname(folder);
 const ask = await pipeline('text-generation', path.basename(folder));
-const answer = await ask(JSON.parse(process.argv[3]), { max_new_tokens: 60, do_sample: false });
+const answer = await ask(JSON.parse(process.argv[2]), { max_new_tokens: 60, do_sample: false });
 console.log(JSON.stringify(answer[0].generated_text.at(-1).content));
 """
 
@@ -80,10 +78,10 @@ def test_onnxruntime_genai(exported: Path) -> None:
 
 def test_transformers_js(exported: Path) -> None:
     """pipeline('text-generation') in Node with its defaults."""
-    modules = transformers_js()
-    script = modules / "ask.mjs"
-    script.write_text(ASK, encoding="utf-8")
-    command = ["node", str(script), str(exported), json.dumps(QUESTION)]
+    modules = transformers_js() / "node_modules"
+    package = "@huggingface/transformers"
+    ask = ASK.replace(f"'{package}'", json.dumps(str(modules / package / "dist" / "transformers.node.mjs")))
+    command = ["node", "--input-type=module", "-e", ask, str(exported), json.dumps(QUESTION)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.strip().splitlines()[-1])
@@ -92,19 +90,7 @@ def test_transformers_js(exported: Path) -> None:
 
 
 def transformers_js() -> Path:
-    """A folder with the package installed, in .cache/; skips where that is not possible."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed, so transformers.js cannot be tried")
-    folder = CACHE / "node"
-    if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_text('{"private": true, "type": "module"}\n', encoding="utf-8")
-        # The CPU library is inside the package; its install script would fetch the CUDA one from elsewhere.
-        environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
-        command = ["npm", "install", "--no-audit", "--no-fund", PACKAGE]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"{PACKAGE} could not be installed: {done.stderr.strip().splitlines()[-1]}")
-    return folder
+    """The folder of the package that `dlqat-devices --set-up transformers-js` fetched, or skip."""
+    if (reason := DEVICES["node-transformers"].available()) is not None:
+        pytest.skip(reason)
+    return fetched.transformers_js()

@@ -18,5 +18,10 @@ def release(package: str, version: str) -> Path:
     return home() / "releases" / f"{package}-{version}"
 
 
+def transformers_js(version: str = "") -> Path:
+    """The folder with transformers.js for Node (of an older `version`), complete where it has a file "ready"."""
+    return home() / f"transformers-js{version and '-'}{version}"
+
+
 LLAMACPP = "cyllama", "0.2.18"
 """The package, and its version, through which llama.cpp is asked and run."""

@@ -28,7 +28,8 @@ from dlqat.mil.blobs import Damaged
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.readers.contents import Unreadable
 from fuzz import mutations
-from fuzz.targets import Target, targets
+from fuzz.target import Target
+from fuzz.targets import targets
 
 SECONDS = 30
 """No reader takes longer."""

@@ -7,11 +7,13 @@ from dlqat.devices.device import Device
 from dlqat.devices.host.coreml import HostCoreml
 from dlqat.devices.host.coreml_reference import CoremlReference
 from dlqat.devices.host.executorch import HostExecutorch
+from dlqat.devices.host.genai import HostGenai
 from dlqat.devices.host.ort import HostOrt
 from dlqat.devices.phone.android import Android
 from dlqat.devices.releases import FETCHED, RELEASES
 from dlqat.devices.runner.arm64 import Emulated
 from dlqat.devices.web.ort import WebOrt
+from dlqat.devices.web.transformers import TRANSFORMERS_JS
 from dlqat.refusal import Refusal
 
 ALL: tuple[Device, ...] = (
@@ -21,7 +23,9 @@ ALL: tuple[Device, ...] = (
     HostCoreml(),
     Emulated("qemu-arm64-ort", "onnx"),
     Emulated("qemu-arm64-executorch", "executorch"),
+    HostGenai(),
     WebOrt("node", "cpu"),
+    *TRANSFORMERS_JS,
     WebOrt("browser-wasm", "wasm"),
     WebOrt("browser-wasm-threads", "wasm", threaded=True),
     WebOrt("browser-webgpu", "webgpu"),

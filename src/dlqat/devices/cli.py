@@ -20,6 +20,7 @@ from dlqat.devices.device import DeviceFailure
 from dlqat.devices.phone import by_hand
 from dlqat.devices.phone.android import Android
 from dlqat.devices.releases import FETCHED, RELEASES
+from dlqat.devices.web.transformers import TRANSFORMERS_JS
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal, say, say_json
 
@@ -30,7 +31,8 @@ SETUP = Path(__file__).parent / "setup"
 def scripts() -> dict[str, tuple[str, ...]]:
     """What --set-up knows: name -> a script of setup/ and its arguments."""
     own = {path.stem: (path.name,) for path in sorted(SETUP.glob("[!_]*.sh"))}
-    return own | {device.release.set_up: device.release.script for device in (*FETCHED, *RELEASES)}
+    npm = {device.set_up: device.script for device in TRANSFORMERS_JS}
+    return own | npm | {device.release.set_up: device.release.script for device in (*FETCHED, *RELEASES)}
 
 
 @app.command()

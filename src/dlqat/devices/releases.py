@@ -20,6 +20,7 @@ from dlqat import fetched
 from dlqat.devices import ort_options, setup
 from dlqat.devices.device import Device, Setting
 from dlqat.devices.host.executorch import HostExecutorch
+from dlqat.devices.host.genai import HostGenai
 from dlqat.devices.host.llamacpp import HostLlamacpp
 from dlqat.devices.host.mlx import HostMlx
 from dlqat.devices.host.ort import HostOrt
@@ -133,6 +134,7 @@ FETCHED: tuple[Released, ...] = (
 RELEASES: tuple[Released, ...] = (
     Released(HostOrt(), Release("onnxruntime", "1.24.4"), ort_options.APPS),
     Released(HostOrt(), Release("onnxruntime", "1.32.0"), ort_options.APPS),
+    Released(HostGenai(), Release("onnxruntime-genai", "0.13.2")),
     Released(HostExecutorch(), Release("executorch", "1.4.1")),
     EmulatedRelease(HostExecutorch(), Release("executorch", "1.0.1", torch="2.9.1")),
     EmulatedRelease(HostExecutorch(), Release("executorch", "1.2.0", torch="2.10.0")),

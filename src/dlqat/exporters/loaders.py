@@ -83,9 +83,10 @@ NODE = """
 const { createRequire } = require('node:module'); const path = require('node:path');
 const lines = require('node:readline').createInterface({ input: process.stdin });
 const say = (answer) => console.log(JSON.stringify(answer));
-let client; try { client = createRequire(path.join(process.cwd(), 'x.js'))('@huggingface/transformers'); }
-catch (error) { say({ absent: String(error.message).split('\\n')[0] }); process.exit(); }
-const folder = process.argv[1], name = path.basename(folder);
+let client; const [folder, fetched] = process.argv.slice(1), name = path.basename(folder);
+for (const place of [process.cwd(), fetched]) try {
+  client ??= createRequire(path.join(place, 'x.js'))('@huggingface/transformers');
+} catch (error) { if (place === fetched) { say({ absent: String(error.message).split('\\n')[0] }); process.exit(); } }
 client.env.allowRemoteModels = false; client.env.localModelPath = path.dirname(folder);
 (async () => {
   const tokenizer = await client.AutoTokenizer.from_pretrained(name); await client.AutoConfig.from_pretrained(name);
@@ -102,11 +103,11 @@ client.env.allowRemoteModels = false; client.env.localModelPath = path.dirname(f
 
 
 def transformers_js(folder: Path) -> Loaded:
-    """transformers.js in Node, where it is installed for the folder that the command runs in."""
+    """transformers.js in Node: of the folder that the command runs in, or the one that dlqat-devices fetched."""
     if shutil.which("node") is None:
         raise NotHere("node is not on PATH")
     process = subprocess.Popen(
-        ["node", "-e", NODE, str(folder.resolve())],
+        ["node", "-e", NODE, str(folder.resolve()), str(fetched.transformers_js())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -128,7 +129,9 @@ def transformers_js(folder: Path) -> Loaded:
         return heard()["answer"]
 
     if "absent" in heard():
-        raise NotHere("@huggingface/transformers is not installed for Node here")
+        raise NotHere(
+            "@huggingface/transformers is not installed for Node here; dlqat-devices --set-up transformers-js"
+        )
     return Loaded(lambda text: ask("encode", text), lambda messages: ask("prompt", messages), adds_begin=True)
 
 

@@ -58,7 +58,7 @@ class WebOrt:
         if not all((folder / name).is_file() for name in ("ready", f"node_modules/{wanted}/package.json")):
             return f"{wanted} is not in {folder}, or not wholly; dlqat-devices --set-up web (npm)"
         if self.provider == "cpu":
-            return _node_fault()
+            return node_fault()
         if importlib.util.find_spec("playwright") is None:
             return "playwright not installed; pip install 'dlqat[devices]'"
         return chromium.fault()
@@ -127,7 +127,7 @@ def _level(program: Path, setting: Setting, provider: str) -> int | str:
 
 
 @cache
-def _node_fault() -> str | None:
+def node_fault() -> str | None:
     if shutil.which("node") is None:
         return f"node is not on PATH; install Node {NODE} or newer"
     try:

@@ -7,9 +7,10 @@ const ALL_LOGITS = "num_logits_to_keep"; // optional input: 0 asks for the logit
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array, uint8: Uint8Array, int8: Int8Array };
 
 export class Server {
-  // ort: the onnxruntime module. create(spec, options): an InferenceSession of the program named in spec.
-  constructor(ort, create, facts) {
-    Object.assign(this, { ort, create, told: facts, session: null });
+  // ort: the onnxruntime module. create(spec, options): an InferenceSession of the program named in spec, or something
+  // that runs as one does, on Tensors of its own.
+  constructor(ort, create, facts, Tensor = ort.Tensor) {
+    Object.assign(this, { ort, create, told: facts, session: null, Tensor });
     this.timings = { load_seconds: 0, prefill_tokens: 0, prefill_seconds: 0, decode_tokens: 0, decode_seconds: 0 };
   }
 
@@ -37,7 +38,7 @@ export class Server {
     this.length = 0;
     this.past = {};
     for (const { name, heads, width } of this.spec.past)
-      this.past[name] = new this.ort.Tensor("float32", new Float32Array(0), [1, heads, 0, width]);
+      this.past[name] = new this.Tensor("float32", new Float32Array(0), [1, heads, 0, width]);
   }
 
   on_truncate({ length }) {
@@ -47,7 +48,7 @@ export class Server {
       const data = new Float32Array(heads * keep * width);
       for (let h = 0; h < heads; h++)
         data.set(tensor.data.subarray(h * past * width, (h * past + keep) * width), h * keep * width);
-      this.past[name] = new this.ort.Tensor("float32", data, [1, heads, keep, width]);
+      this.past[name] = new this.Tensor("float32", data, [1, heads, keep, width]);
     }
     this.length = keep;
   }
@@ -57,7 +58,7 @@ export class Server {
     const bad = ids.find((id) => id < 0n || id >= BigInt(this.spec.vocab));
     if (bad !== undefined) throw new Error(`token ${bad} is not in the vocabulary of ${this.spec.vocab}`);
     const count = ids.length, total = this.length + count;
-    const int64 = (values, dims) => new this.ort.Tensor("int64", BigInt64Array.from(values), dims);
+    const int64 = (values, dims) => new this.Tensor("int64", BigInt64Array.from(values), dims);
     const feed = {
       input_ids: int64(ids, [1, count]),
       attention_mask: int64(Array(total).fill(1n), [1, total]),

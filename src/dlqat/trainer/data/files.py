@@ -13,9 +13,9 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from dlqat import json_file, plain_file
 from dlqat.refusal import Refusal
@@ -41,8 +41,11 @@ def _gzipped(path: Path) -> Iterator[Row]:
         raise Refusal(f"{path} is no gzip file, or a damaged one ({error})") from error
 
 
-def _lines(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
+def _lines(file: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[Row]:
+    # A line has an end: a few kilobytes of gzip can hold gigabytes.
+    for number, line in enumerate(iter(lambda: file.readline(plain_file.MOST_TEXT + 1), b""), 1):
+        if len(line) > plain_file.MOST_TEXT:
+            raise Refusal(f"{path}:{number} is longer than a row may be ({plain_file.MOST_TEXT >> 20} MB)")
         if line.strip():
             yield f"{path}:{number}", json_file.parse(line, f"{path}:{number}")
 
