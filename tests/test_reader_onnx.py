@@ -344,3 +344,14 @@ def test_short_raw_data(tmp_path: Path) -> None:
     codes.raw_data = codes.raw_data[:-1]
     with pytest.raises(Unreadable, match="holds 127 bytes, its shape .* needs 128"):
         read(hand.save(built, tmp_path)).weights[0].load()
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """protobuf gives bytes in place of a string that is not UTF-8."""
+    program = tmp_path / "model.onnx"
+    node = helper.make_node("Identity", ["tokens"], ["logits"])
+    program.write_bytes(
+        helper.make_model(helper.make_graph([node], "g", [], [])).SerializeToString().replace(b"tokens", b"token\xff")
+    )
+    with pytest.raises(Unreadable, match="a input is not UTF-8 text"):
+        read(program)

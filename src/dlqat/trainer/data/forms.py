@@ -92,7 +92,7 @@ def _history(fields: Fields, where: str) -> list[tuple[str, str]]:
     found = _parsed(fields.get("history") or [], "history", where)
     try:
         return msgspec.convert(found, list[tuple[str, str]])
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # also of half a character, which JSON may hold
         raise Refusal(f'{where}: "history" must be a list of pairs of texts, found {_short(found)}') from error
 
 

@@ -49,6 +49,8 @@ class OnnxFile:
             self.model: Any = onnx.load(str(program), load_external_data=False)
         except Exception as error:
             raise Unreadable(f"{program.name} is no ONNX model ({' '.join(str(error).split())[:200]})") from error
+        if (name := _undecoded(self.model)) is not None:  # protobuf gives such a string as bytes
+            raise Unreadable(f"{program.name} is no ONNX model (a {name} is not UTF-8 text)")
         self.graph: Any = self.model.graph
         self.initializers: dict[str, Any] = {i.name: i for i in self.graph.initializer}
         self.nodes: list[Any] = list(self.graph.node)
@@ -221,3 +223,16 @@ def stem(node: Any) -> str:
 def repeated(names: Iterator[str]) -> list[str]:
     """The names that occur more than once."""
     return sorted(n for n, count in Counter(names).items() if count > 1)
+
+
+def _undecoded(message: Any) -> str | None:
+    """The field of a string that is not UTF-8, anywhere in a protobuf message; or None."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            if any(isinstance(one, bytes) for one in ([value] if isinstance(value, str | bytes) else value)):
+                return str(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for one in [value] if hasattr(value, "ListFields") else value:
+                if (name := _undecoded(one)) is not None:
+                    return name
+    return None
