@@ -38,7 +38,6 @@ function ready(found: App, where: string): void {
   the("progress").hidden = true;
   status.textContent = `Ready, ${where}`;
   idle(true);
-  document.body.dataset["state"] = "ready";
 }
 
 function failed(why: string): void {
@@ -49,6 +48,7 @@ function failed(why: string): void {
 }
 
 function idle(yes: boolean): void {
+  document.body.dataset["state"] = yes ? "ready" : "busy";
   send.hidden = !yes;
   halt.hidden = yes;
   send.disabled = fresh.disabled = tasks.disabled = !yes;

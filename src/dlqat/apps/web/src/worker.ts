@@ -26,14 +26,14 @@ async function start(base: string): Promise<void> {
   env.localModelPath = "/";
   env.useBrowserCache = env.useWasmCache = false;
   env.useCustomCache = true;
-  // transformers.js asks for optional files, too; what the model does not have is not looked for elsewhere.
   env.customCache = {
     match: async (path: string) => {
       const bytes = files.get(path.slice(`/${NAME}/`.length));
-      return bytes === undefined ? new Response(null, { status: 404 }) : new Response(bytes as Uint8Array<ArrayBuffer>);
+      return bytes === undefined ? undefined : new Response(bytes as Uint8Array<ArrayBuffer>);
     },
     put: async () => undefined,
   };
+  env.fetch = async () => new Response(null, { status: 404 }); // optional files that the model does not have
   const wasm = env.backends.onnx.wasm!;
   const gpu = app.form !== "web" && (await adapter());
   // Two builds of onnxruntime: the one with WebGPU is twice as large and lacks kernels of the web form (Cast to bytes).
@@ -50,6 +50,15 @@ async function start(base: string): Promise<void> {
     use_external_data_format: false,
     session_options: data === undefined ? {} : { externalData: [{ path: data.split("/").at(-1)!, data: files.get(data)! }] },
   });
+  // WebAssembly runs a step without a pause, and "stop" is a message: let it in before each.
+  const forward = model.forward.bind(model), { port1, port2 } = new MessageChannel();
+  model.forward = async (inputs) => {
+    await new Promise((heard) => {
+      port1.onmessage = heard;
+      port2.postMessage(null);
+    });
+    return forward(inputs);
+  };
   const tokenizer = await AutoTokenizer.from_pretrained(NAME);
   speaker = { app, model, tokenizer };
   say({ is: "ready", app, where: gpu ? "WebGPU" : `WebAssembly, ${wasm.numThreads} thread${wasm.numThreads > 1 ? "s" : ""}` });
