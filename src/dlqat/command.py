@@ -17,6 +17,7 @@ VERBS = {
     "devices": ("dlqat.devices.cli", "what can run artifacts here"),
     "run": ("dlqat.talk", "let an artifact answer one prompt"),
     "chat": ("dlqat.talk", "talk with an artifact"),
+    "app": ("dlqat.apps.cli", "an artifact in a web, React Native, Android or iOS app"),
     "demo": ("dlqat.demo", "all of it on a real model, in minutes"),
 }
 

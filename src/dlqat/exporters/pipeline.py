@@ -18,7 +18,7 @@ from typing import Any, cast
 from dlqat import architecture, folder_lock, own_folder
 from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
-from dlqat.exporters import asked, decoder, manifest
+from dlqat.exporters import app, asked, decoder, manifest
 from dlqat.exporters.storage import LayerRow
 from dlqat.exporters.target import Target, chosen
 from dlqat.folded import disk
@@ -139,6 +139,7 @@ def write(
         states = made.details["clients"]
         states = asked.ask(draft, folded, states) if ask else asked.unasked(states)
         made = replace(made, details={**made.details, "clients": states})
+        app.write(made, model, folded, draft)
         return manifest.write(made, model, folded, draft)
 
 

@@ -3,7 +3,7 @@
 
 A web server on loopback gives the page our script, onnxruntime-web and the program, with the two headers that
 allow shared memory (threads). Arrays travel through it as raw bytes; everything else through playwright. It answers
-this page and nobody else: another site that the user has open could reach it by its port, or by a name that leads here.
+this page and nobody else (own_page.py).
 The driver kills this process when it takes too long, and Chromium ends with it.
 """
 
@@ -15,47 +15,29 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-from dlqat import plain_file
 from dlqat.devices import setup
 from dlqat.devices.process import wire, worker
 from dlqat.devices.process.wire import Message
 from dlqat.devices.web.chromium import FLAGS, environment, executable
+from dlqat.devices.web.own_page import OwnPage
 
 WEB = Path(__file__).parent
 MOST = 1 << 32
 """Bytes of the arrays in one answer."""
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(OwnPage):
     """Files under three roots, and /in and /out for the payload of the message at work."""
 
-    extensions_map = {  # noqa: RUF012 the base class has it so
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
     server: Site  # pyright: ignore[reportIncompatibleVariableOverride] # what Site was given
 
-    def translate_path(self, path: str) -> str:
-        first, _, rest = unquote(path.split("?", maxsplit=1)[0]).lstrip("/").partition("/")
+    def place(self, path: str) -> tuple[Path, str]:
+        first, _, rest = path.partition("/")
         root = self.server.roots.get(first)
-        folder, name = (root, rest) if root else (WEB, first or "index.html")
-        return str(WEB / "none" if plain_file.inside_fault(folder, name) else folder / name)
+        return (root, rest) if root else (WEB, first or "index.html")
 
-    def parse_request(self) -> bool:
-        """Only what our page asks: by its own address, from itself."""
-        if not super().parse_request():
-            return False
-        own = f"127.0.0.1:{self.server.server_port}"
-        asked = self.headers.get("Host") == own and self.headers.get("Origin", f"http://{own}") == f"http://{own}"
-        if not asked or self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-            self.send_error(403)
-            return False
-        return True
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 the base class's name
         if self.path != "/in":
             return super().do_GET()
         self.send_response(200)
@@ -64,7 +46,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(self.server.payload)
         return None
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 the base class's name
         length = self.headers.get("Content-Length", "")
         if self.path != "/out" or not length.isdecimal() or int(length) > MOST:
             return self.send_error(403)
@@ -72,15 +54,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_response(204)
         self.end_headers()
         return None
-
-    def end_headers(self) -> None:
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cache-Control", "no-store")
-        super().end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
-        del format, args
 
 
 class Site(http.server.ThreadingHTTPServer):

@@ -6,6 +6,7 @@ tokenizer_config.json, chat_template.jinja, ...   folded/'s, or the same but for
 generation_config.json         folded/'s
 config.json                    folded/'s, without how weights are stored
 genai_config.json              shapes of config.json, ids and sampling of generation_config.json, and nothing else
+dlqat-app.json                 ids, template, sampling, context and digests: the same, as apps read them
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlqat import architecture, corpus, json_file
+from dlqat import app_file, architecture, corpus, json_file
+from dlqat.artifact import Manifest
 from dlqat.folded import disk
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval.run import end_tokens
 from dlqat.source import chat_template
 from dlqat.source.sidecar import tokenizer
 
@@ -54,6 +57,35 @@ def differences(folder: Path, folded: Path, context: int | None, *, shared: bool
     if (folder / "genai_config.json").is_file():
         found = json_file.read(folder / "genai_config.json")
         yield from _genai(found, architecture.read(config), folded, context, shared=shared)
+
+
+def app(folder: Path, folded: Path, manifest: Manifest) -> Iterator[str]:
+    """What dlqat-app.json says that folded/ and manifest.json do not; nothing where there is none."""
+    if not (folder / app_file.NAME).is_file():
+        return
+    found, reference = app_file.read(folder), tokenizer(folded)
+    generation = json_file.read_if_there(folded / "generation_config.json")
+    wanted = {
+        "eos": sorted(end_tokens(folded, reference)) if found.eos else [],
+        "eos_tokens": reference.convert_ids_to_tokens(found.eos),
+        "special": {k: str(v) for k, v in reference.special_tokens_map.items() if k in found.special},
+        "sampling": {k: NEUTRAL[k] if generation.get(k) is None else generation[k] for k in NEUTRAL},
+        "context": manifest.context or found.context,
+        "files": {name: manifest.files[name].sha256 if name in manifest.files else None for name in found.files},
+    }
+    own = {
+        "eos": sorted(found.eos),
+        "eos_tokens": found.eos_tokens,
+        "special": found.special,
+        "sampling": {k: found.sampling.get(k, NEUTRAL[k]) for k in NEUTRAL},
+        "context": found.context,
+        "files": {name: file.sha256 for name, file in found.files.items()},
+    }
+    yield from _unequal(app_file.NAME, own, wanted, ())
+    if found.template is not None:
+        yield from _prompts(app_file.NAME, found.template, folded)
+    elif isinstance(reference.chat_template, str):
+        yield f"{app_file.NAME}: has no chat template, and folded/ has one"
 
 
 def _changed(folder: Path, folded: Path, name: str) -> Iterator[str]:

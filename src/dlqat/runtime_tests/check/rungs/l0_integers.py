@@ -34,7 +34,7 @@ def files(proof: Proof) -> Iterator[Check]:
         "files",
         damage,
         f"{len(listed)} files have the checksums of manifest.json",
-        {"files": len(listed)},
+        {"files": len(listed), "manifest_sha256": atomic.sha256(proof.artifact.folder / artifacts.MANIFEST)},
         doubts,
     )
 
@@ -43,13 +43,17 @@ def client_files(proof: Proof) -> Iterator[Check]:
     """L0: tokenizer, template and settings that clients read are those of folded/."""
     if (inside := proof.contents.inside) is not None:
         size, context = proof.reference.vocab_size, proof.artifact.manifest.context
-        wrong = list(carried.differences(inside, proof.reference.folder, size, context))
+        wrong = [*carried.differences(inside, proof.reference.folder, size, context), *_app(proof)]
         good = f"tokenizer, template and ids in {proof.artifact.program.name} mean what folded/ means"
         yield judged("L0", "client files", wrong, good, {})
         return
     places, shared = (proof.artifact.folder, proof.reference.folder), proof.contents.form == "ort"
-    wrong = list(read_by_clients.differences(*places, proof.artifact.manifest.context, shared=shared))
+    wrong = [*read_by_clients.differences(*places, proof.artifact.manifest.context, shared=shared), *_app(proof)]
     yield judged("L0", "client files", wrong, "tokenizer, templates and settings mean what folded/ means", {})
+
+
+def _app(proof: Proof) -> Iterator[str]:
+    return read_by_clients.app(proof.artifact.folder, proof.reference.folder, proof.artifact.manifest)
 
 
 def integers_equal(proof: Proof) -> Iterator[Check]:
