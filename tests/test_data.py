@@ -271,7 +271,7 @@ BAD_ROWS = {
     "half-text": ({"text": "cut \ud83d"}, r"bad.jsonl:2: the text holds \\ud83d, half of a character"),
     "half-prompt": ({"prompt": "\ude00", "completion": "x"}, r"bad.jsonl:2: the text holds \\ude00"),
     "half-history": (
-        {"instruction": "x", "output": "y", "history": [["a", "\ud83d"]]},
+        {"instruction": "x", "output": "y", "history": ["\ud83d"]},
         r'bad.jsonl:2: "history" must be a list of pairs',
     ),
     "half-talk": (
