@@ -117,6 +117,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     data: Folder | None = None,
     text: Folder | None = None,
+    prompts: Folder | None = None,
     limit: int | None = None,
     tokens: int | None = None,
     reference: Folder | None = None,
@@ -126,15 +127,16 @@ def evaluate(
     """Accuracy of an artifact on a device beside folded/ in PyTorch: what dlqat-eval writes, as a dictionary
     (without its column of the float model).
 
-    tasks: of lm_eval, with their questions in `data`; text: a file, for perplexity or (.jsonl) the answers of conversations.
+    tasks: of lm_eval, with their questions in `data`; text: a file, for perplexity or (.jsonl) the answers of conversations;
+    prompts: a test set of your own (.jsonl), whose answers stand under "prompts".
     """
     from dlqat.devices.all import usable
     from dlqat.devices.process.isolated import isolated
     from dlqat.runtime_tests.eval import run
     from dlqat.runtime_tests.eval.request import EvalRequest
 
-    if not tasks and text is None:
-        raise Refusal("nothing to measure; give tasks=['arc_easy'] with data=FOLDER, or text=FILE")
+    if not tasks and text is None and prompts is None:
+        raise Refusal("nothing to measure; give prompts=FILE, tasks=['arc_easy'] with data=FOLDER, or text=FILE")
     folder = Path(artifact)
     found = artifacts.find(folder)
     beside = artifacts.folded_beside(folder) if reference is None else Path(reference)
@@ -148,6 +150,7 @@ def evaluate(
         text=None if text is None else Path(text),
         tokens=tokens,
         threads=threads or os.cpu_count() or 1,
+        prompts=None if prompts is None else Path(prompts),
     )
     with folder_lock.writing(folder), folder_lock.reading(beside):
         return run.run(request, lambda name, what: nullcontext(lambda *_: None))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ from dlqat.quiet import hush
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.eval import intervals, progress
-from dlqat.runtime_tests.eval.fingerprint import result_path
+from dlqat.runtime_tests.eval.fingerprint import answers_path, result_path
 from dlqat.runtime_tests.eval.request import EvalRequest
 from dlqat.runtime_tests.report.eval_table import table
 from dlqat.terminal import Terminal, complain, say_json
@@ -47,7 +47,9 @@ def command(
     device_name: Annotated[
         str | None, typer.Option("--device", help=f"Where it runs: {', '.join(DEVICES)}. Default: by the artifact.")
     ] = None,
-    tasks: Annotated[list[str] | None, typer.Option(help="A task of lm_eval: arc_easy; repeat, or use commas.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="A task of lm_eval: arc_easy, or my_task.yaml; repeat, or use commas.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with TASK_SPLIT.jsonl (arc_easy_test.jsonl): questions without a network."),
@@ -59,6 +61,11 @@ def command(
         typer.Option(help="A text file: perplexity in windows of 512 tokens; .jsonl with messages: of each answer."),
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Only the first N tokens of the text.", min=2)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Your own test set: .jsonl with messages or prompt, and the answer that is wanted."),
+    ] = None,
+    longest: Annotated[int | None, typer.Option(help="Tokens of an answer to --prompts. Default: 256.", min=1)] = None,
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
@@ -84,7 +91,7 @@ def command(
     output: Annotated[Path | None, typer.Option(help="Where results go. Default: into the artifact folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result file instead of the table.")] = False,
 ) -> None:
-    """Measure accuracy of an artifact on a device: tasks of lm_eval, perplexity of a text.
+    """Measure accuracy of an artifact on a device: your own prompts, tasks of lm_eval, perplexity of a text.
 
     The same questions go to the reference, folded/ in PyTorch, and to the float model that was trained from, where it is on
     this machine; differences are paired, intervals are 95 %.
@@ -92,14 +99,17 @@ def command(
 
     Exit code 0: measured. 1: the device failed. 2: bad input, nothing was measured. 3: a bug in dlqat.
 
+    dlqat-eval model_dir/onnx --prompts test.jsonl
     dlqat-eval model_dir/onnx --text wiki.txt --tokens 8192
     dlqat-eval model_dir/onnx --tasks arc_easy,piqa --limit 200 --data FOLDER
     """
     refusal.unwind_when_terminated()
     found = artifacts.find(artifact)
     names = tuple(t.strip() for entry in tasks or () for t in entry.split(",") if t.strip())
-    if not names and text is None:
-        raise Refusal("nothing to measure; give --tasks arc_easy (with --data FOLDER), or --text FILE")
+    if not names and text is None and prompts is None:
+        raise Refusal(
+            "nothing to measure; give --prompts FILE.jsonl (your own test set), --tasks arc_easy (with --data FOLDER), or --text FILE"
+        )
     if names and importlib.util.find_spec("lm_eval") is None:
         raise Refusal("tasks need lm_eval; pip install 'dlqat[eval]', or measure perplexity with --text FILE")
     chosen = usable(device_name, found.format)
@@ -111,7 +121,8 @@ def command(
     _quiet(offline=data is not None)
     request = EvalRequest(
         found, isolated(chosen), beside, names, data, limit, shots, text, tokens,
-        activations, threads or os.cpu_count() or 1, chat, _float(beside, base) if floating else None, output,
+        activations, threads or os.cpu_count() or 1, chat, _float(beside, base) if floating else None,
+        prompts, longest, output,
     )  # fmt: skip
     needed = intervals.enough(tolerances.ACCURACY_POINTS)
     count = _fewest(names, data, limit)
@@ -124,22 +135,32 @@ def command(
         )
     from dlqat.runtime_tests.eval import run as eval_run
 
-    target = result_path(folder, chosen.name)
     with folder_lock.writing(folder), folder_lock.reading(beside) if beside else nullcontext():
         try:
             result = eval_run.run(request, partial(progress.shown, Terminal(stderr=True)))
         except DeviceFailure as failure:
             complain(f"failed: {failure}; answers so far are kept, the same command goes on with them")
             sys.exit(1)
-        atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
-        if own_folder.marked(folder):
-            own_folder.note(folder, target)
+        told = _keep(folder, chosen.name, result)
     if as_json:
         say_json(result)
     else:
         console = Terminal()
         console.print(table(result))
-        console.print(f"results: {target}")
+        console.print(told)
+
+
+def _keep(folder: Path, device: str, result: dict[str, Any]) -> str:
+    """Write what was measured, and what was written to prompts in a file of its own. A line that says where."""
+    said = result.pop("prompts")
+    files = {result_path(folder, device): json.dumps(result, indent=1, allow_nan=False) + "\n"}
+    if said:
+        files[answers_path(folder, device)] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in said)
+    for path, content in files.items():
+        atomic.text(path, content)
+        if own_folder.marked(folder):
+            own_folder.note(folder, path)
+    return f"results: {' and '.join(map(str, files))}"
 
 
 def _fewest(names: Sequence[str], data: Path | None, limit: int | None) -> int | None:

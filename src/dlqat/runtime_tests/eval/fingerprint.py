@@ -34,3 +34,8 @@ def of_session(facts: Mapping[str, Any]) -> dict[str, Any]:
 def result_path(folder: Path, device: str) -> Path:
     """The result file of dlqat-eval."""
     return folder / f"eval-{device}.json"
+
+
+def answers_path(folder: Path, device: str) -> Path:
+    """What the artifact, its reference and the float model wrote to --prompts, a JSON line each."""
+    return folder / f"answers-{device}.jsonl"

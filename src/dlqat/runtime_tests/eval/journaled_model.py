@@ -96,7 +96,7 @@ def room(limit: int, most: int) -> int:
     if most >= limit:
         raise Refusal(
             f"answers of up to {most} tokens leave no room for a prompt in a context of {limit}; "
-            "export with a larger --max-context, or lower the task's max_gen_toks"
+            "export with a larger --max-context, or ask for shorter answers (--longest; max_gen_toks of a task)"
         )
     return limit - most
 

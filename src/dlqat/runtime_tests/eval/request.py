@@ -51,6 +51,10 @@ class EvalRequest:
     """Whether questions go through the model's chat template; None: messages do, lm_eval's tasks do not."""
     base: Source | None = None
     """The float model; None: it is not measured."""
+    prompts: Path | None = None
+    """A user's own test set (prompts.py)."""
+    longest: int | None = None
+    """Tokens of an answer to it; None: prompts.LONGEST."""
     output: Path | None = None
     """Where results and journals go; None: results into the artifact, journals with what they are about."""
 
@@ -70,7 +74,7 @@ class EvalRequest:
         words += ["--reference", str(self.reference)] if self.reference else ["--no-reference"]
         words += ["--base", self.base.text] if self.base else ["--no-float"] if self.reference else []
         words += [w for t in self.tasks for w in ("--tasks", t)]
-        for name in ("data", "limit", "shots", "text", "tokens", "activations"):
+        for name in ("data", "limit", "shots", "prompts", "longest", "text", "tokens", "activations"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name}", str(value)]
         words += {True: ["--apply-chat-template"], False: ["--no-apply-chat-template"], None: []}[self.chat]

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from dlqat import plain_file
 from dlqat.refusal import Refusal
 
+YAML = (".yaml", ".yml")
 SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
@@ -24,6 +26,10 @@ def configs(
     """Tasks and TaskManager for lm_eval.simple_evaluate. Refusal for unknown tasks and missing files."""
     from lm_eval.tasks import TaskManager
 
+    if own := [name for name in names if name.endswith(YAML)]:
+        if len(own) < len(names) or data is not None:
+            raise Refusal(f"{own[0]} is a task of your own; ask it without other tasks and without --data")
+        return [_own(Path(name)) for name in own], TaskManager(include_defaults=False)
     if data is not None:
         # The index of all packaged tasks takes 20 s to build; a local task needs its own definition only.
         return [_local(name, data, shots) for name in names], TaskManager(include_defaults=False)
@@ -31,6 +37,27 @@ def configs(
     if unknown := [name for name in names if name not in manager.task_index]:
         raise Refusal(f"lm_eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists what there is")
     return list(names), manager
+
+
+def _own(path: Path) -> dict[str, Any]:
+    """A user's definition of a task. Its files of documents lie beside it, if their names do not say where. What it names by
+    !function is the user's code, and runs."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if (reason := plain_file.fault(path)) is not None:
+        raise Refusal(f"{path} {reason}; give --tasks a task of lm_eval, or a file that defines one")
+    try:
+        found: dict[str, Any] = load_yaml(path)
+    except Exception as error:  # of yaml, and of what it imports
+        raise Refusal(f"{path} is no task of lm_eval ({' '.join(str(error).split())[:200]})") from error
+    if missing := [key for key in ("task", "dataset_path") if not found.get(key)]:
+        raise Refusal(f"{path} is no task of lm_eval: it has no {missing[0]!r}")
+    options: dict[str, Any] = found.get("dataset_kwargs") or {}
+    files = options.get("data_files")
+    if isinstance(files, dict):
+        beside = {split: str(path.parent / str(name)) for split, name in cast("dict[str, Any]", files).items()}
+        found["dataset_kwargs"] = {**options, "data_files": beside}
+    return found
 
 
 def check_answers(configs: tuple[Sequence[str | dict[str, Any]], Any], limit: int) -> None:
