@@ -77,8 +77,8 @@ ROPE: tuple[Literal["rope.cos", "rope.sin"], ...] = ("rope.cos", "rope.sin")
 
 def table(name: str) -> Literal["rope.cos", "rope.sin"] | None:
     """The kind of a stored table by its name in ExecuTorch and Core ML artifacts: rope.cos, or rope.NAME.cos."""
-    first, *_, last = name.split(".")
-    return next((kind for kind in ROPE if kind == f"{first}.{last}"), None)
+    words = name.split(".")
+    return next((kind for kind in ROPE if kind == f"{words[0]}.{words[-1]}"), None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
         case "rsqrt":
             yield Fact("epsilon", where, np.array(_epsilon(function, operation), np.float32))
         case "scaled_dot_product_attention":
-            yield Fact("window", where.replace("__", "."), np.array(_window(function, operation), np.float32))
+            yield Fact("window", where.replace("__", "."), np.array(window(function, operation), np.float32))
             yield Fact("scale", where, np.array(_scale(function, operation), np.float32))
             yield Fact("turns", where.replace("__", "."), _turns(function, operation))
         case "mul" if where.endswith("__scaled"):
@@ -77,7 +77,7 @@ def _turns(function: Function, attention: Operation) -> NDArray[np.float32]:
     return np.zeros(0, np.float32)
 
 
-def _window(function: Function, attention: Operation) -> float:
+def window(function: Function, attention: Operation) -> float:
     """w of the comparison key <= query - w among what makes the mask; infinity if there is none."""
     stack, seen = list(attention.inputs.get("attn_mask", ())), set[str]()
     while stack:

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from dlqat.mil.blobs import ALIGN, Damaged
 from dlqat.mil.program import Constant, Function, Operation, Package, Type
 from dlqat.runtime_tests.readers.contents import Contents, Fact, Integers, Unreadable, Weight, table
+from dlqat.runtime_tests.readers.coreml import expression, layouts, sparse
 from dlqat.runtime_tests.readers.coreml import facts as coreml_facts
-from dlqat.runtime_tests.readers.coreml import layouts, sparse
 from dlqat.runtime_tests.readers.coreml.cut import INPUT, cut
+from dlqat.runtime_tests.readers.expression import Node
 from dlqat.runtime_tests.readers.leftover import leftover
 
 PLAIN = ("fp16", "fp32")
@@ -41,10 +42,19 @@ def read(program: Path) -> Contents:
         package = Package(program)
         walk = _Walk(package, package.function())
         walk.run()
-        faults = (*walk.faults, *_unused(package, walk.function))
+        forwards, faults = _forward(package, walk.function)
+        faults = (*walk.faults, *faults, *_unused(package, walk.function))
     except Damaged as error:
         raise Unreadable(str(error)) from error
-    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), None, faults)
+    return Contents(_form(package), tuple(walk.weights), walk.labels, walk.tensors, tuple(walk.facts), forwards, faults)
+
+
+def _forward(package: Package, function: Function) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """The logits as an expression; or none, and why."""
+    try:
+        return (expression.forward(package, function, used_values(function)),), ()
+    except Unreadable as error:
+        return (), (str(error),)
 
 
 def _form(package: Package) -> str:
