@@ -24,6 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlqat import architecture
 from dlqat.exporters import decoder
+from dlqat.exporters.coreml.builder import Mil
+from dlqat.exporters.coreml.positions import Positions
+from dlqat.exporters.coreml.tools import mb
 from dlqat.exporters.executorch import target
 from dlqat.exporters.executorch.graph import SELECT, PteGraph, Stored, Value
 from dlqat.folded import Quantized
@@ -531,6 +534,114 @@ PTE: dict[str, Callable[[Patch, FoldedModel], FoldedModel]] = {
     "a residual times 1.01": operation("Add", gated),
     "more context than the cache holds": metadata("get_max_context_len", 4096),
     "it stops at another token": metadata("get_eos_ids", [7]),
+}
+
+
+# Core ML, while it is built
+
+
+def mil(kind: type[Any], name: str, change: Callable[..., Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    """Another method of the builder or of its positions; `change` gets its own one first."""
+
+    def alter(patch: Patch, model: FoldedModel) -> FoldedModel:
+        own = getattr(kind, name)
+        patch.setattr(kind, name, lambda *given, **named: change(own, *given, **named))
+        return model
+
+    return alter
+
+
+def more(x: Any, factor: float = 1.001) -> Any:
+    return mb.mul(x=x, y=np.float16(factor))
+
+
+def far_keys_hidden(own: Any, p: Positions, window: int | None, rows: int) -> Any:
+    """Keys further back than 100, by an operation that no window is made of."""
+    query, key = mb.expand_dims(x=p._queries, axes=[1]), mb.expand_dims(x=p._keys, axes=[0])
+    far = mb.greater(x=mb.sub(x=query, y=key), y=np.int32(100))
+    hidden = mb.tile(x=mb.mul(x=mb.cast(x=far, dtype="fp16"), y=np.float16(-40000)), reps=[rows, 1])
+    return mb.add(x=own(p, window, rows), y=mb.expand_dims(x=hidden, axes=[0, 1]))
+
+
+def exchanged_cos_and_sin(own: Any, p: Positions, x: Any, name: str) -> Any:
+    p._ropes[name] = p._ropes[name][::-1]
+    turned = own(p, x, name)
+    p._ropes[name] = p._ropes[name][::-1]
+    return turned
+
+
+def same_halves(own: Any, p: Positions, x: Any, name: str) -> Any:
+    cos, sin = p._ropes[name]
+    return mb.add(
+        x=mb.mul(x=x, y=cos), y=mb.mul(x=mb.concat(values=mb.split(x=x, num_splits=2, axis=-1), axis=-1), y=sin)
+    )
+
+
+def from_zero(own: Any, p: Positions, name: str, table: Any) -> Any:
+    queries, p._queries = p._queries, mb.sub(x=p._queries, y=p.past)
+    rows = own(p, name, table)
+    p._queries = queries
+    return rows
+
+
+def written_at_zero(own: Any, b: Mil, state: Any, spec: Any, new: Any) -> Any:
+    past, b.positions.past = b.positions.past, mb.sub(x=b.positions.past, y=b.positions.past)
+    found = own(b, state, spec, new)
+    b.positions.past = past
+    return found
+
+
+def before_written(own: Any, b: Mil, state: Any, spec: Any, new: Any) -> Any:
+    """The new tokens are kept and not seen."""
+    old, p = b._cache[state], b.positions
+    own(b, state, spec, new)
+    end = mb.concat(
+        values=[np.array([spec.layer + 1, 1, spec.kv_heads], np.int32), p.total, np.array([spec.head_dim], np.int32)],
+        axis=0,
+    )
+    squeeze = [True, False, False, False, False]
+    return mb.slice_by_index(x=old, begin=np.array([spec.layer, 0, 0, 0, 0], np.int32), end=end, squeeze_mask=squeeze)
+
+
+def other_layer(own: Any, b: Mil, state: Any, spec: Any, new: Any) -> Any:
+    return own(b, state, replace(spec, layer=1 - spec.layer) if state is b._in.keys else spec, new)
+
+
+def norm_of_more(own: Any, b: Mil, name: str, x: Any, *given: Any) -> Any:
+    """As if the squares' mean had half the inputs: x / sqrt(2 mean)."""
+    y = own(b, name, x, *given)
+    return more(y, 0.70703125) if name == "model.norm" else y
+
+
+COREML: dict[str, Callable[[Patch, FoldedModel], FoldedModel]] = {
+    "a residual times 1.001": mil(
+        Mil, "add", lambda own, b, name, x, y: own(b, name, more(x) if name == "model.layers.1.mlp.residual" else x, y)
+    ),
+    "attention times 1.001": mil(Mil, "attention", lambda own, *given: more(own(*given))),
+    "logits times 1.001": mil(Mil, "output", lambda own, b, logits: own(b, more(logits))),
+    "logits through 30 tanh(x / 30)": mil(
+        Mil, "output", lambda own, b, logits: own(b, more(mb.tanh(x=more(logits, 1 / 30)), 30))
+    ),
+    "keys 100 back are hidden": mil(Positions, "mask", far_keys_hidden),
+    "attention sees later tokens": mil(Positions, "mask", lambda own, *given: more(own(*given), 0)),
+    "rotary positions from 0 on": mil(Positions, "_rows", from_zero),
+    "cos and sin exchanged": mil(Positions, "rotate", exchanged_cos_and_sin),
+    "halves of a head exchanged": mil(Positions, "rotate", same_halves),
+    "rotary tables shorter than the context": short_tables,
+    "keys written from place 0 on": mil(Mil, "_extend", written_at_zero),
+    "new tokens are not seen": mil(Mil, "_extend", before_written),
+    "keys in the other layer's place": mil(Mil, "_extend", other_layer),
+    "final norm times sqrt(1/2)": mil(Mil, "rms_norm", norm_of_more),
+    "a bias added twice": mil(
+        Mil,
+        "linears",
+        lambda own, b, x, layers: tuple(
+            mb.add(x=y, y=layer.bias.numpy().astype(np.float16))
+            if layer.bias is not None and "0.self_attn.q" in layer.name
+            else y
+            for y, layer in zip(own(b, x, layers), layers, strict=True)
+        ),
+    ),
 }
 
 

@@ -59,6 +59,8 @@ def cases() -> Iterator[Case]:
             yield Case(form, name, edit=edit)
     for name, build in alterations.PTE.items():
         yield Case("xnnpack", name, build=build)
+    for name, build in alterations.COREML.items():
+        yield Case("coreml", name, build=build)
     for name, (forms, file) in alterations.FILES.items():
         yield from (Case(form, name, file=file) for form in forms)
 
