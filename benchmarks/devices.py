@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from _common import Results, base_model, command
+from _devices_table import KEY, table
 
 from dlqat import artifact as artifacts
 from dlqat.devices.all import ALL, DEVICES
@@ -44,7 +45,6 @@ LIMIT = 1200
 """Seconds for one cell."""
 PROMPT, DECODE, ROUNDS = 128, 16, 3
 IDS = np.random.default_rng(0).integers(100, 40000, PROMPT + DECODE).tolist()
-KEY = "{} on {}"
 
 
 @dataclass(frozen=True)
@@ -176,32 +176,6 @@ def timed(device: Device) -> bool:
     return device.available() is None and not any(word in device.name for word in slow)
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Devices by artifacts as Markdown: what is proved, the worst KL, ms per decoded token; then why a cell is not green."""
-    heads = ("device", *(kind.name for kind in KINDS))
-    lines, reasons = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)], [""]
-    for device in ALL:
-        found = [rows.get(KEY.format(kind.name, device.name)) for kind in KINDS]
-        if any(found):
-            lines.append("| " + " | ".join([device.name, *(shown(row) if row else "" for row in found)]) + " |")
-        for kind, row in zip(KINDS, found, strict=True):
-            if row and "reason" in row:
-                reasons.append(f"- {kind.name} on {device.name}: {row['reason']}")
-    return "\n".join([*lines, *(reasons if reasons[1:] else ())])
-
-
-def shown(row: dict[str, Any]) -> str:
-    """One cell of the table."""
-    facts = [row["status"]]
-    if row.get("kl_max") is not None:
-        facts.append(f"KL {row['kl_max']:.0e}")
-    if "decode_ms" in row:
-        facts.append(f"{row['decode_ms']:.1f} ms")
-    if told := row.get("conditions"):
-        facts.append(f"{sum(status == 'passed' for status in told.values())} of {len(told)} options")
-    return ", ".join(facts)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder that dlqat-train wrote")
@@ -220,7 +194,7 @@ def main() -> None:
     if not options.table:
         os.environ.setdefault("TQDM_DISABLE", "1")
         measure(options, results)
-    print(table(results.rows))
+    print("\n".join(table(results.rows)))
     return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of docs/{benchmarks,training,methods,kernels}.md, from the results of quality, recovery, methods and step.
+"""Tables of docs/{benchmarks,training,methods,kernels,devices}.md, from the results of quality, recovery, methods, step and runtimes.
 
     python benchmarks/table.py            writes them into the pages
     python benchmarks/table.py --check    only says which pages show other numbers (exit code 1); tests ask it
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import _devices_table
 import _methods_table
 import _step_table
 from _common import Results
@@ -88,6 +89,7 @@ def pages() -> tuple[tuple[Path, str], ...]:
         (ROOT / "docs" / "training.md", HEADER + table("", "adr")),
         (ROOT / "docs" / "methods.md", "".join(f"{line}\n" for line in _methods_table.table(Results("methods")))),
         (ROOT / "docs" / "kernels.md", _step_table.speeds(steps)),
+        (ROOT / "docs" / "devices.md", "".join(f"{line}\n" for line in _devices_table.table(Results("runtimes").rows))),
     )
 
 
