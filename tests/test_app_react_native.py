@@ -22,8 +22,10 @@ from transformers import AutoTokenizer
 import artifacts
 import models
 from dlqat import app_file
+from dlqat import artifact as artifact_module
 from dlqat.apps import new
 from dlqat.fetched import home
+from dlqat.runtime_tests.eval import answers
 from toy_tokenizer import CHATML, byte_tokenizer
 
 HERE = Path(__file__).parent / "react_native"
@@ -144,10 +146,16 @@ def test_evaluation_without_a_cable(app: Path, tmp_path: Path) -> None:
     ]
     tasks = "".join(json.dumps(row) + "\n" for row in rows)
     digest = hashlib.sha256(tasks.encode()).hexdigest()
-    found = json.loads(drive(app, tmp_path / "w", tasks=tasks, digest=digest)["report"])
+    report = drive(app, tmp_path / "w", tasks=tasks, digest=digest)["report"]
+    found = json.loads(report)
     description = app_file.read(app / "model")
     assert found["model"]["sha256"] == description.files["model.pte"].sha256
     assert (found["platform"], found["tasks"], len(found["answers"])) == ("react-native", digest, 2)
+    (tmp_path / "tasks.jsonl").write_text(tasks)
+    (tmp_path / "answers.json").write_text(report)
+    artifact = artifact_module.find(app.parent / "m" / "xnnpack")
+    result = answers.score(artifact, None, tmp_path / "tasks.jsonl", tmp_path / "answers.json")
+    assert (result["device"], result["answers"]) == ("app: react-native", 2)
     assert drive(app, tmp_path / "x", tasks="{}\n", digest=digest)["error"].startswith("line 1 has no")
 
 

@@ -19,10 +19,12 @@ import pytest
 import artifacts
 import models
 from dlqat import app_file
+from dlqat import artifact as artifact_module
 from dlqat.apps import site
 from dlqat.apps.serve import site_of
 from dlqat.devices.web import chromium
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval import answers
 from toy_tokenizer import byte_tokenizer
 
 PHONE: dict[str, Any] = {
@@ -226,3 +228,7 @@ def test_evaluation_without_a_cable(browser: Any, artifact: Path, tmp_path: Path
     assert found["model"]["sha256"] == description.files[description.program].sha256
     assert found["tasks"] == hashlib.sha256(tasks.read_bytes()).hexdigest()
     assert found["answers"][0]["stop"] in ("end token", "context")
+    result = answers.score(artifact_module.find(artifact), artifact.parent / "folded", tasks, tmp_path / "answers.json")
+    assert (result["answers"], result["right"]["value"]) == (1, 0.0)
+    if "real" in str(artifact):
+        assert result["same_text"] == 1

@@ -59,6 +59,10 @@ def command(
         typer.Option(help="A text file: perplexity in windows of 512 tokens; .jsonl with messages: of each answer."),
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Only the first N tokens of the text.", min=2)] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="What an app's evaluate screen answered to --text FILE.jsonl: scored, nothing is run here."),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
@@ -102,6 +106,9 @@ def command(
         raise Refusal("nothing to measure; give --tasks arc_easy (with --data FOLDER), or --text FILE")
     if names and importlib.util.find_spec("lm_eval") is None:
         raise Refusal("tasks need lm_eval; pip install 'dlqat[eval]', or measure perplexity with --text FILE")
+    if answers is not None:
+        _score(found, text, answers, reference, output, alone=no_reference)
+        return
     chosen = usable(device_name, found.format)
     if not atomic.writable(folder := output or artifact):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
@@ -140,6 +147,35 @@ def command(
         console = Terminal()
         console.print(table(result))
         console.print(f"results: {target}")
+
+
+def _score(
+    found: artifacts.Artifact,
+    text: Path | None,
+    answers: Path,
+    reference: Path | None,
+    output: Path | None,
+    *,
+    alone: bool,
+) -> None:
+    """--answers: the figures of an app's file, beside the artifact."""
+    if text is None or text.suffix != ".jsonl":
+        raise Refusal("--answers needs the task file that the app had: --text FILE.jsonl")
+    from dlqat.runtime_tests.eval import answers as app_answers
+
+    folder = output or found.folder
+    if not atomic.writable(folder):
+        raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
+    beside = None if alone else reference or artifacts.folded_beside(found.folder, ", or use --no-reference")
+    hush("transformers")
+    result = app_answers.score(found, beside, text, answers)
+    target = result_path(folder, result["device"].replace(": ", "-"))
+    with folder_lock.writing(folder):
+        atomic.text(target, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        if own_folder.marked(folder):
+            own_folder.note(folder, target)
+    Terminal().print(app_answers.words(result), soft_wrap=True)
+    Terminal().print(f"results: {target}")
 
 
 def _fewest(names: Sequence[str], data: Path | None, limit: int | None) -> int | None:
