@@ -108,6 +108,16 @@ def read(folder: Path) -> App:
     return found
 
 
+def weights(app: App) -> str:
+    """The file whose digest says which model it is: the program; of a package, that of its weights (weight.bin)."""
+    if app.program in app.files:
+        return app.program
+    inside = sorted(name for name in app.files if name.startswith(f"{app.program}/") and name.endswith("weight.bin"))
+    if not inside:
+        raise Refusal(f"{NAME} names no file of {app.program}{_AGAIN}")
+    return inside[0]
+
+
 def conversation(contents: list[str]) -> list[dict[str, str]]:
     """As messages; the user begins."""
     return [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(contents)]

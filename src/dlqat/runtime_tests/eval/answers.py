@@ -105,8 +105,8 @@ def _about(found: Answers, artifact: Artifact, tasks: Path, count: int, path: Pa
     if found.format != FORMAT:
         raise Refusal(f"{path} has format {found.format}, this dlqat reads {FORMAT}; make the app again")
     app = app_file.read(artifact.folder)
-    own = app.files.get(app.program)
-    if own is None or {found.model.sha256, own.sha256} != {atomic.sha256(artifact.folder / app.program)}:
+    name = app_file.weights(app)
+    if {found.model.sha256, app.files[name].sha256} != {atomic.sha256(artifact.folder / name)}:
         raise Refusal(f"{path} is about another {found.model.program} than {artifact.folder}'s; make the app again")
     if found.tasks != atomic.sha256(tasks):
         raise Refusal(
