@@ -40,21 +40,21 @@ def export_union(folder: Path, form: str) -> Path:
     return export_model(folder, form, unions.fold_model("llama-biased"))
 
 
-def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = None) -> Path:
+def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = None, context: int = CONTEXT) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or toy_tokenizer()).save_pretrained(folder)
     disk.write(model, folder / "folded", files=folder)
-    return export_folded(folder, form)
+    return export_folded(folder, form, context)
 
 
-def export_folded(folder: Path, form: str) -> Path:
+def export_folded(folder: Path, form: str, context: int = CONTEXT) -> Path:
     """folder/FORM from folder/folded."""
     if form in ("gguf", "mlx"):
         target: Any = pipeline.load(form)
-        options = target.Options(CONTEXT, target.FORMS[0])
+        options = target.Options(context, target.FORMS[0])
     else:
         target = executorch_target if form in executorch_target.FORMS else onnx_target
-        options = target.Options(CONTEXT, form)
+        options = target.Options(context, form)
     pipeline.write(target, disk.read(folder / "folded"), folder / "folded", folder / form, options)
     return folder / form
 

@@ -38,6 +38,8 @@ def test_it_says_what_the_artifact_is(artifact: Path) -> None:
     assert (found.eos, found.eos_tokens) == ([2], ["</s>"])
     assert found.template is not None
     assert CHATML in found.template
+    assert found.turns is not None
+    assert found.turns.prompt(["a", "b", "c"]) == "<s>user\na</s>\n<s>assistant\nb</s>\n<s>user\nc</s>\n<s>assistant\n"
     assert found.bits == {"4": 14, "8": 1}
     assert found.integers == "not verified"
     assert artifact / found.program == manifest.generator
@@ -57,6 +59,7 @@ def test_it_says_what_the_artifact_is(artifact: Path) -> None:
         ("template", CHATML.replace("assistant", "bot"), "its chat template writes another prompt"),
         ("template", None, "has no chat template"),
         ("special", {"eos_token": "<s>"}, "special is"),
+        ("turns", {"head": "<s>", "tail": "", "mid": ""}, "turns write another prompt"),
     ],
 )
 def test_dlqat_check_notices_what_it_says_wrong(
@@ -85,7 +88,7 @@ def test_a_description_that_is_not_ours_is_refused(tmp_path: Path, change: Calla
     file = {"sha256": "0" * 64, "bytes": 1}
     content: dict[str, Any] = {
         "format": 1, "name": "m", "target": "onnx", "form": "web", "program": "m.onnx", "context": 8, "eos": [2],
-        "eos_tokens": ["</s>"], "special": {}, "template": None, "sampling": {}, "bits": {"4": 1}, "bits_per_weight": 4.5,
+        "eos_tokens": ["</s>"], "special": {}, "template": None, "turns": None, "sampling": {}, "bits": {"4": 1}, "bits_per_weight": 4.5,
         "parameters": 1, "files": {"m.onnx": file},
     }  # fmt: skip
     path = tmp_path / app_file.NAME
@@ -114,3 +117,17 @@ def test_verified_is_what_a_report_about_these_files_says(tmp_path: Path) -> Non
     assert check.figures["manifest_sha256"] == own
     (artifact / "tokenizer.json").write_text("{}")
     assert state("passed", own) == "not verified"  # changed since
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("message['content']", "message['content'] + loop.index|string"),
+        CHATML.replace("{% for", "{{ 1/0 }}{% for"),
+    ],
+)
+def test_a_template_that_three_texts_cannot_say(tmp_path: Path, template: str) -> None:
+    model = models.fold_model(models.tiny(vocab_size=320))
+    found = app_file.read(exported.export_model(tmp_path, "web", model, byte_tokenizer(template)))
+    assert found.template == template
+    assert found.turns is None

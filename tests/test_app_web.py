@@ -19,13 +19,12 @@ import pytest
 import artifacts
 import models
 from dlqat import app_file
+from dlqat import artifact as artifact_module
 from dlqat.apps import site
 from dlqat.apps.serve import site_of
 from dlqat.devices.web import chromium
-from dlqat.exporters import pipeline
-from dlqat.exporters.onnx import target as onnx_target
-from dlqat.folded import disk
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval import answers
 from toy_tokenizer import byte_tokenizer
 
 PHONE: dict[str, Any] = {
@@ -66,9 +65,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if request.param == "tiny":
         return artifacts.export_model(folder, "web", models.fold_model(models.tiny(vocab_size=320)), byte_tokenizer())
     shutil.copytree(request.getfixturevalue("smollm2_folded"), folder / "folded")
-    model, options = disk.read(folder / "folded"), onnx_target.Options(1024, "web")
-    pipeline.write(onnx_target, model, folder / "folded", folder / "web", options)
-    return folder / "web"
+    return artifacts.export_folded(folder, "web", 1024)
 
 
 @contextmanager
@@ -119,6 +116,14 @@ def wanted(folded: Path, turns: list[str], most: int) -> list[int]:
     return found[0, ids["input_ids"].shape[1] :].tolist()
 
 
+def assert_card(page: Any, description: app_file.App) -> None:
+    page.tap("#card-button")
+    card = page.inner_text("#card")
+    assert description.files[description.program].sha256 in card
+    assert f"{description.bits_per_weight} bits per weight" in card
+    page.tap("#card-button")
+
+
 def test_a_conversation(browser: Any, artifact: Path, tmp_path: Path) -> None:
     """Threads; an answer that ends by itself and is transformers' own; the button; a second turn; without a server."""
     real = "real" in str(artifact)
@@ -128,11 +133,7 @@ def test_a_conversation(browser: Any, artifact: Path, tmp_path: Path) -> None:
         assert page.evaluate("crossOriginIsolated")
         assert re.search(r"WebAssembly, \d threads", page.inner_text("#status"))
         assert page.inner_text("#badge") == "integers not verified"
-        page.tap("#card-button")
-        card = page.inner_text("#card")
-        assert description.files[description.program].sha256 in card
-        assert f"{description.bits_per_weight} bits per weight" in card
-        page.tap("#card-button")
+        assert_card(page, description)
         first = ask(page, QUESTION)
         reference = wanted(artifact.parent / "folded", [QUESTION], len(first))
         assert first == reference if real else first[:8] == reference[:8]  # noise takes over in a random model
@@ -227,3 +228,8 @@ def test_evaluation_without_a_cable(browser: Any, artifact: Path, tmp_path: Path
     assert found["model"]["sha256"] == description.files[description.program].sha256
     assert found["tasks"] == hashlib.sha256(tasks.read_bytes()).hexdigest()
     assert found["answers"][0]["stop"] in ("end token", "context")
+    result = answers.score(artifact_module.find(artifact), artifact.parent / "folded", tasks, tmp_path / "answers.json")
+    figures = result["tasks"]["tasks"]["exact"]
+    assert (figures["questions"], figures["artifact"]["value"]) == (1, 0.0)
+    if "real" in str(artifact):
+        assert result["same_text"] == 1

@@ -36,6 +36,19 @@ class AppFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class Turns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The template as three texts, for apps without Jinja: head USER tail ANSWER mid USER tail ANSWER ..."""
+
+    head: str
+    tail: str
+    mid: str
+
+    def prompt(self, contents: list[str]) -> str:
+        """Of a conversation that the user begins and ends."""
+        texts = [text + (self.mid if at % 2 else self.tail) for at, text in enumerate(contents)]
+        return self.head + "".join(texts)
+
+
 class App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of the file."""
 
@@ -56,6 +69,8 @@ class App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """bos_token, eos_token, ...: what a template may name."""
     template: str | None
     """Chat template (Jinja); None: the model takes plain text."""
+    turns: Turns | None
+    """The same, where three texts can say it."""
     sampling: dict[str, Any]
     """The settings of generation_config.json that change a text; empty: greedy."""
     bits: dict[str, Count]
@@ -91,6 +106,21 @@ def read(folder: Path) -> App:
         if plain_file.name_fault(name) is not None:
             raise Refusal(f"{path} names {name!r}, which leads out of its folder{_AGAIN}")
     return found
+
+
+def weights(app: App) -> str:
+    """The file whose digest says which model it is: the program; of a package, that of its weights (weight.bin)."""
+    if app.program in app.files:
+        return app.program
+    inside = sorted(name for name in app.files if name.startswith(f"{app.program}/") and name.endswith("weight.bin"))
+    if not inside:
+        raise Refusal(f"{NAME} names no file of {app.program}{_AGAIN}")
+    return inside[0]
+
+
+def conversation(contents: list[str]) -> list[dict[str, str]]:
+    """As messages; the user begins."""
+    return [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(contents)]
 
 
 def text(app: App) -> str:

@@ -66,6 +66,10 @@ def command(
         typer.Option(help="Your own test set: .jsonl with messages or prompt, and the answer that is wanted."),
     ] = None,
     longest: Annotated[int | None, typer.Option(help="Tokens of an answer to --prompts. Default: 256.", min=1)] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="What an app's evaluate screen answered to --prompts: scored, and no device is run."),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
@@ -112,6 +116,9 @@ def command(
         )
     if names and importlib.util.find_spec("lm_eval") is None:
         raise Refusal("tasks need lm_eval; pip install 'dlqat[eval]', or measure perplexity with --text FILE")
+    if answers is not None:
+        _score(found, prompts, answers, reference, output, alone=no_reference)
+        return
     chosen = usable(device_name, found.format)
     if not atomic.writable(folder := output or artifact):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
@@ -161,6 +168,31 @@ def _keep(folder: Path, device: str, result: dict[str, Any]) -> str:
         if own_folder.marked(folder):
             own_folder.note(folder, path)
     return f"results: {' and '.join(map(str, files))}"
+
+
+def _score(
+    found: artifacts.Artifact,
+    prompts: Path | None,
+    answers: Path,
+    reference: Path | None,
+    output: Path | None,
+    *,
+    alone: bool,
+) -> None:
+    """--answers: the figures of an app's file, beside the artifact."""
+    if prompts is None:
+        raise Refusal("--answers needs the file of prompts that the app had: --prompts FILE.jsonl")
+    from dlqat.runtime_tests.eval import answers as app_answers
+
+    if not atomic.writable(folder := output or found.folder):
+        raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
+    beside = None if alone else reference or artifacts.folded_beside(found.folder, ", or use --no-reference")
+    hush("transformers")
+    result = app_answers.score(found, beside, prompts, answers)
+    with folder_lock.writing(folder):
+        told = _keep(folder, result["device"], result)
+    Terminal().print(table(result))
+    Terminal().print(told)
 
 
 def _fewest(names: Sequence[str], data: Path | None, limit: int | None) -> int | None:

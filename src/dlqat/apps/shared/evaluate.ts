@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Accuracy on the device without a cable: a file of conversations in, a file of answers out. `dlqat-eval ARTIFACT
-// --text tasks.jsonl --answers answers.json` scores it (src/dlqat/runtime_tests/eval/answers.py has the same format).
+// --prompts tasks.jsonl --answers answers.json` scores it (src/dlqat/runtime_tests/eval/answers.py has the same format).
 
 import type { Message, Stop } from "./chat";
 import type { App } from "./model";
 
-export const LONGEST = 256; // tokens of an answer
+export const LONGEST = 256; // tokens of an answer, unless an app has less time
 
 export interface Answer {
   text: string;
@@ -32,8 +32,10 @@ export function questions(jsonl: string): Message[][] {
 }
 
 // The content of the answers file. `tasks`: sha256 of the .jsonl file; greedy answers, in its order.
-export function report(app: App, platform: string, device: string, tasks: string, seconds: number, answers: Answer[]): string {
+export function report(
+  app: App, platform: string, device: string, tasks: string, longest: number, seconds: number, answers: Answer[],
+): string {
   const file = app.files[app.program];
   const model = { name: app.name, program: app.program, sha256: file?.sha256 };
-  return JSON.stringify({ format: 1, platform, device, model, tasks, longest: LONGEST, seconds, answers }, null, 1) + "\n";
+  return JSON.stringify({ format: 1, platform, device, model, tasks, longest, seconds, answers }, null, 1) + "\n";
 }

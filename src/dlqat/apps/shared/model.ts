@@ -12,6 +12,7 @@ export interface App {
   eos_tokens: string[];
   special: Record<string, string>;
   template: string | null;
+  turns: { head: string; tail: string; mid: string } | null;
   sampling: Record<string, unknown>;
   bits: Record<string, number>;
   bits_per_weight: number;
@@ -38,6 +39,7 @@ const RULES: Record<keyof App, (v: unknown) => boolean> = {
   eos_tokens: (v) => is.list(v, is.text),
   special: (v) => is.record(v) && Object.values(v).every(is.text),
   template: (v) => v === null || is.text(v),
+  turns: (v) => v === null || (is.record(v) && ["head", "tail", "mid"].every((key) => is.text(v[key]))),
   sampling: is.record,
   bits: (v) => is.record(v) && Object.values(v).every(is.count),
   bits_per_weight: (v) => typeof v === "number",

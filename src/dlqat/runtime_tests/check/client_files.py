@@ -82,6 +82,11 @@ def app(folder: Path, folded: Path, manifest: Manifest) -> Iterator[str]:
         "files": {name: file.sha256 for name, file in found.files.items()},
     }
     yield from _unequal(app_file.NAME, own, wanted, ())
+    for said in (["A"], ["B", "C", "D"]) if found.turns is not None else ():
+        if found.turns is not None and found.turns.prompt(said) != _rendered(
+            reference, app_file.conversation(said), None
+        ):
+            yield f"{app_file.NAME}: turns write another prompt than folded/'s"
     if found.template is not None:
         yield from _prompts(app_file.NAME, found.template, folded)
     elif isinstance(reference.chat_template, str):

@@ -32,6 +32,7 @@ import msgspec
 
 from dlqat import json_file, plain_file
 from dlqat.refusal import Refusal
+from dlqat.runtime_tests.eval import measure
 from dlqat.runtime_tests.eval.journaled_model import JournaledModel
 from dlqat.runtime_tests.eval.measure import Samples
 from dlqat.runtime_tests.eval.messages import Message
@@ -64,6 +65,8 @@ class Case:
     ids: tuple[int, ...]
     wanted: Any
     match: Match
+    talk: bool = False
+    """Whether it is a conversation whose last message is the wanted answer: what apps ask (apps/shared/evaluate.ts)."""
 
 
 def read(path: Path, tokenizer: Any, limit: int | None, *, chat: bool | None) -> list[Case]:
@@ -88,8 +91,12 @@ def read(path: Path, tokenizer: Any, limit: int | None, *, chat: bool | None) ->
 def _case(where: str, row: Row, tokenizer: Any, *, chat: bool | None) -> Case:
     turns = [{"role": turn.role, "content": turn.content} for turn in row.messages or ()]
     wanted = row.answer if row.completion is None else row.completion
-    if wanted is None and turns and turns[-1]["role"] == "assistant":
-        wanted = turns.pop()["content"]
+    talk = bool(turns) and turns[-1]["role"] == "assistant"
+    if talk:
+        said = turns.pop()["content"]
+        if wanted is not None:
+            raise Refusal("the last message is the assistant's, and there is another answer beside it")
+        wanted = said
     if (row.prompt is None) == (not turns):
         raise Refusal('a row has either "prompt" or "messages" that somebody is to answer')
     if wanted is None:
@@ -103,7 +110,7 @@ def _case(where: str, row: Row, tokenizer: Any, *, chat: bool | None) -> Case:
         plain = text if not turns else "".join(f"{turn['content']}\n" for turn in turns)
         ids = list(tokenizer(plain, verbose=False)["input_ids"])
     match = row.match or _kind(wanted)
-    return Case(where, text, tuple(map(int, ids)), _value(wanted, match), match)
+    return Case(where, text, tuple(map(int, ids)), _value(wanted, match), match, talk)
 
 
 def _kind(wanted: Any) -> Match:
@@ -146,6 +153,12 @@ def samples(name: str, cases: Sequence[Case], texts: Sequence[str]) -> Samples:
         if case.match == "json":
             metrics.setdefault(VALID, []).append(float(_json(text) is not None))
     return {name: metrics}
+
+
+def compared(name: str, cases: Sequence[Case], texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The task as measure.compared gives it; `texts`: of the artifact, the reference, the float model."""
+    each = [samples(name, cases, found) for found in texts.values()]
+    return measure.compared(*(measure.Answers(s, {}, {name: dict.fromkeys(s[name], True)}) for s in each))
 
 
 def right(case: Case, text: str) -> bool:

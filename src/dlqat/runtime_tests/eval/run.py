@@ -78,7 +78,8 @@ def run(request: EvalRequest, progress: Progress) -> dict[str, Any]:
         "cost": cost,
         "chat_template": bool(request.chat),
         "cut": cut,
-        "tasks": (measure.compared(*found.tasks) if found.tasks else {}) | _judged(request, asked, found),
+        "tasks": (measure.compared(*found.tasks) if found.tasks else {})
+        | (prompts.compared(request.prompts.stem, asked.prompts, found.prompts) if request.prompts else {}),
         "prompts": prompts.rows(asked.prompts, found.prompts) if asked.prompts else None,
         "text": {"file": str(request.text), **talk, **measure.compared_text(*found.text)} if asked.text else None,
         "lm_eval": {s.name: a.own for s, a in zip(subjects, found.tasks, strict=True)} if found.tasks else None,
@@ -163,14 +164,6 @@ def _cases(request: EvalRequest, tokenizer: Any) -> list[prompts.Case]:
     found = prompts.read(request.prompts, tokenizer, request.limit, chat=request.chat)
     room(eval_request.context(request), request.longest or prompts.LONGEST)
     return found
-
-
-def _judged(request: EvalRequest, asked: _Asked, found: _Answered) -> dict[str, Any]:
-    if request.prompts is None:
-        return {}
-    name = request.prompts.stem
-    each = [prompts.samples(name, asked.prompts, texts) for texts in found.prompts.values()]
-    return measure.compared(*(measure.Answers(s, {}, {name: dict.fromkeys(s[name], True)}) for s in each))
 
 
 def _same_tokens(folder: Path, tokenizer: Any) -> None:

@@ -131,7 +131,7 @@ async function evaluate(file: File): Promise<void> {
       answers.push({ text, stop });
     }
     const seconds = (performance.now() - start) / 1000;
-    const content = report(app, "web", navigator.userAgent, digest, seconds, answers);
+    const content = report(app, "web", navigator.userAgent, digest, LONGEST, seconds, answers);
     const link = the<HTMLAnchorElement>("answers");
     link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
     link.hidden = false;
