@@ -3,7 +3,8 @@
 
 Min-max scales serve the largest weight of a group; at 3 bits and below the many small ones matter more.
 The search tries shrunken ranges and keeps, group by group, the one of least squared error among scales
-that the grid may have (snapped), so that training starts from what will ship.
+that the grid may have (snapped), so that training starts from what will ship. `refit` then moves each scale to
+where it serves the codes that it gave best.
 """
 
 from __future__ import annotations
@@ -32,6 +33,39 @@ def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tupl
     if not grid.zero_points:
         return scales, None
     return scales, torch.cat([z for _, z in parts if z is not None])
+
+
+ROUNDS = 2
+
+
+@torch.no_grad()
+def refit(weight: Tensor, found: tuple[Tensor, Tensor | None], grid: Grid, importance: Tensor) -> Tensor:
+    """Scales [out, groups] of least squared error on the codes that `found` (scales, zero_points) gives.
+
+    With codes c = q - z and h the importance of an input, sum h (w - s c)^2 is least at s = sum h w c / sum h c^2. New
+    scales give new codes: ROUNDS times, and of all rounds each group keeps its best.
+    """
+    scales, zero_points = found
+    size = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // weight.shape[1])
+    zeros = torch.zeros_like(scales) if zero_points is None else zero_points.float()
+    rows = zip(weight.split(size), scales.split(size), zeros.split(size), strict=True)
+    return torch.cat([_refit_rows(w, s, z, grid, importance) for w, s, z in rows])
+
+
+def _refit_rows(weight: Tensor, scales: Tensor, zeros: Tensor, grid: Grid, importance: Tensor) -> Tensor:
+    out, groups = scales.shape
+    w, z = weight.to(torch.float32).view(out, groups, -1), zeros[..., None]
+    h = importance.to(torch.float32).view(1, groups, -1)
+    best, least = scales, torch.full_like(scales, torch.inf)
+    for _ in range(ROUNDS + 1):
+        codes = (w / scales[..., None]).round_().clamp_(grid.qmin - z, grid.qmax - z)
+        error = (codes * scales[..., None]).sub_(w).square_().mul_(h).sum(-1)
+        better = error < least
+        best, least = torch.where(better, scales, best), torch.where(better, error, least)
+        weighed = codes * h
+        over, under = (weighed * w).sum(-1), weighed.mul_(codes).sum(-1)
+        scales = grid.round_scales(torch.where((over > 0) & (under > 0), over / under, scales))
+    return best
 
 
 def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
