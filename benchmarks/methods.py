@@ -57,7 +57,7 @@ from dlqat.trainer.starts.restore import restore
 from dlqat.trainer.starts.start import Start
 from dlqat.trainer.train import accelerator, train
 
-TRAINED = Options(save_every=0, block_distance=0.0)
+TRAINED = Options(save_every=0, block_distance=0.0, magnitude_rate=1e-2)
 UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
 TARGETS = {"onnx": {}, "coreml": {"deployment_target": "iOS26"}}
 

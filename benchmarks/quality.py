@@ -69,7 +69,7 @@ CALIBRATED = replace(UNTRAINED, calibration_tokens=TOKENS)
 def rows() -> Iterator[tuple[str, Run]]:
     """Key -> run, the ones that matter most first."""
     yield from _default()
-    base = replace(Options(), block_distance=0.0)  # with init mse: the default before the rows of _default
+    base = replace(Options(), block_distance=0.0, magnitude_rate=1e-2)  # with init mse: the default before _default
     high = replace(base, learning_rate=4e-3)  # of LoRA: the default until seeds 0 to 2 said otherwise
     for bits in (3, 4):
         for seed in (0, 1, 2):
@@ -107,15 +107,15 @@ def rows() -> Iterator[tuple[str, Run]]:
 def _default() -> Iterator[tuple[str, Run]]:
     """The start that weighs inputs, with the blocks' distance in the loss, and without it; other rates and starts."""
     new = Options()
-    slow = replace(new, magnitude_rate=3e-3)
-    short = replace(slow, calibration_tokens=16384)
+    short = replace(new, calibration_tokens=16384)
     for bits in (4, 3, 2):
         yield f"weighted-{bits}b", Run(bits, UNTRAINED, init="weighted")
         for seed in (0, 1, 2):
             yield f"dlqat-{bits}b-seed{seed}", Run(bits, replace(new, seed=seed), init="weighted")
-            yield f"dlqat-slow-{bits}b-seed{seed}", Run(bits, replace(slow, seed=seed), init="weighted")
         yield f"dlqat-no-blocks-{bits}b-seed0", Run(bits, replace(new, block_distance=0.0), init="weighted")
-        yield f"gptq16k+dlqat-slow-{bits}b-seed0", Run(bits, short, init="gptq")
+        other = replace(new, magnitude_rate=1e-2 if bits == 4 else 3e-3)
+        yield f"dlqat-{'fast' if bits == 4 else 'slow'}-{bits}b-seed0", Run(bits, other, init="weighted")
+        yield f"gptq16k+dlqat-{bits}b-seed0", Run(bits, short, init="gptq")
 
 
 def _plain(high: Options) -> Iterator[tuple[str, Run]]:

@@ -15,11 +15,14 @@ from dlqat.grid import Grid, dequantize, quantize
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.trainer import cli, compose, precision
 from dlqat.trainer.calibrate import mean_squares
+from dlqat.trainer.layers.prepare import prepare
 from dlqat.trainer.layers.qat import teacher
+from dlqat.trainer.options import MAGNITUDE_RATES, Options
 from dlqat.trainer.request import TrainRequest
-from dlqat.trainer.rounding.search import refit, search
+from dlqat.trainer.rounding.search import COARSE, refit, search
 from dlqat.trainer.starts import by_name
 from dlqat.trainer.starts.start import Site
+from dlqat.trainer.train import optimizer
 from models import FAMILIES, tiny
 from test_train_cli import base, call, kill_before_training  # noqa: F401  # base: a fixture
 
@@ -54,6 +57,9 @@ def test_a_refit_loses_less_and_keeps_scales_that_ship(grid: Grid) -> None:
 
     found = search(weight, grid, importance)
     scales = refit(weight, found, grid, importance)
+    coarse = search(weight, grid, importance, COARSE)
+    short = error(refit(weight, coarse, grid, importance), coarse[1])
+    assert float(short.sum()) < 1.03 * float(error(scales, found[1]).sum())
     before, after = error(*found), error(scales, found[1])
     assert torch.equal(grid.round_scales(scales), scales)
     assert bool((after <= before * (1 + 1e-5)).all()) and float(after.sum()) < 0.999 * float(before.sum())
@@ -146,3 +152,11 @@ def test_the_rows_of_the_table_are_commands(words: str, monkeypatch: pytest.Monk
 
 def test_there_are_such_rows() -> None:
     assert len(commands()) > 10
+
+
+def test_magnitudes_move_at_the_rate_of_their_layer() -> None:
+    model = tiny("llama")
+    prepare(model, Recipe((*portable(4, 16, 0).rules, Rule(r".*layers\.1.*up_proj", {"bits": 3, "mirrored": False}))))
+    for given, wanted in ((None, {MAGNITUDE_RATES[4]: 13, MAGNITUDE_RATES[3]: 1}), (0.5, {0.5: 14})):
+        groups = optimizer(model, Options(learning_rate=7.0, magnitude_rate=given)).param_groups
+        assert {g["base"]: len(g["params"]) for g in groups if g["base"] != 7} == wanted

@@ -136,7 +136,8 @@ def train(
         float, typer.Option("--lr", "--learning-rate", help="Learning rate of LoRA.", rich_help_panel=HOW)
     ] = _DEFAULT.learning_rate,
     magnitude_lr: Annotated[
-        float, typer.Option(help="Learning rate of the magnitudes.", rich_help_panel=HOW)
+        float | None,
+        typer.Option(help="Of the magnitudes. Default: 1e-2 at 2 and 3 bits, else 3e-3.", rich_help_panel=HOW),
     ] = _DEFAULT.magnitude_rate,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.", rich_help_panel=HOW)] = _DEFAULT.warmup,
     seed: Annotated[int, typer.Option(help="Of data order and LoRA's start.", rich_help_panel=HOW)] = _DEFAULT.seed,

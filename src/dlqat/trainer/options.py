@@ -10,6 +10,10 @@ MAGNITUDE_FLOOR = 0.05
 """m is kept above this after every step: it must stay positive to fold."""
 
 
+MAGNITUDE_RATES = {2: 1e-2, 3: 1e-2, 4: 3e-3, 8: 3e-3}
+"""By a layer's bits: where little was lost, large steps lead away from the float model (docs/training.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The defaults are those of benchmarks/quality.py: what won on SmolLM2-135M, tuned on training text."""
@@ -23,7 +27,8 @@ class Options:
     sequence_length: int = 256
     learning_rate: float = 1e-3
     """Of LoRA. Large beside LoRA on float models: codes must move."""
-    magnitude_rate: float = 1e-2
+    magnitude_rate: float | None = None
+    """Of the magnitudes; None: MAGNITUDE_RATES of each layer."""
     warmup: int = 4
     """Steps of linear warm-up before the cosine."""
     clip: float = 1.0

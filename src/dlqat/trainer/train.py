@@ -33,7 +33,10 @@ from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.layers.activation import straight_through
 from dlqat.trainer.layers.qat import QATLinear, teacher
 from dlqat.trainer.log import StepRow
-from dlqat.trainer.options import MAGNITUDE_FLOOR, Options
+from dlqat.trainer.options import MAGNITUDE_FLOOR, MAGNITUDE_RATES, Options
+
+NARROW = 3
+"""Trained scales move as the magnitudes of so few bits do, whatever their grid: measured at 3 and 4 bits (L4Q)."""
 
 
 class Loss(nn.Module):
@@ -111,15 +114,23 @@ def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
 
 
 def optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """AdamW without decay: LoRA (and trained scales) at one rate, magnitudes at their own."""
+    """AdamW without decay: LoRA at one rate, magnitudes at that of their layer, trained scales at theirs."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     lora = [p for n, p in named if n.rpartition(".")[2] in ("lora_a", "lora_b")]
-    gains = [p for n, p in named if n.endswith("magnitude")]
+    gains: dict[float, list[nn.Parameter]] = {}
+    for layer in model.modules():
+        if isinstance(layer, QATLinear) and layer.magnitude is not None:
+            gains.setdefault(_magnitude_rate(layer.spec.bits, options), []).append(layer.magnitude)
     # A scale moves in proportion to its own size: a few percent of the mean scale a step at most.
     scales = [p for n, p in named if n.endswith("scales")]
     mean = float(torch.cat([p.detach().flatten() for p in scales]).mean()) if scales else 1.0
-    groups = [(lora, options.learning_rate), (gains, options.magnitude_rate), (scales, options.magnitude_rate * mean)]
+    moving = _magnitude_rate(NARROW, options) * mean
+    groups = [(lora, options.learning_rate), *((p, rate) for rate, p in gains.items()), (scales, moving)]
     return torch.optim.AdamW([{"params": p, "lr": rate, "base": rate} for p, rate in groups if p], weight_decay=0.0)
+
+
+def _magnitude_rate(bits: int, options: Options) -> float:
+    return MAGNITUDE_RATES[bits] if options.magnitude_rate is None else options.magnitude_rate
 
 
 def train(

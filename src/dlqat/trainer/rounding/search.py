@@ -17,18 +17,23 @@ from torch import Tensor
 from dlqat.grid import Grid
 
 SHRINK = torch.linspace(1.0, 0.3, 57)
+COARSE = SHRINK[::4]
+"""Ranges enough where a refit follows: its squared error is within 0.1 % of that after all of them (SmolLM2, 3 and 4 bits)."""
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Elements of the weight searched at a time: what stays in a CPU's cache, what fills a GPU (1B: see docs/kernels.md).
 The memory of the search is a few float32 copies of so many."""
 
 
-def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def search(
+    weight: Tensor, grid: Grid, importance: Tensor | None = None, shrink: Tensor = SHRINK
+) -> tuple[Tensor, Tensor | None]:
     """scales float32 and zero_points int8 (None if the grid has none), both [out, groups], of weight [out, in].
 
-    `importance` [in] weighs the squared error of each input (its mean square activation).
+    `importance` [in] weighs the squared error of each input (its mean square activation); `shrink`: the ranges to try,
+    as parts of the whole one.
     """
     size = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // weight.shape[1])
-    parts = [_search_rows(rows, grid, importance) for rows in weight.split(size)]
+    parts = [_search_rows(rows, grid, importance, shrink) for rows in weight.split(size)]
     scales = torch.cat([s for s, _ in parts])
     if not grid.zero_points:
         return scales, None
@@ -68,13 +73,13 @@ def _refit_rows(weight: Tensor, scales: Tensor, zeros: Tensor, grid: Grid, impor
     return best
 
 
-def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None, shrink: Tensor) -> tuple[Tensor, Tensor | None]:
     out, inputs = weight.shape
     w = weight.to(torch.float32).view(out, grid.groups(inputs), -1)
     h = None if importance is None else importance.to(torch.float32).view(1, w.shape[1], -1)
     low, high = w.amin(-1), w.amax(-1)
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    for scales, zero_points in _candidates(low, high, grid):
+    for scales, zero_points in _candidates(low, high, grid, shrink):
         error = _error(w, scales, zero_points, grid, h)
         if best is None:
             best = error, scales, zero_points
@@ -89,11 +94,11 @@ def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple
     return best[1], best[2].to(torch.int8) if grid.zero_points else None
 
 
-def _candidates(low: Tensor, high: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+def _candidates(low: Tensor, high: Tensor, grid: Grid, shrink: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Scales and zero-points of the ranges to try, of groups that reach from low to high."""
     zero = torch.zeros_like(low)
-    for shrink in SHRINK.tolist():
-        bottom, top = low * shrink, high * shrink
+    for part in shrink.tolist():
+        bottom, top = low * part, high * part
         if not grid.symmetric:
             yield _range(bottom, top, grid)
             continue

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scales that serve what a layer reads: each input of the blocks' linears weighs as much as its mean square on the text,
-in the search and in the refit after it. One forward pass of the float model, and no search that there was not before."""
+in the search and in the refit after it. One forward pass of the float model, and a search of a quarter of the ranges: the
+refit finds what lies between them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from dlqat.grid import Grid
 from dlqat.trainer.calibrate import mean_squares
 from dlqat.trainer.layers.prepare import Find, nearest
-from dlqat.trainer.rounding.search import refit, search
+from dlqat.trainer.rounding.search import COARSE, refit, search
 
 
 def find(model: PreTrainedModel, tokens: Tensor) -> Find:
@@ -20,7 +21,7 @@ def find(model: PreTrainedModel, tokens: Tensor) -> Find:
     def of(name: str, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
         if name not in squares:
             return nearest(name, weight, grid)
-        found = search(weight, grid, squares[name])
+        found = search(weight, grid, squares[name], COARSE)
         return refit(weight, found, grid, squares[name]), found[1]
 
     return of
