@@ -10,7 +10,8 @@ tokens of WikiText-2 *valid* (40 steps of 4 x 256); perplexity over 16 x 512 tok
 of the folded weights. `held` is the same over valid text that no row trains on: what choices were made by.
 Training on valid and testing on test is in-domain: cross entropy (ce) learns the text and can pass the
 float model, KL to the float model (kd) only recovers. ARC-Easy and PIQA are out of domain (recovery.py).
-Seconds are those of the process on the processor (OMP_NUM_THREADS=1: one core): others on the machine do not count.
+Seconds are those of the process on the processor (OMP_NUM_THREADS=1: one core): others on the machine do not count. A row
+measured in float32, for want of bf16, says so in `seconds_are`, and its seconds are not shown.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Run:
     """Key of the row of AutoRound's that training starts from."""
 
 
+WITHOUT_BF16 = "of a processor without bf16, which trains in float32: they do not count"
 UNTRAINED = replace(Options(), steps=0)
 CALIBRATED = replace(UNTRAINED, calibration_tokens=TOKENS)
 
@@ -109,12 +111,15 @@ def _default() -> Iterator[tuple[str, Run]]:
     new = Options()
     short = replace(new, calibration_tokens=16384)
     for bits in (4, 3, 2):
+        init = "blocks" if bits == 2 else "weighted"
         yield f"weighted-{bits}b", Run(bits, UNTRAINED, init="weighted")
         for seed in (0, 1, 2):
-            yield f"dlqat-{bits}b-seed{seed}", Run(bits, replace(new, seed=seed), init="weighted")
-        yield f"dlqat-no-blocks-{bits}b-seed0", Run(bits, replace(new, block_distance=0.0), init="weighted")
+            yield f"dlqat-{bits}b-seed{seed}", Run(bits, replace(new, seed=seed), init=init)
+        if bits == 2:
+            yield "weighted+dlqat-2b-seed0", Run(2, new, init="weighted")
+        yield f"dlqat-no-blocks-{bits}b-seed0", Run(bits, replace(new, block_distance=0.0), init=init)
         other = replace(new, magnitude_rate=1e-2 if bits == 4 else 3e-3)
-        yield f"dlqat-{'fast' if bits == 4 else 'slow'}-{bits}b-seed0", Run(bits, other, init="weighted")
+        yield f"dlqat-{'fast' if bits == 4 else 'slow'}-{bits}b-seed0", Run(bits, other, init=init)
         yield f"gptq16k+dlqat-{bits}b-seed0", Run(bits, short, init="gptq")
 
 
@@ -179,7 +184,7 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
     _keep(model, run, keep)
     return {
         "bits": run.bits,
-        "precision": precision.chosen(options.precision, "cpu"),
+        **({} if precision.fast_bf16("cpu") else {"seconds_are": WITHOUT_BF16}),
         "tokens": options.steps * options.batch_size * options.sequence_length,
         "start_seconds": round(prepared - began, 1),
         "train_seconds": round(trained - began_training, 1),

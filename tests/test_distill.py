@@ -16,6 +16,7 @@ from dlqat.trainer.data.examples import IGNORED
 from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.layers.prepare import prepare
 from dlqat.trainer.layers.qat import teacher
+from dlqat.trainer.options import Options
 from dlqat.trainer.train import Loss, checkpoint_blocks
 from models import FAMILIES, tiny
 
@@ -107,3 +108,15 @@ def test_blocks_that_stay_float_have_no_weight() -> None:
     prepare(model, Recipe((Rule(r"model\.layers\.1\..*", {"bits": 4, "group_size": 16}),)))
     assert block_distance.weights(model, None) == (0.0, BY_WIDTH[4])
     assert block_distance.weights(model, 0.0) == ()
+
+
+def test_the_blocks_distance_is_asked_for_or_kl_stands_alone() -> None:
+    for options, answers, wanted in (
+        (Options(), False, None),
+        (Options(), True, 0.0),
+        (Options(block_distance=7.0), True, 7.0),
+        (Options(kd=0.0, ce=1.0), False, 0.0),
+        (Options(kd=1.0, ce=0.0), True, None),
+        (Options(block_distance=0.0), False, 0.0),
+    ):
+        assert options.objective(answers=answers)[2] == wanted

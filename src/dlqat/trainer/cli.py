@@ -128,7 +128,7 @@ def train(
     block_distance: Annotated[
         float | None,
         typer.Option(
-            help="Weight of every block's distance to the float model's, beside KL. Default: by the block's bits; 0: none.",
+            help="Weight of every block's distance to the float model's. Default: by its bits where KL is the whole loss, else 0.",
             rich_help_panel=HOW,
         ),
     ] = _DEFAULT.block_distance,

@@ -38,7 +38,7 @@ class Options:
     """Weight of cross entropy on the data; None: what the data ask for (`objective`)."""
     block_distance: float | None = None
     """Weight of the distance of the blocks' outputs to the float model's (block_distance.py); None: by the width of each
-    block's grids where kd counts, else 0."""
+    block's grids where KL alone is the loss, else 0: what is to be learned may change the blocks."""
     calibration_tokens: int | None = None
     """Tokens of the training text that the start sees; None: as many as it asks for."""
     seed: int = 0
@@ -78,11 +78,11 @@ class Options:
 
     def objective(self, *, answers: bool) -> tuple[float, float, float | None]:
         """Weights of KL to the float model, of cross entropy, and of the blocks' distance (None: by width). Data that mark answers are there to be learned: both
-        count. Plain text keeps the model near what it was: KL alone, unless somebody says otherwise."""
+        count. Plain text keeps the model near what it was: KL alone, and the blocks' distance, unless somebody says otherwise."""
         kd = 1.0 if self.kd is None else self.kd
         asked = 1.0 if answers and self.kd is None else 0.0
-        blocks = self.block_distance if kd else self.block_distance or 0.0
-        return kd, asked if self.ce is None else self.ce, blocks
+        ce = asked if self.ce is None else self.ce
+        return kd, ce, self.block_distance if kd and not ce else self.block_distance or 0.0
 
     def rate(self, step: int) -> float:
         """The schedule: linear warm-up, then a cosine to zero; a factor on both learning rates."""
