@@ -78,10 +78,8 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
     if first:
         _clear(request.output)
     with log.bar(console, quiet=not first) as progress:
-        if (
-            precision.chosen(request.options.precision, runtime.device.type) == "fp32"
-        ):  # whatever it is stored in: exact, and fold reads the same numbers
-            loaded.model.float()
+        if precision.chosen(request.options.precision, runtime.device.type) == "fp32":
+            loaded.model.float()  # whatever it is stored in: exact, and fold reads the same numbers
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
