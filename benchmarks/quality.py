@@ -154,7 +154,7 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
     model, options = loaded.model, run.options
     examples = training_data.load([str(text("wikitext-2/valid.txt"))], loaded, training_data.DataPlan(256, 0), Path())
     # The end of valid is `held`: no row trains on it.
-    examples = replace(examples, starts=examples.starts[: -(WINDOWS * LENGTH // 256 + 1)])
+    examples = examples.first(len(examples) - (WINDOWS * LENGTH // 256 + 1))
     batches = Batches(examples, options.batch_size, options.seed)
     rules = (*portable(run.bits, 32, run.activation_bits).rules, Rule(BLOCKS, run.changes))
     began = time.process_time()

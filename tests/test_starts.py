@@ -15,6 +15,7 @@ from dlqat.grid import Grid, dequantize, quantize
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.trainer import cli, compose, precision
 from dlqat.trainer.calibrate import mean_squares
+from dlqat.trainer.data.examples import Examples
 from dlqat.trainer.layers.prepare import prepare
 from dlqat.trainer.layers.qat import teacher
 from dlqat.trainer.options import MAGNITUDE_RATES, Options
@@ -160,3 +161,13 @@ def test_magnitudes_move_at_the_rate_of_their_layer() -> None:
     for given, wanted in ((None, {MAGNITUDE_RATES[4]: 13, MAGNITUDE_RATES[3]: 1}), (0.5, {0.5: 14})):
         groups = optimizer(model, Options(learning_rate=7.0, magnitude_rate=given)).param_groups
         assert {g["base"]: len(g["params"]) for g in groups if g["base"] != 7} == wanted
+
+
+def test_the_first_of_plain_texts_are_plain_texts() -> None:
+    """Benchmarks keep the end of a text unseen; it must not look like answers, which cross entropy would learn."""
+    loss = torch.ones(12, dtype=torch.bool)
+    loss[[0, 4, 8]] = False
+    whole = Examples(torch.arange(12, dtype=torch.int32), loss, torch.tensor([0, 4, 8, 12]))
+    part = whole.first(2)
+    assert len(part) == 2 and not part.answers and len(part.ids) == 8
+    assert all(torch.equal(a, b) for i in range(2) for a, b in zip(part.example(i), whole.example(i), strict=True))
