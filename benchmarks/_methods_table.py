@@ -40,7 +40,8 @@ def everything(results: Results) -> dict[str, dict[str, Any]]:
         plain = row.get("bits") == 3 and ("plain" in key or key == "autoround-3b")
         grid = "-plain" if plain else "-zero-points" if key in ZERO_POINTS else ""
         sizes = results.rows.get(f"rtn-{row.get('bits')}b{grid}", {})
-        seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0)
+        counted = "do not count" not in row.get("seconds_are", "")
+        seconds = row.get("start_seconds", 0) + row.get("train_seconds", 0) if counted else None
         kept = {k: sizes[k] for k in ("bits_paper", "bits_linears", "bits_file") if k in sizes}
         if "peak_gb" in row:
             kept["peak_gb"] = row["peak_gb"]
@@ -58,5 +59,5 @@ def table(results: Results) -> Iterator[str]:
         cells = [row.get("bits_paper"), row.get("bits_linears"), files.get("onnx"), files.get("coreml")]
         said = [key, *("" if c is None else f"{c:.2f}" for c in cells), f"{row['test']:.4g}"]
         said += [f"{row[task]:.1f}" if task in row else "" for task in ("arc_easy", "piqa")]
-        said += [f"{row['seconds']:.0f}", str(row.get("peak_gb", ""))]
+        said += ["" if row["seconds"] is None else f"{row['seconds']:.0f}", str(row.get("peak_gb", ""))]
         yield "| " + " | ".join(said) + " |"

@@ -42,20 +42,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from dlqat import adapter, atomic, plan, source
 from dlqat.exporters import fold, pipeline
 from dlqat.folded import disk
-from dlqat.recipe import BLOCKS, Recipe, Rule, portable
+from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule, portable
 from dlqat.runtime_tests.eval import text_loss
 from dlqat.source import Loaded
 from dlqat.trainer.data import training_data
 from dlqat.trainer.data.batches import Batches
-from dlqat.trainer.layers.prepare import load, prepare
-from dlqat.trainer.methods import by_name, compress
-from dlqat.trainer.methods.method import Method
+from dlqat.trainer.layers.prepare import load
 from dlqat.trainer.options import Options
 from dlqat.trainer.request import TrainRequest
 from dlqat.trainer.run import run
+from dlqat.trainer.starts import by_name
+from dlqat.trainer.starts.compressed import Compressed
+from dlqat.trainer.starts.restore import restore
+from dlqat.trainer.starts.start import Start
 from dlqat.trainer.train import accelerator, train
 
-TRAINED = Options(save_every=0)
+TRAINED = Options(save_every=0, block_distance=0.0, magnitude_rate=1e-2)
 UNTRAINED = replace(TRAINED, steps=0, calibration_tokens=16384)
 TARGETS = {"onnx": {}, "coreml": {"deployment_target": "iOS26"}}
 
@@ -75,7 +77,7 @@ class Road:
         grid = {"mirrored": self.mirrored, "symmetric": self.symmetric}
         return Recipe((*portable(self.bits, 32, 0).rules, Rule(BLOCKS, grid)))
 
-    def made(self) -> Method:
+    def made(self) -> Start:
         return by_name.parse(self.method, self.settings)
 
 
@@ -121,7 +123,7 @@ def compressed(key: str, keep: Path) -> tuple[Path, dict[str, float]]:
         shutil.rmtree(folder, ignore_errors=True)
         began = time.process_time()
         run(
-            TrainRequest(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, method=road.made()),
+            TrainRequest(smollm2(), folder, (str(valid),), road.recipe, UNTRAINED, road.made()),
             Console(stderr=True),
         )
         atomic.text(cost, json.dumps({"seconds": round(time.process_time() - began, 1), "peak_gb": peak_gb()}))
@@ -133,7 +135,7 @@ def start_row(key: str, keep: Path) -> dict[str, Any]:
     road, (folder, cost) = ROADS[key], compressed(key, keep)
     folded = fold.fold(folder)
     row: dict[str, Any] = {"method": road.method, "settings": list(road.settings), "bits": road.bits, **cost}
-    row |= {**_bits(folder, road.made()), "bits_file": _file_bits(folded)}
+    row |= {**_bits(folder, road), "bits_file": _file_bits(folded)}
     # The perplexity of rtn stands in quality.json.
     return row if road.method == "rtn" else {**row, "test": _perplexity(*restored(key, keep))}
 
@@ -158,8 +160,7 @@ def prepared(key: str, keep: Path) -> tuple[PreTrainedModel, Loaded]:
     start, _ = compressed(key, keep)
     origin = source.resolve(smollm2())
     loaded, tensors = source.load(origin), load_file(start / "adapters.safetensors")
-    prepare(loaded.model, ROADS[key].recipe, but=origin.decoder.linears())
-    compress.restore(loaded.model, plan.read(start), tensors)
+    restore(loaded.model, ROADS[key].recipe, plan.read(start), tensors)
     load(loaded.model, tensors)
     return loaded.model, loaded
 
@@ -179,12 +180,20 @@ def _perplexity(model: PreTrainedModel, loaded: Loaded) -> float:
     return text_loss.perplexity(text_loss.of_model(model), tokens(loaded, "test")).perplexity
 
 
-def _bits(model_dir: Path, method: Method) -> dict[str, float]:
-    nodes, shapes = plan.read(model_dir), source.resolve(smollm2()).decoder.linears()
+def _bits(model_dir: Path, road: Road) -> dict[str, float]:
+    shapes, start = source.resolve(smollm2()).decoder.linears(), road.made()
+    nodes = plan.read(model_dir) if isinstance(start, Compressed) else dict(road.recipe.layers(shapes))
     size = sum(shapes[n][0] * shapes[n][1] for n in nodes)
-    paper = sum(method.paper_bits(node, shapes[n]) * shapes[n][0] * shapes[n][1] for n, node in nodes.items())
+    paper = sum(_paper(start, node, shapes[n]) * shapes[n][0] * shapes[n][1] for n, node in nodes.items())
     stored = sum(plan.bits(node, shapes[n]) for n, node in nodes.items())
     return {"bits_paper": round(paper / size, 3), "bits_linears": round(stored / size, 3)}
+
+
+def _paper(start: Start, node: plan.Node, shape: tuple[int, int]) -> float:
+    if isinstance(start, Compressed):
+        return start.method.paper_bits(node, shape)
+    assert isinstance(node, LayerSpec)
+    return node.bits
 
 
 def _file_bits(folded: Path) -> dict[str, float]:

@@ -10,7 +10,8 @@ tokens of WikiText-2 *valid* (40 steps of 4 x 256); perplexity over 16 x 512 tok
 of the folded weights. `held` is the same over valid text that no row trains on: what choices were made by.
 Training on valid and testing on test is in-domain: cross entropy (ce) learns the text and can pass the
 float model, KL to the float model (kd) only recovers. ARC-Easy and PIQA are out of domain (recovery.py).
-Seconds are those of the process on the processor (OMP_NUM_THREADS=1: one core): others on the machine do not count.
+Seconds are those of the process on the processor (OMP_NUM_THREADS=1: one core): others on the machine do not count. A row
+measured in float32, for want of bf16, says so in `seconds_are`, and its seconds are not shown.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from dlqat import adapter, source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.runtime_tests.eval import text_loss
 from dlqat.source import Loaded
+from dlqat.trainer import precision
 from dlqat.trainer.data import training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.layers.prepare import load, prepare, qat_layers
 from dlqat.trainer.options import Options
-from dlqat.trainer.starts import start
+from dlqat.trainer.starts import by_name
+from dlqat.trainer.starts.start import Site
 from dlqat.trainer.train import accelerator, train
 
 WINDOWS, LENGTH = 16, 512
@@ -53,18 +56,22 @@ class Run:
     changes: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of the block linears' rule."""
     activation_bits: int = 0
+    init: str = "mse"
     autoround: bool = False
     """Rounded by AutoRound's own package instead of ours."""
     after: str = ""
     """Key of the row of AutoRound's that training starts from."""
 
 
+WITHOUT_BF16 = "of a processor without bf16, which trains in float32: they do not count"
 UNTRAINED = replace(Options(), steps=0)
+CALIBRATED = replace(UNTRAINED, calibration_tokens=TOKENS)
 
 
 def rows() -> Iterator[tuple[str, Run]]:
     """Key -> run, the ones that matter most first."""
-    base = Options()
+    yield from _default()
+    base = replace(Options(), block_distance=0.0, magnitude_rate=1e-2)  # with init mse: the default before _default
     high = replace(base, learning_rate=4e-3)  # of LoRA: the default until seeds 0 to 2 said otherwise
     for bits in (3, 4):
         for seed in (0, 1, 2):
@@ -75,7 +82,7 @@ def rows() -> Iterator[tuple[str, Run]]:
     for bits in (3, 4, 2):
         yield f"rtn-{bits}b", Run(bits, UNTRAINED)
         yield f"autoround-{bits}b", Run(bits, UNTRAINED, autoround=True)
-        yield f"gptq-{bits}b", Run(bits, replace(UNTRAINED, init="gptq", calibration_tokens=TOKENS))
+        yield f"gptq-{bits}b", Run(bits, CALIBRATED, init="gptq")
         if bits == 2:
             yield "dlqat-kd-2b-seed0", Run(2, base)
         yield f"dlqat-kd-a8-{bits}b-seed0", Run(bits, base, {}, 8)
@@ -83,20 +90,37 @@ def rows() -> Iterator[tuple[str, Run]]:
         yield f"peqa-kd-{bits}b-seed0", Run(bits, base, {"rank": 0})
         yield f"fq_lora-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False})
         yield f"l4q-kd-{bits}b-seed0", Run(bits, base, {"magnitude": False, "train_scales": True})
-        yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, init="gptq", calibration_tokens=TOKENS))
+        yield f"gptq+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, calibration_tokens=TOKENS), init="gptq")
         # A symmetric grid of 2 bits has no code for AutoRound's +2.
         grid = {"symmetric": False} if bits == 2 else {}
         yield f"autoround+dlqat-kd-{bits}b-seed0", Run(bits, base, grid, after=f"autoround-{bits}b")
         yield from _blocks(bits, base, high)
-    short = replace(base, init="gptq", calibration_tokens=16384)
+    short = replace(base, calibration_tokens=16384)
     for seed in (0, 1, 2):
-        yield f"gptq16k+dlqat-kd-3b-seed{seed}", Run(3, replace(short, seed=seed))
-    slow = replace(base, init="gptq", calibration_tokens=TOKENS, magnitude_rate=3e-3)
-    yield "gptq+dlqat-kd-slow-4b-seed0", Run(4, slow)
+        yield f"gptq16k+dlqat-kd-3b-seed{seed}", Run(3, replace(short, seed=seed), init="gptq")
+    slow = replace(base, calibration_tokens=TOKENS, magnitude_rate=3e-3)
+    yield "gptq+dlqat-kd-slow-4b-seed0", Run(4, slow, init="gptq")
     for bits in (3, 4):  # does LoRA pay when there is more to learn from?
         yield f"dlqat-kd-120steps-{bits}b-seed0", Run(bits, replace(base, steps=120))
         yield f"peqa-kd-120steps-{bits}b-seed0", Run(bits, replace(base, steps=120), {"rank": 0})
     yield "fq_lora-kd-lr4e-3-3b-seed0", Run(3, high, {"magnitude": False})
+
+
+def _default() -> Iterator[tuple[str, Run]]:
+    """The start that weighs inputs, with the blocks' distance in the loss, and without it; other rates and starts."""
+    new = Options()
+    short = replace(new, calibration_tokens=16384)
+    for bits in (4, 3, 2):
+        init = "blocks" if bits == 2 else "weighted"
+        yield f"weighted-{bits}b", Run(bits, UNTRAINED, init="weighted")
+        for seed in (0, 1, 2):
+            yield f"dlqat-{bits}b-seed{seed}", Run(bits, replace(new, seed=seed), init=init)
+        if bits == 2:
+            yield "weighted+dlqat-2b-seed0", Run(2, new, init="weighted")
+        yield f"dlqat-no-blocks-{bits}b-seed0", Run(bits, replace(new, block_distance=0.0), init=init)
+        other = replace(new, magnitude_rate=1e-2 if bits == 4 else 3e-3)
+        yield f"dlqat-{'fast' if bits == 4 else 'slow'}-{bits}b-seed0", Run(bits, other, init=init)
+        yield f"gptq16k+dlqat-{bits}b-seed0", Run(bits, short, init="gptq")
 
 
 def _plain(high: Options) -> Iterator[tuple[str, Run]]:
@@ -105,25 +129,24 @@ def _plain(high: Options) -> Iterator[tuple[str, Run]]:
     for seed in (0, 1, 2):
         yield f"dlqat-kd-lr4e-3-3b-plain-seed{seed}", Run(3, replace(high, seed=seed), plain)
     yield "rtn-3b-plain", Run(3, UNTRAINED, plain)
-    yield "gptq-3b-plain", Run(3, replace(UNTRAINED, init="gptq", calibration_tokens=TOKENS), plain)
+    yield "gptq-3b-plain", Run(3, CALIBRATED, plain, init="gptq")
     yield "peqa-kd-3b-plain-seed0", Run(3, high, {**plain, "rank": 0})
     yield "l4q-kd-lr4e-3-3b-plain-seed0", Run(3, high, {**plain, "magnitude": False, "train_scales": True})
     yield "dlqat-ce-lr4e-3-3b-plain-seed0", Run(3, replace(high, kd=0.0, ce=1.0), plain)
-    blocks = replace(high, init="blocks", calibration_tokens=TOKENS)
-    yield "blocks+dlqat-kd-lr4e-3-3b-plain-seed0", Run(3, blocks, plain)
+    blocks = replace(high, calibration_tokens=TOKENS)
+    yield "blocks+dlqat-kd-lr4e-3-3b-plain-seed0", Run(3, blocks, plain, init="blocks")
 
 
 def _blocks(bits: int, base: Options, high: Options) -> Iterator[tuple[str, Run]]:
     """The block-wise start: alone, and trained on at three rates."""
-    start = {"init": "blocks", "calibration_tokens": TOKENS}
-    yield f"blocks-{bits}b", Run(bits, replace(UNTRAINED, **start))
-    yield f"blocks+dlqat-kd-{bits}b-seed0", Run(bits, replace(base, **start))
-    yield f"blocks+dlqat-kd-lr4e-3-{bits}b-seed0", Run(bits, replace(high, **start))
-    slow = replace(base, **start, magnitude_rate=3e-3)
-    yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, slow)
+    base, high = replace(base, calibration_tokens=TOKENS), replace(high, calibration_tokens=TOKENS)
+    yield f"blocks-{bits}b", Run(bits, CALIBRATED, init="blocks")
+    yield f"blocks+dlqat-kd-{bits}b-seed0", Run(bits, base, init="blocks")
+    yield f"blocks+dlqat-kd-lr4e-3-{bits}b-seed0", Run(bits, high, init="blocks")
+    yield f"blocks+dlqat-kd-slow-{bits}b-seed0", Run(bits, replace(base, magnitude_rate=3e-3), init="blocks")
     if bits == 2:  # the grid that AutoRound's row of 2 bits has
         zero_points = {"symmetric": False}
-        yield "blocks+dlqat-kd-2b-asymmetric-seed0", Run(2, replace(base, **start), zero_points)
+        yield "blocks+dlqat-kd-2b-asymmetric-seed0", Run(2, base, zero_points, init="blocks")
 
 
 def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None) -> dict[str, Any]:
@@ -131,23 +154,24 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
     model, options = loaded.model, run.options
     examples = training_data.load([str(text("wikitext-2/valid.txt"))], loaded, training_data.DataPlan(256, 0), Path())
     # The end of valid is `held`: no row trains on it.
-    examples = replace(examples, starts=examples.starts[: -(WINDOWS * LENGTH // 256 + 1)])
+    examples = examples.first(len(examples) - (WINDOWS * LENGTH // 256 + 1))
     batches = Batches(examples, options.batch_size, options.seed)
     rules = (*portable(run.bits, 32, run.activation_bits).rules, Rule(BLOCKS, run.changes))
     began = time.process_time()
     if run.autoround:
         _autoround.autoround(model, loaded.tokenizer, run.bits, batches.calibration(TOKENS, 256))
         rules = tuple(rule for rule in rules if rule.match != BLOCKS)
-    prepare(model, Recipe(rules), options.seed)
+    begin = by_name.parse(run.init)
     if start_from is None:
-        start.apply(options.init, model, lambda: batches.calibration(options.calibration_tokens, 256))
-    elif run.after:
-        _autoround.start(qat_layers(model), load_file(start_from))
+        wanted = options.calibration_tokens or begin.tokens
+        begin.prepare(Site(model, Recipe(rules), options.seed, lambda: batches.calibration(wanted, 256)))
     else:
-        load(model, load_file(start_from))
+        prepare(model, Recipe(rules), options.seed)
+        tensors = load_file(start_from)
+        _autoround.start(qat_layers(model), tensors) if run.after else load(model, tensors)
     prepared = time.process_time()
     before: dict[str, float] = {}
-    if options.init != "mse" and options.steps and start_from is None:  # what the start alone is worth
+    if run.init != "mse" and options.steps and start_from is None:  # what the start alone is worth
         before = {f"start_{split}": value for split, value in evaluate(model, loaded).items()}
     began_training = time.process_time()
     losses: list[float] = []
@@ -160,6 +184,7 @@ def measure(run: Run, loaded: Loaded, keep: Path, start_from: Path | None = None
     _keep(model, run, keep)
     return {
         "bits": run.bits,
+        **({} if precision.fast_bf16("cpu") else {"seconds_are": WITHOUT_BF16}),
         "tokens": options.steps * options.batch_size * options.sequence_length,
         "start_seconds": round(prepared - began, 1),
         "train_seconds": round(trained - began_training, 1),
@@ -196,9 +221,9 @@ def tokens(loaded: Loaded, split: str, *, tail: bool = False) -> list[int]:
 
 def started(run: Run, results: Results, keep: Path) -> tuple[Path | None, dict[str, float]]:
     """The adapters of the untrained row that is just the run's start, and what is known of it; None, {} if there is none."""
-    key = run.after or f"{run.options.init}-{run.bits}b"
+    key = run.after or f"{run.init}-{run.bits}b"
     row, adapters = results.rows.get(key), keep / f"{key}.safetensors"
-    plain = not run.options.seed and not run.changes and run.options.calibration_tokens == TOKENS
+    plain = not run.options.seed and not run.changes and run.options.calibration_tokens in (None, TOKENS)
     usable = run.after or (run.options.steps and plain)
     if row is None or not adapters.exists() or not usable:
         return None, {}

@@ -4,7 +4,8 @@
     python benchmarks/quality.py && python benchmarks/recovery.py [ADAPTERS]     rows of which quality.py kept adapters
     python benchmarks/recovery.py --only dlqat-kd-3b                             those whose key begins so
 
-`kl`: mean KL(float || row) in nats over 16 x 512 tokens of WikiText-2 test, under bf16 autocast. Perplexity can
+`kl`: mean KL(float || row) in nats over 16 x 512 tokens of WikiText-2 test, under bf16 autocast (float32 where a
+processor has no bf16). Perplexity can
 fall because a model learns the domain, or grows less sure of itself; this distance cannot. ARC-Easy and PIQA: the
 accuracy of the first QUESTIONS questions (lm_eval, local files), standard error 3.5 and 3.4 points, so rows that
 differ by less do not differ; all rows answer the same questions.
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlqat import source
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
+from dlqat.trainer import precision
 from dlqat.trainer.layers import prepare
 
 QUESTIONS = 200
@@ -71,7 +73,7 @@ def distance(model: PreTrainedModel, reference: PreTrainedModel, ids: list[int])
     """Mean KL(reference || model) over windows of LENGTH tokens."""
     total, count = 0.0, 0
     for batch in torch.tensor(ids).view(-1, 2, LENGTH):
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision.autocast("cpu"):
             own, wanted = (m(batch).logits[:, :-1].float().log_softmax(-1) for m in (model, reference))
         total += float(F.kl_div(own, wanted, log_target=True, reduction="sum"))
         count += batch[:, 1:].numel()
@@ -93,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", type=Path, nargs="?", default=ADAPTERS, help="what quality.py has kept")
     parser.add_argument("--only", default="", help="prefix of the rows to measure")
+    parser.add_argument("--distance", action="store_true", help="only kl")
     arguments = parser.parse_args()
     folder: Path = arguments.adapters
     if not any(folder.glob("*.safetensors")):
@@ -111,7 +114,7 @@ def main() -> None:
         restore(loaded.model, run, path)
         model = loaded.model.eval()
         kl = distance(model, reference.model.eval(), ids)
-        results.add(key, {"kl": round(kl, 4), **accuracy(model, loaded.tokenizer)})
+        results.add(key, {"kl": round(kl, 4), **({} if arguments.distance else accuracy(model, loaded.tokenizer))})
         print(key, results.rows[key], flush=True)
 
 

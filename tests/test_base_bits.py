@@ -18,10 +18,10 @@ from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.trainer import cli, run
-from dlqat.trainer.layers.prepare import prepare
 from dlqat.trainer.layers.qat import QATLinear, teacher
 from dlqat.trainer.rounding.search import search
-from dlqat.trainer.starts import start
+from dlqat.trainer.starts import by_name
+from dlqat.trainer.starts.start import Site
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -86,8 +86,8 @@ def test_a_prepared_start_keeps_its_codes_on_the_shrunk_base(init: str, bits: in
     found: list[dict[str, torch.Tensor]] = []
     for kept in (0, 8):
         model = tiny("llama-tied")
-        prepare(model, Recipe((Rule(BLOCKS, {"bits": bits, "group_size": 16, "rank": 4, "base_bits": kept}),)))
-        start.apply(init, model, lambda: tokens)
+        recipe = Recipe((Rule(BLOCKS, {"bits": bits, "group_size": 16, "rank": 4, "base_bits": kept}),))
+        by_name.parse(init).prepare(Site(model, recipe, text=lambda: tokens))
         layers = {name: m for name, m in model.named_modules() if isinstance(m, QATLinear)}
         for layer in layers.values():
             layer.shrink_base()

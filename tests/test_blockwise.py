@@ -10,19 +10,21 @@ from transformers import PreTrainedModel
 
 from dlqat.folded import dense
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule, portable
-from dlqat.trainer.layers.prepare import prepare, qat_layers
+from dlqat.trainer.layers.prepare import qat_layers
 from dlqat.trainer.layers.qat import QATLinear, teacher
-from dlqat.trainer.starts import blockwise, start
+from dlqat.trainer.starts import blockwise, by_name
+from dlqat.trainer.starts.start import Site
 from models import tiny
 
 TOKENS = torch.randint(3, 160, (136, 32), generator=torch.Generator().manual_seed(1))
 CALIBRATION, UNSEEN = TOKENS[:128], TOKENS[128:]
 
 
-def prepared(family: str = "llama-tied", **changes: object) -> PreTrainedModel:
+def prepared(family: str = "llama-tied", init: str = "mse", **changes: object) -> PreTrainedModel:
     model = tiny(family)
     rule = Rule(BLOCKS, {"rank": 4, "alpha": 4.0, **changes})
-    prepare(model, Recipe((*portable(3, 16, 0).rules, rule)))
+    recipe = Recipe((*portable(3, 16, 0).rules, rule))
+    by_name.parse(init).prepare(Site(model, recipe, text=lambda: CALIBRATION))
     return model
 
 
@@ -46,7 +48,7 @@ def loss(model: PreTrainedModel, tokens: Tensor = UNSEEN) -> float:
 def test_it_loses_less_than_rounding_to_nearest(family: str, changes: dict[str, object]) -> None:
     model = prepared(family, **changes)
     seen, unseen = loss(model, CALIBRATION), loss(model, UNSEEN)
-    start.apply("blocks", model, lambda: CALIBRATION)
+    model = prepared(family, "blocks", **changes)
     assert loss(model, CALIBRATION) < 0.7 * seen
     assert loss(model, UNSEEN) < 0.9 * unseen
 
@@ -56,7 +58,7 @@ def test_the_teacher_stays_exact_and_no_module_is_left_behind() -> None:
     with torch.no_grad(), teacher(model):
         before = model(UNSEEN).logits
     kinds = [type(m) for m in model.modules()]
-    start.apply("blocks", model, lambda: CALIBRATION)
+    model = prepared(init="blocks")
     assert [type(m) for m in model.modules()] == kinds
     with torch.no_grad(), teacher(model):
         assert torch.equal(model(UNSEEN).logits, before)
@@ -100,9 +102,7 @@ def test_gradients_are_those_of_the_smooth_part() -> None:
 
 
 def test_the_same_start_every_time() -> None:
-    first, second = prepared(), prepared()
-    start.apply("blocks", first, lambda: CALIBRATION)
-    start.apply("blocks", second, lambda: CALIBRATION)
+    first, second = prepared(init="blocks"), prepared(init="blocks")
     ours, theirs = qat_layers(first), qat_layers(second)
     for name, layer in ours.items():
         assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), theirs[name].buffers(), strict=True)), name

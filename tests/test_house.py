@@ -157,7 +157,7 @@ def test_imports_point_down() -> None:
         ("runtime_tests/readers/__init__.py", "import dlqat.exporters", "The proof shares no code with writers"),
         ("stray.py", "", "Imports point down"),
         ("trainer/rounding/__init__.py", "import dlqat.trainer.layers", "Rooms of the trainer"),
-        ("trainer/starts/__init__.py", "import dlqat.trainer.methods", "Rooms of the trainer"),
+        ("trainer/methods/__init__.py", "import dlqat.trainer.starts", "Rooms of the trainer"),
         ("trainer/stray.py", "", "Rooms of the trainer"),
         ("exporters/onnx/__init__.py", "import dlqat.exporters.coreml", "Wings of the exporters"),
         ("exporters/builder.py", "import dlqat.exporters.onnx", "Wings of the exporters"),

@@ -17,7 +17,6 @@ from dlqat.grid import Grid, dequantize, quantize
 from dlqat.plan import Pruned
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
-from dlqat.trainer.methods import by_name
 from dlqat.trainer.methods.allocation import allocate, counts, ideal
 from dlqat.trainer.methods.kmeans import inertia, kmeans
 from dlqat.trainer.methods.nm import holds, saliency_svd, wanda
@@ -26,6 +25,7 @@ from dlqat.trainer.methods.whitened import whitened
 from dlqat.trainer.rounding.gptq import DAMPING, Pattern, compensate, sweep
 from dlqat.trainer.rounding.offset import offset
 from dlqat.trainer.rounding.to_grid import factors, to_grid
+from dlqat.trainer.starts import by_name
 from dlqat.tree import Clustered, LowRank, Sum
 
 
@@ -130,7 +130,7 @@ def test_kmeans_of_duplicates_and_of_every_point() -> None:
 
 def test_swsc_is_its_formula() -> None:
     """W'' = R[labels] + A B with everything read back from the tensors; the paper's bits at its own setting."""
-    method = by_name.parse("swsc", ["clusters=0.25", "rank=0.25"])
+    method = by_name.value("swsc", ["clusters=0.25", "rank=0.25"])
     weight, spec = layer(64, 64)[0], LayerSpec(8, 16)
     name = "model.layers.0.self_attn.q_proj"
     node = method.plan({name: spec}, {name: (64, 64)}, [1.0])[name]
@@ -144,7 +144,7 @@ def test_swsc_is_its_formula() -> None:
     tail = torch.linalg.svdvals(rest)[16:].square().sum()
     exact = float((rest - _float(tensors, f"{name}.1")).square().sum())
     assert exact == pytest.approx(float(tail), rel=1e-5)
-    paper = by_name.parse("swsc", [])
+    paper = by_name.value("swsc", [])
     big = Sum((Clustered(LayerSpec(), 256), LowRank(LayerSpec(), LayerSpec(), 128)))
     assert paper.paper_bits(big, (4096, 4096)) == pytest.approx(2.0, abs=0.003)
 
@@ -232,7 +232,7 @@ def test_casp_gives_keys_of_grouped_queries_their_own_rank_and_keeps_the_average
         for i in range(4)
         for x, s in (("q", (576, 576)), ("k", (192, 576)), ("v", (192, 576)))
     }
-    method = by_name.parse("casp", ["average=3"])
+    method = by_name.value("casp", ["average=3"])
     nodes = method.plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [0.3, 0.1, 0.01, 0.2])
     q, k = (nodes[f"model.layers.0.self_attn.{x}_proj"] for x in "qk")
     assert isinstance(q, LowRank) and q.rank == 64  # 0.25 * 576 / 2 = 72, a multiple of 32
@@ -241,7 +241,7 @@ def test_casp_gives_keys_of_grouped_queries_their_own_rank_and_keeps_the_average
     spent = sum(method.paper_bits(node, shapes[n]) * shapes[n][0] * shapes[n][1] for n, node in nodes.items())
     assert spent / size <= 3
     with pytest.raises(Refusal, match="average of 1 bits"):
-        by_name.parse("casp", ["average=1"]).plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [1.0] * 4)
+        by_name.value("casp", ["average=1"]).plan(dict.fromkeys(shapes, LayerSpec(3, 32)), shapes, [1.0] * 4)
 
 
 # N:M
@@ -279,7 +279,7 @@ def test_compensation_pays_and_the_correction_pays_more() -> None:
     names = {"obs": [], "wanda": ["score=wanda"], "obs+lr": ["low_rank=0.25"]}
     errors = {}
     for name, settings in names.items():
-        method = by_name.parse("nm", settings)
+        method = by_name.value("nm", settings)
         node = method.plan({"x.0.q_proj": spec}, {"x.0.q_proj": (64, 64)}, [])["x.0.q_proj"]
         tensors = method.make("x.0.q_proj", node, weight, moments)
         errors[name] = output_error(weight, _fold(node, "x.0.q_proj", tensors, weight), moments)
@@ -348,7 +348,7 @@ def test_a_spread_reaches_the_masks() -> None:
     shapes = {f"x.{i}.q_proj": (32, 64) for i in range(3)}
     for score in ("obs", "wanda", "ternary"):
         bits = 2 if score == "ternary" else 4
-        method = by_name.parse("nm", [f"score={score}", "n=4", "m=8", "spread=1"])
+        method = by_name.value("nm", [f"score={score}", "n=4", "m=8", "spread=1"])
         nodes = method.plan(dict.fromkeys(shapes, LayerSpec(bits, 32)), shapes, [0.3, 0.1, 0.2])
         assert plan.from_json(plan.to_json(nodes), "x") == nodes
         for name, count in zip(shapes, (5, 3, 4), strict=True):
@@ -376,7 +376,7 @@ def test_plans_travel_as_json_and_count_their_bits() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("magic", [], "not one of dlqat, rtn"),
+        ("magic", [], "not one of mse, weighted"),
         ("rtn", ["keep=1"], "no options"),
         ("casp", ["keep=x"], "not a float"),
         ("casp", ["kept=0.5"], "keep, average"),
@@ -392,15 +392,15 @@ def test_plans_travel_as_json_and_count_their_bits() -> None:
 )
 def test_wrong_options_are_refused_in_one_line(name: str, settings: list[str], says: str) -> None:
     with pytest.raises(Refusal, match=says):
-        by_name.parse(name, settings)
+        by_name.value(name, settings)
 
 
 def test_a_pattern_that_does_not_fit_is_refused_by_name() -> None:
     shapes = {"model.layers.0.mlp.up_proj": (64, 64)}
     with pytest.raises(Refusal, match=r"up_proj: nm 2:5: 5 does not divide"):
-        by_name.parse("nm", ["n=2", "m=5"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
+        by_name.value("nm", ["n=2", "m=5"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
     with pytest.raises(Refusal, match="2-bit"):
-        by_name.parse("nm", ["score=ternary"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
+        by_name.value("nm", ["score=ternary"]).plan(dict.fromkeys(shapes, LayerSpec(4, 32)), shapes, [])
 
 
 def test_a_leaf_of_its_own_weight_says_so() -> None:

@@ -14,7 +14,7 @@ from dlqat import adapter, folded, plan, source, tree
 from dlqat.exporters import pipeline
 from dlqat.folded import Folded, LowRank, Quantized, Sum, disk
 from dlqat.recipe import LayerSpec
-from dlqat.trainer.methods import by_name
+from dlqat.trainer.starts import by_name
 
 SPEC = LayerSpec(4, 32, rank=0, magnitude=False)
 BLOCKS = {0: ("casp", "keep=0.25"), 14: ("nm", "low_rank=0.1"), 29: ("swsc", "rounding=gptq")}
@@ -25,7 +25,7 @@ def made(model: Path, block: int, name: str, setting: str) -> dict[str, Folded]:
     origin = source.resolve(str(model))
     weights, every = source.weights(origin), origin.decoder.linears()
     shapes = {n: s for n, s in every.items() if n.startswith(f"model.layers.{block}.self_attn")}
-    method = by_name.parse(name, [setting])
+    method = by_name.value(name, [setting])
     nodes = method.plan(dict.fromkeys(shapes, SPEC), shapes, [1.0] * origin.decoder.layers)
     layers: dict[str, Folded] = {}
     for path, node in nodes.items():

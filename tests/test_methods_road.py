@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import artifacts
-from dlqat import folded, plan, source
+from dlqat import folded, plan
 from dlqat.artifact import find
 from dlqat.devices.all import device
 from dlqat.exporters import fold, pipeline
@@ -28,10 +28,10 @@ from dlqat.runtime_tests.check import ladder
 from dlqat.runtime_tests.check.proof import Proof
 from dlqat.runtime_tests.reference.model import Reference
 from dlqat.trainer import cli, log
-from dlqat.trainer.layers.prepare import load, prepare, qat_layers
+from dlqat.trainer.layers.prepare import load, qat_layers
 from dlqat.trainer.layers.qat import teacher
-from dlqat.trainer.methods import compress
 from dlqat.trainer.methods.nm import holds
+from dlqat.trainer.starts.restore import restore
 from models import tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -39,6 +39,8 @@ UP, QUERY = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
 CASES: dict[str, list[str]] = {
     "rtn": ["--method", "rtn"],
     "gptq": ["--method", "gptq", "--asymmetric", "--no-activations"],
+    "weighted": ["--init", "weighted", "--steps", "0"],
+    "blocks": ["--init", "blocks", "--bits", "2", "--then", "nothing"],
     "swsc": ["--method", "swsc"],
     "casp": ["--method", "casp", "--bits", "3"],
     "nm": ["--method", "nm", "--set", "low_rank=0.25"],
@@ -49,7 +51,7 @@ CASES: dict[str, list[str]] = {
         *("--method", "nm", "--set", "score=ternary", "--set", "n=4", "--set", "m=8", "--bits", "2", "--then", "dlqat")
     ],
     "swsc+dlqat": ["--method", "swsc", "--set", "rounding=gptq", "--then", "dlqat"],
-    "casp+dlqat": ["--method", "casp", "--then", "dlqat"],
+    "casp+dlqat": ["--init", "casp"],
     "nm+dlqat": ["--method", "nm", "--set", "low_rank=0.25", "--then", "dlqat"],
 }
 KINDS = {"swsc": Sum, "casp": LowRank, "nm": Sum}
@@ -69,7 +71,8 @@ def base(folder: Path) -> Path:
 def call(model: Path, output: Path, *extra: str, data: bool = True) -> None:
     text = ["--data", str(model.parent / "text.txt")] if data else []
     words = [str(model), "-o", str(output), *text, "--sequence-length", "16", "--precision", "fp32", *extra]
-    result = CliRunner().invoke(cli.app, [*words, "--steps", "3", "--rank", "4", "--lr", "0.03"])
+    steps = [] if "--steps" in extra else ["--steps", "3"]
+    result = CliRunner().invoke(cli.app, [*words, *steps, "--rank", "4", "--lr", "0.03"])
     if result.exception is not None:
         raise result.exception
 
@@ -97,10 +100,9 @@ def test_the_integers_are_those_of_the_training_forward(road: Road, case: str) -
     model = disk.read(out / "folded")
     rebuilt = AutoModelForCausalLM.from_pretrained(out.parent / "base")
     rules = parse(json.loads((out / "dlqat.json").read_text())["recipe"], "test")
-    decoder = source.resolve(str(out.parent / "base")).decoder
-    prepare(rebuilt, rules, but=decoder.linears())
     tensors = load_file(out / "adapters.safetensors")
-    compress.restore(rebuilt, plan.from_json(json.loads((out / "plan.json").read_text()), "plan"), tensors)
+    assert (out / "plan.json").exists() == ("gptq" not in case and case not in ("rtn", "blocks", "weighted"))
+    restore(rebuilt, rules, plan.read(out) if (out / "plan.json").exists() else {}, tensors)
     load(rebuilt, tensors)
     leaves = {path: leaf for name, layer in model.layers.items() for path, leaf in folded.leaves(layer, name)}
     layers = qat_layers(rebuilt)
@@ -214,7 +216,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapters(
 def test_the_record_says_the_method_and_another_one_is_refused(road: Road) -> None:
     out = road("casp")
     record = json.loads((out / "dlqat.json").read_text())
-    assert record["method"] == {
+    assert record["start"] == {
         "name": "casp",
         "keep": 0.25,
         "average": 0.0,
@@ -223,20 +225,22 @@ def test_the_record_says_the_method_and_another_one_is_refused(road: Road) -> No
         "layers": r".*\.(q|k)_proj",
     }
     call(out.parent / "base", out, *CASES["casp"])  # the same: nothing to do
-    with pytest.raises(Refusal, match=r"another method .keep 0.25, now 0.5"):
+    with pytest.raises(Refusal, match=r"another start .keep 0.25, now 0.5"):
         call(out.parent / "base", out, *CASES["casp"], "--set", "keep=0.5")
 
 
 @pytest.mark.parametrize(
     ("extra", "data", "says"),
     [
-        (["--method", "magic"], True, "not one of dlqat, rtn"),
+        (["--method", "magic"], True, "--method magic is not one of mse, "),
         (["--method", "gptq"], False, "--data is missing: calibration"),
         (["--method", "rtn", "--then", "dlqat"], False, "--data is missing: training"),
         ([], False, "--data is missing: training"),
-        (["--then", "dlqat"], True, "another --method"),
-        (["--method", "rtn", "--then", "gptq"], True, "is not dlqat"),
-        (["--method", "rtn", "--init", "gptq"], True, "--init is of --method dlqat"),
+        (["--then", "dlqat", "--steps", "0"], True, "--steps 0 does not"),
+        (["--method", "rtn", "--then", "gptq"], True, "is not dlqat or nothing"),
+        (["--method", "rtn", "--init", "gptq"], True, "both name the start"),
+        (["--init", "weighted", "--steps", "0"], False, "--data is missing: calibration"),
+        (["--set", "keep=1"], True, "weighted has no options"),
         (["--method", "casp", "--set", "average=1"], True, "raise --bits"),
         (["--method", "nm", "--set", "m=5"], True, "5 does not divide"),
     ],

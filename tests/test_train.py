@@ -33,7 +33,8 @@ from dlqat.trainer.log import StepRow
 from dlqat.trainer.options import Options
 from dlqat.trainer.rounding.gptq import compensate
 from dlqat.trainer.rounding.offset import offset
-from dlqat.trainer.starts import start
+from dlqat.trainer.starts import by_name
+from dlqat.trainer.starts.start import Site
 from dlqat.trainer.train import Loss, accelerator, train
 from models import tiny
 
@@ -190,7 +191,8 @@ def test_gptq_loses_less_than_rounding_to_nearest_and_keeps_the_teacher() -> Non
         float_logits = model(tokens).logits
         prepare(model, recipe)
         before = (model(tokens).logits - float_logits).square().mean()
-        start.apply("gptq", model, lambda: tokens)
+        model = tiny("llama-tied")
+        by_name.parse("gptq").prepare(Site(model, recipe, text=lambda: tokens))
         after = (model(tokens).logits - float_logits).square().mean()
         with teacher(model):
             assert torch.equal(model(tokens).logits, float_logits)
@@ -257,12 +259,13 @@ def test_a_start_meets_the_model_where_it_is(init: str) -> None:
         assert args[0].device.type == "meta"
         raise Killed
 
-    model = tiny("llama-tied").to("meta")
-    prepare(model, Recipe((Rule(r".*\.0\..*q_proj", {"rank": 4}),)))
+    model, recipe = tiny("llama-tied").to("meta"), Recipe((Rule(r".*\.0\..*q_proj", {"rank": 4}),))
+    prepare(model, recipe)
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+    model = tiny("llama-tied").to("meta")
     model.get_input_embeddings().register_forward_pre_hook(see)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(Killed):
-        start.apply(init, model, lambda: torch.randint(3, 160, (2, 8)))
+        by_name.parse(init).prepare(Site(model, recipe, text=lambda: torch.randint(3, 160, (2, 8))))
 
 
 def test_the_offset_gives_gptqs_codes() -> None:

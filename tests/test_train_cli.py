@@ -194,7 +194,7 @@ def kill_before_the_start(base: Path, *extra: str) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run, "prepare", stop)
+        patch.setattr(run, "_start", stop)
         call(base, *extra)
 
 
@@ -240,7 +240,7 @@ def test_a_killed_run_continues_from_its_prepared_start(base: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "start"),
     [
-        ([], "mse"),
+        ([], "weighted"),
         (["--bits", "2"], "blocks"),
         (["--bits", "2", "--init", "mse"], "mse"),
         (["--recipe", "two"], "blocks"),
@@ -252,7 +252,7 @@ def test_two_bits_start_from_blocks(base: Path, extra: list[str], start: str) ->
         Path(extra[1]).write_text("[[rule]]\nmatch = '.*up_proj'\nbits = 2\n", encoding="utf-8")
     call(base, *extra)
     record = json.loads((base.parent / "out" / "dlqat.json").read_text(encoding="utf-8"))
-    assert record["options"]["init"] == start
+    assert record["start"] == {"name": start}
     stored = load_file(base.parent / "out" / "adapters.safetensors")
     assert any(name.endswith(".offset") for name in stored) == (start == "blocks")
 
@@ -275,8 +275,8 @@ def test_short_conversations_calibrate_a_start(base: Path) -> None:
     chats = base.parent / "chats.jsonl"
     chats.write_text(f"{json.dumps({'messages': talk})}\n" * 3, encoding="utf-8")
     for what, says in (
-        (["--bits", "2"], "^--init blocks .*2 bits"),
-        (["--method", "gptq"], "^--method gptq calibrates"),
+        (["--bits", "2"], "^the start blocks calibrates .*--init mse"),
+        (["--method", "gptq"], "^the start gptq calibrates"),
     ):
         with pytest.raises(Refusal, match=says):
             call(base, *what, "--sequence-length", "128", data=str(chats), output=what[1])
@@ -357,7 +357,8 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
         (["--init", "magic"], "not one of"),
         (["--kd", "0"], "not both 0"),
         (["--data", "nowhere.txt"], "does not exist"),
-        (["--steps", "0"], "--steps 0 is too small; 1 is the least"),
+        (["--steps", "-1"], "--steps -1 is too small; 0 is the least"),
+        (["--block-distance", "nan"], "--block-distance nan is no number"),
         (["--sequence-length", "1"], "too small"),
         (["--sequence-length", "129"], "--sequence-length 129 is longer than the model's 128 positions"),
         (["--micro-batch", "-2"], "too small"),

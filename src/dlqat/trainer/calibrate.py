@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dlqat.trainer import precision
 from dlqat.trainer.layers.qat import QATLinear, teacher
 
 Walked = nn.Linear | QATLinear
@@ -74,6 +75,35 @@ def _second_moments(block: nn.Module, inputs: list[Tensor], arguments: dict[str,
         for x in inputs:
             block(x, **arguments)
     return {layer: moments[name if name in own else SHARED[name]] for name, layer in layers.items()}
+
+
+@torch.no_grad()
+def mean_squares(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
+    """The mean square [in] of every input of every linear of the blocks of a float model, by name: one forward pass, and of
+    X^T X the diagonal only. In bf16 where that is fast: its rounding is far below what one text differs from another."""
+    sums: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sums[name] = sums.get(name, 0) + args[0].flatten(0, -2).float().square().sum(0)
+
+        return add
+
+    blocks = model.get_submodule("model.layers")
+    linears = {f"model.layers.{n}": m for n, m in blocks.named_modules() if isinstance(m, nn.Linear)}
+    read = {name: _source(name) if _source(name) in linears else name for name in linears}
+    with ExitStack() as hooks, precision.autocast(model.device.type):
+        for name in set(read.values()):
+            hooks.callback(linears[name].register_forward_pre_hook(hook(name)).remove)
+        for sequences in tokens.split(4):
+            model.model(sequences.to(model.device), use_cache=False)
+    return {name: sums[source] / tokens.numel() for name, source in read.items()}
+
+
+def _source(name: str) -> str:
+    """The layer whose input the layer of that name shares."""
+    parent, _, own = name.rpartition(".")
+    return f"{parent}.{SHARED.get(own, own)}"
 
 
 def block_inputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:

@@ -14,9 +14,9 @@ import typer
 from dlqat import refusal
 from dlqat.terminal import Terminal
 from dlqat.trainer import compose
-from dlqat.trainer.compose import DLQAT
-from dlqat.trainer.methods.by_name import METHODS
+from dlqat.trainer.compose import DLQAT, START, TWO_BITS
 from dlqat.trainer.options import Options
+from dlqat.trainer.starts.by_name import OTHER_NAMES, STARTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
@@ -45,14 +45,22 @@ def train(
         str | None,
         typer.Option(help="Folder of a PEFT adapter's base model, if it is not where adapter_config.json says."),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"dlqat | {' | '.join(METHODS)}.", rich_help_panel=WHAT)] = DLQAT,
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"dlqat | {' | '.join([*STARTS, *OTHER_NAMES])}. Another than dlqat: --init of it, and nothing then.",
+            rich_help_panel=WHAT,
+        ),
+    ] = DLQAT,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE of the method (docs/methods.md); may be repeated.", rich_help_panel=WHAT),
+        typer.Option("--set", help="KEY=VALUE of the start (docs/methods.md); may be repeated.", rich_help_panel=WHAT),
     ] = None,
     then: Annotated[
         str,
-        typer.Option(help="dlqat: train what the method made, its factors and centroids too.", rich_help_panel=WHAT),
+        typer.Option(
+            help="What follows the start: dlqat (trains its factors and centroids too) | nothing.", rich_help_panel=WHAT
+        ),
     ] = "",
     bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.", rich_help_panel=WHAT)] = 4,
     group_size: Annotated[
@@ -84,15 +92,19 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start: mse | weighted | gptq | blocks. Default: mse; blocks if a layer has 2 bits.",
+            help=f"Start: {' | '.join(STARTS)}. Default: {START}; {TWO_BITS} if a layer has 2 bits.",
             rich_help_panel=HOW,
         ),
     ] = None,
     calibration_tokens: Annotated[
-        int,
-        typer.Option(help="Tokens of the data that a start other than mse, or a method, sees.", rich_help_panel=HOW),
+        int | None,
+        typer.Option(
+            help="Tokens of the data that the start sees. Default: as many as it asks for.", rich_help_panel=HOW
+        ),
     ] = _DEFAULT.calibration_tokens,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=HOW)] = _DEFAULT.steps,
+    steps: Annotated[
+        int, typer.Option(help="Optimizer steps; 0: the start is the result.", rich_help_panel=HOW)
+    ] = _DEFAULT.steps,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)
     ] = _DEFAULT.batch_size,
@@ -113,16 +125,27 @@ def train(
             rich_help_panel=HOW,
         ),
     ] = _DEFAULT.ce,
+    block_distance: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of every block's distance to the float model's. Default: by its bits where KL is the whole loss, else 0.",
+            rich_help_panel=HOW,
+        ),
+    ] = _DEFAULT.block_distance,
     lr: Annotated[
         float, typer.Option("--lr", "--learning-rate", help="Learning rate of LoRA.", rich_help_panel=HOW)
     ] = _DEFAULT.learning_rate,
     magnitude_lr: Annotated[
-        float, typer.Option(help="Learning rate of the magnitudes.", rich_help_panel=HOW)
+        float | None,
+        typer.Option(help="Of the magnitudes. Default: 1e-2 at 2 and 3 bits, else 3e-3.", rich_help_panel=HOW),
     ] = _DEFAULT.magnitude_rate,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.", rich_help_panel=HOW)] = _DEFAULT.warmup,
     seed: Annotated[int, typer.Option(help="Of data order and LoRA's start.", rich_help_panel=HOW)] = _DEFAULT.seed,
     precision: Annotated[
-        str, typer.Option(help="bf16 (autocast) | fp32 (of a bf16 model, too).", rich_help_panel=RUN)
+        str,
+        typer.Option(
+            help="bf16 (autocast) | fp32 (of a bf16 model, too) | auto: bf16 where it is fast.", rich_help_panel=RUN
+        ),
     ] = _DEFAULT.precision,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=RUN)
@@ -140,7 +163,8 @@ def train(
 ) -> None:
     """Fine-tune MODEL with DL-QAT: LoRA inside the rounding, one magnitude per group, frozen weights.
 
-    Or compress it with another method of the field ([b]--method[/b]), and train from there ([b]--then dlqat[/b]).
+    Training begins at a start ([b]--init[/b]), another method of the field if you like, or ends there
+    ([b]--then nothing[/b]).
 
     The default is the [b]portable[/b] profile: symmetric int4, groups of 32, int8 embedding and head, int8
     activations: what every target holds exactly. Then: [b]dlqat-export --target onnx MODEL_DIR[/b].
@@ -153,7 +177,7 @@ def train(
 
       dlqat-train HuggingFaceTB/SmolLM2-135M-Instruct -o model_dir --data self --bits 3
 
-      dlqat-train ./my-finetune -o model_dir --data notes.txt --method nm --set n=2 --set m=4 --then dlqat
+      dlqat-train ./my-finetune -o model_dir --data notes.txt --init nm --set n=2 --set m=4
     """
     options = replace(
         _DEFAULT,
@@ -166,6 +190,7 @@ def train(
         warmup=warmup,
         kd=kd,
         ce=ce,
+        block_distance=block_distance,
         calibration_tokens=calibration_tokens,
         seed=seed,
         precision=precision,

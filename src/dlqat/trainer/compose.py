@@ -13,17 +13,17 @@ from dlqat import recipe
 from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
-from dlqat.trainer.methods.by_name import parse
-from dlqat.trainer.methods.method import Method
-from dlqat.trainer.options import INITS, Options
+from dlqat.trainer.options import Options
+from dlqat.trainer.starts.by_name import parse
+from dlqat.trainer.starts.start import Start
 
 if TYPE_CHECKING:  # with transformers, and --help imports this file
     from dlqat.trainer.request import TrainRequest
 
-DLQAT = "dlqat"
+DLQAT, NOTHING = "dlqat", "nothing"
 DEFAULT = Options()
-TWO_BITS = "blocks"
-"""Start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
+START, TWO_BITS = "weighted", "blocks"
+"""Start of a model; start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
 UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 
 
@@ -51,11 +51,12 @@ def request(
     parallel: str = "ddp",
     options: Options = DEFAULT,
 ) -> TrainRequest:
-    """One call of dlqat-train, whose options these are (`options.init` is `init`). Refusal where they contradict."""
-    compression = _method(method, list(settings), then, init)
-    if compression is not None and base_bits:
+    """One call of dlqat-train, whose options these are. Refusal where they contradict.
+
+    `method` is `init` of which, unless `then` says dlqat, nothing follows."""
+    trained = _trained(method, then, options.steps)
+    if method != DLQAT and base_bits:
         raise Refusal(f"--base-bits {base_bits} is for plain DL-QAT; leave it out with --method {method}")
-    trained = compression is None or then == DLQAT
     adapters = {
         "rank": rank,
         "alpha": float(rank if alpha is None else alpha),
@@ -65,15 +66,18 @@ def request(
     }
     grid = recipe.portable(bits, group_size, 8 if activations else 0)
     checked = _rules(grid, {"symmetric": symmetric}, adapters if trained else None, recipe_file)
-    options = replace(options, init=_start_of(checked, compression) if init is None else init)
+    start = _start(method, init, settings, checked)
     _check(options, parallel)
     if not trained:
         read = {name: getattr(options, name) for name in ("seed", "precision", "sequence_length", "calibration_tokens")}
         options = replace(Options(), steps=0, **read)
-    sources = _sources(list(data), compression, then)
+    needed = "training" if trained else "calibration" if start.tokens else ""
+    if needed and not data:
+        raise Refusal(f"--data is missing: {needed} needs text (or --data self: the model writes it)")
+    sources = tuple(data) if needed else ()
     with _installed():
         from dlqat.trainer.request import TrainRequest
-    return TrainRequest(model, output, sources, checked, options, parallel, compression, chat_template, base)
+    return TrainRequest(model, output, sources, checked, options, start, parallel, chat_template, base)
 
 
 def run(request: TrainRequest, console: Terminal) -> Path:
@@ -102,38 +106,29 @@ def _rules(grid: Recipe, blocks: Mapping[str, Any], adapters: Mapping[str, Any] 
     return recipe.parse(recipe.tables(Recipe(tuple(found))), "options")
 
 
-def _method(name: str, settings: list[str], then: str, init: str | None) -> Method | None:
-    """The method of that name; None: DL-QAT by itself. Refusal for options that belong to the other."""
-    if then not in ("", DLQAT):
-        raise Refusal(f"--then {then} is not {DLQAT}")
-    if name == DLQAT:
-        if settings or then:
-            raise Refusal("--set and --then belong to another --method than dlqat")
-        return None
-    if init is not None:
-        raise Refusal(f"--init is of --method dlqat; with --method {name} the method makes the start")
-    return parse(name, settings)
+def _trained(method: str, then: str, steps: int) -> bool:
+    """Whether DL-QAT follows the start. Refusal of what says yes and no."""
+    if then not in ("", DLQAT, NOTHING):
+        raise Refusal(f"--then {then} is not {DLQAT} or {NOTHING}")
+    if then == DLQAT and not steps:
+        raise Refusal("--then dlqat trains, and --steps 0 does not; leave one out")
+    return bool(steps) and (then or (DLQAT if method == DLQAT else NOTHING)) == DLQAT
 
 
-def _start_of(asked: Recipe, method: Method | None) -> str:
-    """The start of a model for which --init says none."""
-    two = method is None and any(rule.changes.get("bits") == 2 for rule in asked.rules)
-    return TWO_BITS if two else Options().init
-
-
-def _sources(data: list[str], method: Method | None, then: str) -> tuple[str, ...]:
-    """What is read of --data: nothing by a method that needs no text. Refusal if text is needed and there is none."""
-    needed = "training" if method is None or then else "calibration" if method.calibrated or method.influenced else ""
-    if needed and not data:
-        raise Refusal(f"--data is missing: {needed} needs text (or --data self: the model writes it)")
-    return tuple(data) if needed else ()
+def _start(method: str, init: str | None, settings: Sequence[str], asked: Recipe) -> Start:
+    """The start that --method or --init names; else the default of the recipe."""
+    if method != DLQAT:
+        if init is not None:
+            raise Refusal(f"--init {init} and --method {method} both name the start; leave one out")
+        return parse(method, settings, "--method")
+    two = any(rule.changes.get("bits") == 2 for rule in asked.rules)
+    return parse((TWO_BITS if two else START) if init is None else init, settings)
 
 
 def _check(options: Options, parallel: str) -> None:
     """Refusal for a choice that is not known, or numbers that make no sense."""
     choices = {
-        "--init": (options.init, INITS),
-        "--precision": (options.precision, ("bf16", "fp32")),
+        "--precision": (options.precision, ("auto", "bf16", "fp32")),
         "--parallel": (parallel, ("ddp", "fsdp")),
     }
     for name, (value, known) in choices.items():

@@ -29,10 +29,12 @@ STRIP = 8
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Weights of the two losses; kd needs the teacher's hidden states."""
+    """Weights of the losses; kd and blocks need the teacher."""
 
     kd: float = 1.0
     ce: float = 0.0
+    blocks: float | None = 0.0
+    """Of the distance of the blocks' outputs (block_distance.py); None: of each block by the width of its grids."""
 
 
 class _HeadLoss(Function):

@@ -10,8 +10,8 @@ MAGNITUDE_FLOOR = 0.05
 """m is kept above this after every step: it must stay positive to fold."""
 
 
-INITS = ("mse", "weighted", "gptq", "blocks")
-"""Prepared starts (trainer/starts/start.py)."""
+MAGNITUDE_RATES = {2: 1e-2, 3: 1e-2, 4: 3e-3, 8: 3e-3}
+"""By a layer's bits: where little was lost, large steps lead away from the float model (docs/training.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Options:
     """The defaults are those of benchmarks/quality.py: what won on SmolLM2-135M, tuned on training text."""
 
     steps: int = 40
+    """0: nothing is trained, the start is the result."""
     batch_size: int = 4
     """Sequences per step, over all processes."""
     micro_batch: int = 0
@@ -26,7 +27,8 @@ class Options:
     sequence_length: int = 256
     learning_rate: float = 1e-3
     """Of LoRA. Large beside LoRA on float models: codes must move."""
-    magnitude_rate: float = 1e-2
+    magnitude_rate: float | None = None
+    """Of the magnitudes; None: MAGNITUDE_RATES of each layer."""
     warmup: int = 4
     """Steps of linear warm-up before the cosine."""
     clip: float = 1.0
@@ -34,12 +36,14 @@ class Options:
     """Weight of the KL divergence to the float model; None: 1."""
     ce: float | None = None
     """Weight of cross entropy on the data; None: what the data ask for (`objective`)."""
-    init: str = "mse"
-    calibration_tokens: int = 40960
-    """Tokens of the training text that a prepared start (init weighted, gptq, blocks) or a method sees."""
+    block_distance: float | None = None
+    """Weight of the distance of the blocks' outputs to the float model's (block_distance.py); None: by the width of each
+    block's grids where KL alone is the loss, else 0: what is to be learned may change the blocks."""
+    calibration_tokens: int | None = None
+    """Tokens of the training text that the start sees; None: as many as it asks for."""
     seed: int = 0
-    precision: str = "bf16"
-    """bf16: autocast; fp32: everything, whatever dtype the model is stored in."""
+    precision: str = "auto"
+    """bf16: autocast; fp32: everything, whatever dtype the model is stored in; auto: bf16 where it is fast, else fp32."""
     gradient_checkpointing: bool = False
     save_every: int = 20
     """Steps between resumable states."""
@@ -47,7 +51,7 @@ class Options:
     def refuses(self) -> str | None:
         """Which of these makes no sense, as the option of dlqat-train that sets it; None if all do."""
         least = {
-            "steps": 1,
+            "steps": 0,
             "batch_size": 1,
             "calibration_tokens": 1,
             "sequence_length": 2,
@@ -56,9 +60,15 @@ class Options:
             "save_every": 0,
         }
         for name, low in least.items():
-            if (value := getattr(self, name)) < low:
+            if (value := getattr(self, name)) is not None and value < low:
                 return f"--{name.replace('_', '-')} {value} is too small; {low} is the least"
-        rates = {"--lr": self.learning_rate, "--magnitude-lr": self.magnitude_rate, "--kd": self.kd, "--ce": self.ce}
+        rates = {
+            "--lr": self.learning_rate,
+            "--magnitude-lr": self.magnitude_rate,
+            "--kd": self.kd,
+            "--ce": self.ce,
+            "--block-distance": self.block_distance,
+        }
         for name, value in rates.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
                 return f"{name} {value} is no number of 0 or more"
@@ -66,12 +76,13 @@ class Options:
             return f"--seed {self.seed} is not between 0 and {2**63 - 1}"
         return "--kd and --ce are weights, and not both 0" if self.kd == 0 and not self.ce else None
 
-    def objective(self, *, answers: bool) -> tuple[float, float]:
-        """Weights of KL to the float model, and of cross entropy. Data that mark answers are there to be learned: both
-        count. Plain text keeps the model near what it was: KL alone, unless somebody says otherwise."""
+    def objective(self, *, answers: bool) -> tuple[float, float, float | None]:
+        """Weights of KL to the float model, of cross entropy, and of the blocks' distance (None: by width). Data that mark answers are there to be learned: both
+        count. Plain text keeps the model near what it was: KL alone, and the blocks' distance, unless somebody says otherwise."""
         kd = 1.0 if self.kd is None else self.kd
         asked = 1.0 if answers and self.kd is None else 0.0
-        return kd, asked if self.ce is None else self.ce
+        ce = asked if self.ce is None else self.ce
+        return kd, ce, self.block_distance if kd and not ce else self.block_distance or 0.0
 
     def rate(self, step: int) -> float:
         """The schedule: linear warm-up, then a cosine to zero; a factor on both learning rates."""

@@ -20,10 +20,11 @@ from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Source
+from dlqat.trainer import precision
 from dlqat.trainer.data import template, training_data
-from dlqat.trainer.methods import by_name
-from dlqat.trainer.methods.method import Method
 from dlqat.trainer.options import Options
+from dlqat.trainer.starts import by_name
+from dlqat.trainer.starts.start import Start
 
 START = "training/start.safetensors"
 
@@ -37,9 +38,9 @@ class TrainRequest:
     data: tuple[str, ...]
     recipe: Recipe
     options: Options
+    start: Start
+    """Where the integers stand when DL-QAT begins; what they are if nothing is trained (options.steps = 0)."""
     parallel: str = "ddp"
-    method: Method | None = None
-    """What makes the start of the blocks' linears; None: DL-QAT's own (`options.init`). Untrained: options.steps = 0."""
     chat_template: Path | None = None
     """A file; None: the model's own."""
     base: str | None = None
@@ -47,18 +48,8 @@ class TrainRequest:
 
     @property
     def calibration(self) -> int:
-        """Sequences of calibration text that the method must see."""
-        needed = self.method is not None and (self.method.calibrated or self.method.influenced)
-        return max(1, self.options.calibration_tokens // self.options.sequence_length) if needed else 0
-
-    @property
-    def calibrates(self) -> str:
-        """What must see calibration text, as the user asked for it; empty: nothing."""
-        if self.method is not None:
-            return f"--method {by_name.record(self.method)['name']}" if self.calibration else ""
-        init = self.options.init
-        default = " (where a layer has 2 bits the default; --init mse needs no text)" if init == "blocks" else ""
-        return "" if init == "mse" else f"--init {init}{default}"
+        """Tokens of calibration text that the start sees; 0: none."""
+        return self.start.tokens and (self.options.calibration_tokens or self.start.tokens)
 
 
 def record(request: TrainRequest, origin: Source, names: list[str]) -> dict[str, Any]:
@@ -71,8 +62,12 @@ def record(request: TrainRequest, origin: Source, names: list[str]) -> dict[str,
         "recipe": recipe.tables(request.recipe),
         "data": training_data.digests(names),
         "chat_template": template.digest(request.chat_template),
-        "options": asdict(request.options),
-        "method": by_name.record(request.method) if request.method else {"name": "dlqat"},
+        "options": {
+            **asdict(request.options),
+            "precision": precision.chosen(request.options.precision, precision.device()),
+            "calibration_tokens": request.calibration,
+        },
+        "start": by_name.record(request.start),
         "versions": {"dlqat": __version__, **{name: version(name) for name in ("torch", "transformers")}},
     }
 
@@ -91,10 +86,10 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
         if output.exists() and any(output.iterdir()):
             raise Refusal(f"{output} exists and is no model_dir; choose another --output")
         return False
-    old = _recorded(path)
+    old = _recorded(path, wanted)
     if not begun(output):
         return False
-    for key in ("fingerprint", "method", "recipe", "data", "chat_template", "options"):
+    for key in ("fingerprint", "start", "recipe", "data", "chat_template", "options"):
         same = _contents(old[key]) == _contents(wanted[key]) if key == "data" else old.get(key) == wanted[key]
         if not same:
             shown = old.get("source") if key == "fingerprint" else _difference(old.get(key), wanted[key])
@@ -107,13 +102,15 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The kinds of what is compared; older records have no method and no template, and data as a dictionary."""
+    """The kinds of what is compared; older records have no template, data as a dictionary, and for a start a method, or
+    none and a name among the options."""
 
     fingerprint: str
     recipe: list[dict[str, Any]]
     data: list[tuple[str, str]] | dict[str, str]
     options: dict[str, Any]
     method: dict[str, Any] = {}
+    start: dict[str, Any] = {}
     chat_template: str = ""
     source: str = ""
 
@@ -123,7 +120,7 @@ def _contents(data: list[Any]) -> list[str]:
     return [digest or name for name, digest in data]
 
 
-def _recorded(path: Path) -> dict[str, Any]:
+def _recorded(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """The record of a model_dir. Refusal if something else is recorded there: dlqat-train would write over it."""
     try:
         found = json_file.read(path)
@@ -132,11 +129,23 @@ def _recorded(path: Path) -> dict[str, Any]:
         raise Refusal(
             f"{path.parent} holds a {RECORD} that is none of dlqat-train ({reason}); choose another --output"
         ) from reason
-    found.setdefault("method", {"name": "dlqat"})
     found.setdefault("chat_template", "")
+    if "start" not in found:
+        _renew(found, wanted["options"])
     if isinstance(found["data"], dict):  # as recorded before the order was
         found["data"] = [[name, digest] for name, digest in cast("dict[str, str]", found["data"]).items()]
     return found
+
+
+def _renew(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Say what was recorded before `--init` and `--method` were one, and before there were the newer options."""
+    options: dict[str, Any] = found["options"]
+    init, method = options.pop("init", "mse"), found.pop("method", {"name": "dlqat"})
+    name = init if method["name"] == "dlqat" else by_name.OTHER_NAMES.get(method["name"], method["name"])
+    found["start"] = {**method, "name": name}
+    options.setdefault("block_distance", 0.0)
+    if not wanted["calibration_tokens"]:  # a number of no effect stood there
+        options["calibration_tokens"] = 0
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -35,15 +35,16 @@ from dlqat.folded import disk
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
 from dlqat.terminal import Terminal
-from dlqat.trainer import log, plot, preflight, reach, state
+from dlqat.trainer import log, plot, precision, preflight, reach, state
 from dlqat.trainer.data import self_data, template, training_data
 from dlqat.trainer.data.batches import Batches
-from dlqat.trainer.layers.prepare import load, prepare, qat_layers
+from dlqat.trainer.layers.prepare import load, qat_layers
 from dlqat.trainer.layers.qat import QATLinear
-from dlqat.trainer.methods import compress, plan_table
 from dlqat.trainer.options import Options
 from dlqat.trainer.request import START, TrainRequest, begun, finished, record
-from dlqat.trainer.starts import start
+from dlqat.trainer.starts import by_name
+from dlqat.trainer.starts.restore import restore
+from dlqat.trainer.starts.start import Site
 from dlqat.trainer.train import accelerator, train
 
 TRAINING = "training"
@@ -61,10 +62,8 @@ def run(request: TrainRequest, console: Terminal) -> Path:
 
 def _run(request: TrainRequest, console: Terminal) -> Path:
     origin = _origin(request, console)
-    if request.method is not None:
-        nodes = compress.first_plan(request.method, request.recipe, origin.decoder)
-        if not request.method.influenced:
-            console.print(plan_table.table(request.method, nodes, origin.decoder))
+    if (told := request.start.foretell(request.recipe, origin.decoder)) is not None:
+        console.print(told)
     names = training_data.sources(request.data) if request.data else []
     wanted = record(request, origin, names)
     if finished(request.output, wanted):
@@ -79,8 +78,8 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
     if first:
         _clear(request.output)
     with log.bar(console, quiet=not first) as progress:
-        if request.options.precision == "fp32":  # whatever it is stored in: exact, and fold reads the same numbers
-            loaded.model.float()
+        if precision.chosen(request.options.precision, runtime.device.type) == "fp32":
+            loaded.model.float()  # whatever it is stored in: exact, and fold reads the same numbers
         loaded.model.to(runtime.device)
         batches = _batches(request, names, loaded, runtime, progress) if names else None
         if batches is not None:
@@ -136,8 +135,10 @@ def _batches(
     request: TrainRequest, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress
 ) -> Batches:
     options = request.options
-    wanted = max(options.steps * options.batch_size, request.calibration)
-    drawn = training_data.DataPlan(options.sequence_length, wanted, options.seed)
+    length = options.sequence_length
+    content = options.steps and request.start.least(length) < length  # with as much as training sees
+    wanted = max(options.steps * options.batch_size, 0 if content else -(-request.calibration // length))
+    drawn = training_data.DataPlan(length, wanted, options.seed)
     task = progress.add_task("data", total=None, note="")
 
     def tell(done: int, wanted: int) -> None:
@@ -152,12 +153,12 @@ def _batches(
 
 
 def _enough(request: TrainRequest, batches: Batches) -> None:
-    """Refusal, before scales are searched, if the data do not fill one sequence of what makes the start."""
+    """Refusal, before scales are searched, if the data are too short for the start."""
     have, length = len(batches.examples.ids), request.options.sequence_length
-    if request.calibrates and have < length:
+    if have < request.start.least(length):
         raise Refusal(
-            f"{request.calibrates} calibrates on sequences of {length} tokens, and the data have {have} in all; "
-            "give more data, or lower --sequence-length"
+            f"the start {by_name.record(request.start)['name']} calibrates on sequences of {length} tokens, and the data "
+            f"have {have} in all; give more data, lower --sequence-length, or take --init mse, which needs no text"
         )
 
 
@@ -179,24 +180,23 @@ def _start(
     progress: Progress,
     console: Terminal,
 ) -> None:
-    """Scales and prepared start: found in training/start.safetensors, or made and left there."""
+    """The layers of training as they start: found in training/start.safetensors, or made and left there."""
     path, model, seed = request.output / START, loaded.model, request.options.seed
     task = progress.add_task("scales", total=None, note="")
 
     def tell(name: str) -> None:
         progress.update(task, advance=1, note=name)
 
-    linears = loaded.source.decoder.linears() if request.method else ()
-    prepare(model, request.recipe, seed, tell, but=linears)
     made = not path.exists() and runtime.is_main_process
     if made:
-        tensors = _make_start(request, loaded, batches, tell, console)
+        tensors = _make_start(request, model, batches, tell, console)
         with atomic.file(path) as draft:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
     runtime.wait_for_everyone()
     tensors = tensor_file.every(path, f"; delete {path.parent} to begin again")
-    if request.method and not made:
-        compress.restore(model, plan.read(request.output), tensors, seed)
+    if not made:
+        more = (request.output / plan.FILE).exists()
+        restore(model, request.recipe, plan.read(request.output) if more else {}, tensors, seed)
     load(model, tensors)
     for layer in qat_layers(model).values():
         if isinstance(layer, QATLinear):
@@ -206,30 +206,30 @@ def _start(
 
 
 def _make_start(
-    request: TrainRequest, loaded: Loaded, batches: Batches | None, tell: Callable[[str], None], console: Terminal
+    request: TrainRequest,
+    model: PreTrainedModel,
+    batches: Batches | None,
+    tell: Callable[[str], None],
+    console: Terminal,
 ) -> dict[str, Tensor]:
-    """Bring the prepared model to its start; every tensor of it but the base weights."""
+    """Bring the float model to its start; every tensor of it but the base weights."""
 
-    def tokens() -> Tensor:
+    def text() -> Tensor:
         if batches is None:
-            raise Refusal("the method needs text to calibrate on; name it with --data")
-        wanted = request.options.calibration_tokens
-        found = batches.calibration(wanted, request.options.sequence_length)
-        less = f" ({wanted:,} asked for: the data have no more)" if found.numel() < wanted else ""
-        console.print(f"calibration: {found.numel():,} tokens, {len(found)} sequences{less}")
+            raise Refusal("the start needs text to calibrate on; name it with --data")
+        length = min(request.options.sequence_length, len(batches.examples.ids))
+        found = batches.calibration(request.calibration, length)
+        less = f" ({request.calibration:,} asked for: the data have no more)"
+        said = f"calibration: {found.numel():,} tokens, {len(found)} sequences"
+        console.print(said + less * (found.numel() < request.calibration))
         return found
 
-    if request.method is None:
-        start.apply(request.options.init, loaded.model, tokens, lambda name: tell(f"{request.options.init} {name}"))
-        return _fixed(loaded.model)
-    decoder, seed = loaded.source.decoder, request.options.seed
-    nodes, made = compress.compress(loaded.model, request.method, request.recipe, decoder, tokens, tell, seed)
-    start.onto_base(loaded.model)
-    if request.method.influenced:
-        console.print(plan_table.table(request.method, nodes, decoder))
-    plan.write(nodes, request.output)
-    own_folder.note(request.output, request.output / plan.FILE)
-    return {**made, **_fixed(loaded.model)}
+    site = Site(model, request.recipe, request.options.seed, text, tell, console.print)
+    made = request.start.prepare(site)
+    if made.plan:
+        plan.write(made.plan, request.output)
+        own_folder.note(request.output, request.output / plan.FILE)
+    return {**made.tensors, **_fixed(model)}
 
 
 def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -251,9 +251,13 @@ def _tell(console: Terminal, model: PreTrainedModel, batches: Batches, options: 
     console.print(f"objective: {_objective(*options.objective(answers=batches.examples.answers))}", soft_wrap=True)
 
 
-def _objective(kd: float, ce: float) -> str:
+def _objective(kd: float, ce: float, blocks: float | None) -> str:
     """In words."""
-    learn, stay = f"learn the data (cross entropy, weight {ce:g})", f"stay near the float model (KL, weight {kd:g})"
+    held = "" if blocks == 0 else f", and every block, weight {'by its bits' if blocks is None else f'{blocks:g}'}"
+    learn, stay = (
+        f"learn the data (cross entropy, weight {ce:g})",
+        f"stay near the float model (KL, weight {kd:g}{held})",
+    )
     if not ce:
         return f"{stay}; what the data say is not learned, for that: --ce 1"
     return f"{learn} and {stay}" if kd else learn

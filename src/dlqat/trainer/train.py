@@ -25,14 +25,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dlqat import architecture
 from dlqat.adapter import base
 from dlqat.refusal import Refusal
-from dlqat.trainer import malloc, state
+from dlqat.trainer import malloc, precision, state
+from dlqat.trainer.block_distance import distance, outputs, weights
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import IGNORED
 from dlqat.trainer.distill import Mix, head_loss
 from dlqat.trainer.layers.activation import straight_through
 from dlqat.trainer.layers.qat import QATLinear, teacher
 from dlqat.trainer.log import StepRow
-from dlqat.trainer.options import MAGNITUDE_FLOOR, Options
+from dlqat.trainer.options import MAGNITUDE_FLOOR, MAGNITUDE_RATES, Options
+
+NARROW = 3
+"""Trained scales move as the magnitudes of so few bits do, whatever their grid: measured at 3 and 4 bits (L4Q)."""
 
 
 class Loss(nn.Module):
@@ -41,26 +45,31 @@ class Loss(nn.Module):
     def __init__(self, model: PreTrainedModel, mix: Mix) -> None:
         super().__init__()
         self.model, self.mix = model, mix
+        self._blocks = weights(model, mix.blocks)
         self._scale = architecture.read(model.config.to_dict()).logits_scale
         self._frozen: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Summed loss over the labels that count, float32."""
         wanted = labels[:, 1:] != IGNORED
-        float_hidden = None
-        if self.mix.kd:
+        float_hidden, float_blocks = None, list[Tensor]()
+        if self.mix.kd or self._blocks:
             with torch.no_grad(), teacher(self.model):
-                float_hidden = self._hidden(input_ids, wanted)
-        hidden = self._hidden(input_ids, wanted)
+                float_hidden, float_blocks = self._hidden(input_ids, wanted)
+        hidden, blocks = self._hidden(input_ids, wanted)
         head = self.model.get_output_embeddings()
         if isinstance(head, QATLinear) and head.spec.activation_bits:  # of the student's head alone
             hidden = straight_through(hidden)
-        return head_loss(hidden, float_hidden, self._heads(hidden), labels[:, 1:][wanted], self.mix)
+        target = float_hidden if self.mix.kd else None
+        loss = head_loss(hidden, target, self._heads(hidden), labels[:, 1:][wanted], self.mix)
+        return loss + distance(blocks, float_blocks, wanted, self._blocks) if self._blocks else loss
 
-    def _hidden(self, input_ids: Tensor, wanted: Tensor) -> Tensor:
-        states: Tensor = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    def _hidden(self, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the head reads of the tokens that count, and what the blocks give if their distance counts."""
+        with outputs(self.model) if self._blocks else nullcontext(list[Tensor]()) as blocks:
+            states: Tensor = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         found = states[:, :-1][wanted]
-        return found if self._scale == 1 else found * self._scale
+        return found if self._scale == 1 else found * self._scale, blocks
 
     @torch.no_grad()
     def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,8 +104,9 @@ def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
         )
-    precision = "no" if options.precision == "fp32" else "bf16"
-    made = Accelerator(mixed_precision=precision, fsdp_plugin=plugin, cpu=not torch.cuda.is_available())
+    device = precision.device()
+    mixed = "no" if precision.chosen(options.precision, device) == "fp32" else "bf16"
+    made = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin, cpu=device == "cpu")
     if options.steps and options.batch_size % made.num_processes:
         share = f"--batch-size {options.batch_size} cannot be shared by {made.num_processes} processes"
         raise Refusal(f"{share}; start a number of them that divides it (a run that was begun keeps its --batch-size)")
@@ -104,15 +114,23 @@ def accelerator(options: Options, parallel: str = "ddp") -> Accelerator:
 
 
 def optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """AdamW without decay: LoRA (and trained scales) at one rate, magnitudes at their own."""
+    """AdamW without decay: LoRA at one rate, magnitudes at that of their layer, trained scales at theirs."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     lora = [p for n, p in named if n.rpartition(".")[2] in ("lora_a", "lora_b")]
-    gains = [p for n, p in named if n.endswith("magnitude")]
+    gains: dict[float, list[nn.Parameter]] = {}
+    for layer in model.modules():
+        if isinstance(layer, QATLinear) and layer.magnitude is not None:
+            gains.setdefault(_magnitude_rate(layer.spec.bits, options), []).append(layer.magnitude)
     # A scale moves in proportion to its own size: a few percent of the mean scale a step at most.
     scales = [p for n, p in named if n.endswith("scales")]
     mean = float(torch.cat([p.detach().flatten() for p in scales]).mean()) if scales else 1.0
-    groups = [(lora, options.learning_rate), (gains, options.magnitude_rate), (scales, options.magnitude_rate * mean)]
+    moving = _magnitude_rate(NARROW, options) * mean
+    groups = [(lora, options.learning_rate), *((p, rate) for rate, p in gains.items()), (scales, moving)]
     return torch.optim.AdamW([{"params": p, "lr": rate, "base": rate} for p, rate in groups if p], weight_decay=0.0)
+
+
+def _magnitude_rate(bits: int, options: Options) -> float:
+    return MAGNITUDE_RATES[bits] if options.magnitude_rate is None else options.magnitude_rate
 
 
 def train(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -61,6 +61,11 @@ class Examples:
     def answers(self) -> bool:
         """Whether a part is to be learned and the rest only read (prompts, questions), as plain text has not."""
         return int(self.loss.sum()) < len(self.ids) - len(self)
+
+    def first(self, count: int) -> Examples:
+        """The first `count` of them."""
+        end = int(self.starts[count])
+        return replace(self, ids=self.ids[:end], loss=self.loss[:end], starts=self.starts[: count + 1])
 
     def example(self, index: int) -> tuple[Tensor, Tensor]:
         """ids int32 [length] and loss bool [length] of one example."""

@@ -13,10 +13,19 @@ from transformers import PreTrainedModel
 
 from dlqat.adapter import damage
 from dlqat.architecture import EMBEDDING, HEAD
+from dlqat.grid import Grid
 from dlqat.recipe import LayerSpec, Recipe
 from dlqat.refusal import Refusal
 from dlqat.trainer.layers.qat import QATEmbedding, QATLayer, QATLinear
 from dlqat.trainer.rounding.search import search
+
+Find = Callable[[str, Tensor, Grid], tuple[Tensor, Tensor | None]]
+"""Scales and zero-points of the weight of a module, by its name."""
+
+
+def nearest(name: str, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Those of least squared error."""
+    return search(weight, grid)
 
 
 def shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
@@ -35,11 +44,12 @@ def prepare(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
     but: Container[str] = (),
+    find: Find = nearest,
 ) -> dict[str, LayerSpec]:
     """Replace `model`'s modules in place and freeze the rest; the specs of what the recipe matches.
 
-    `but`: modules that something else replaces (compress.py). LoRA's random start depends on `seed` alone. `progress`
-    hears each module's name as its scales are searched.
+    `but`: modules that something else replaces (compress.py). LoRA's random start depends on `seed` alone. `find`
+    makes the scales, and `progress` hears each module's name before.
     """
     specs = recipe.layers(shapes(model))
     if not specs:
@@ -56,7 +66,7 @@ def prepare(
             if name in but:
                 continue
             progress(name)
-            put(model, name, _layer(model.get_submodule(name), spec))
+            put(model, name, _layer(model.get_submodule(name), name, spec, find))
     if model.config.tie_word_embeddings and EMBEDDING in specs:
         _tie_head(model, recipe)
     return specs
@@ -71,10 +81,10 @@ def _scaled(module: nn.Module) -> tuple[type, ...]:
     return (Gemma3TextScaledWordEmbedding,) if type(module) is Gemma3TextScaledWordEmbedding else ()
 
 
-def _layer(module: nn.Module, spec: LayerSpec) -> QATLayer:
+def _layer(module: nn.Module, name: str, spec: LayerSpec, find: Find) -> QATLayer:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
-    scales, zero_points = search(weight.detach(), spec.grid)
+    scales, zero_points = find(name, weight.detach(), spec.grid)
     if isinstance(module, nn.Embedding):
         factor = float(getattr(module, "scalar_embed_scale", 1.0)) if _scaled(module) else 1.0
         return QATEmbedding(weight, spec, scales, zero_points, factor)

@@ -12,14 +12,13 @@ from rich.text import Text
 from dlqat import plan
 from dlqat.architecture import Decoder
 from dlqat.plan import Plan, Shape
-from dlqat.trainer.methods import by_name
 from dlqat.trainer.methods.method import Method
 from dlqat.tree import Clustered, LowRank, Sum
 
 
 def table(method: Method, nodes: Plan, decoder: Decoder) -> Table:
     """What each kind of linear becomes, and its bits."""
-    title = Text(f"plan: {by_name.record(method)}")  # a regex of the user's may look like markup
+    title = Text(f"plan: {method}")  # a regex of the user's may look like markup
     view = Table("becomes", "linears", "count", "bits, paper's count", "bits stored", title=title, title_justify="left")
     for line in summary(method, nodes, decoder.linears()):
         view.add_row(line.becomes, line.layers, str(line.count), f"{line.paper_bits:.2f}", f"{line.bits:.2f}")

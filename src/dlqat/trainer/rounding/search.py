@@ -3,7 +3,8 @@
 
 Min-max scales serve the largest weight of a group; at 3 bits and below the many small ones matter more.
 The search tries shrunken ranges and keeps, group by group, the one of least squared error among scales
-that the grid may have (snapped), so that training starts from what will ship.
+that the grid may have (snapped), so that training starts from what will ship. `refit` then moves each scale to
+where it serves the codes that it gave best.
 """
 
 from __future__ import annotations
@@ -16,31 +17,69 @@ from torch import Tensor
 from dlqat.grid import Grid
 
 SHRINK = torch.linspace(1.0, 0.3, 57)
+COARSE = SHRINK[::4]
+"""Ranges enough where a refit follows: its squared error is within 0.1 % of that after all of them (SmolLM2, 3 and 4 bits)."""
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Elements of the weight searched at a time: what stays in a CPU's cache, what fills a GPU (1B: see docs/kernels.md).
 The memory of the search is a few float32 copies of so many."""
 
 
-def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def search(
+    weight: Tensor, grid: Grid, importance: Tensor | None = None, shrink: Tensor = SHRINK
+) -> tuple[Tensor, Tensor | None]:
     """scales float32 and zero_points int8 (None if the grid has none), both [out, groups], of weight [out, in].
 
-    `importance` [in] weighs the squared error of each input (its mean square activation).
+    `importance` [in] weighs the squared error of each input (its mean square activation); `shrink`: the ranges to try,
+    as parts of the whole one.
     """
     size = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // weight.shape[1])
-    parts = [_search_rows(rows, grid, importance) for rows in weight.split(size)]
+    parts = [_search_rows(rows, grid, importance, shrink) for rows in weight.split(size)]
     scales = torch.cat([s for s, _ in parts])
     if not grid.zero_points:
         return scales, None
     return scales, torch.cat([z for _, z in parts if z is not None])
 
 
-def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+ROUNDS = 2
+
+
+@torch.no_grad()
+def refit(weight: Tensor, found: tuple[Tensor, Tensor | None], grid: Grid, importance: Tensor) -> Tensor:
+    """Scales [out, groups] of least squared error on the codes that `found` (scales, zero_points) gives.
+
+    With codes c = q - z and h the importance of an input, sum h (w - s c)^2 is least at s = sum h w c / sum h c^2. New
+    scales give new codes: ROUNDS times, and of all rounds each group keeps its best.
+    """
+    scales, zero_points = found
+    size = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // weight.shape[1])
+    zeros = torch.zeros_like(scales) if zero_points is None else zero_points.float()
+    rows = zip(weight.split(size), scales.split(size), zeros.split(size), strict=True)
+    return torch.cat([_refit_rows(w, s, z, grid, importance) for w, s, z in rows])
+
+
+def _refit_rows(weight: Tensor, scales: Tensor, zeros: Tensor, grid: Grid, importance: Tensor) -> Tensor:
+    out, groups = scales.shape
+    w, z = weight.to(torch.float32).view(out, groups, -1), zeros[..., None]
+    h = importance.to(torch.float32).view(1, groups, -1)
+    best, least = scales, torch.full_like(scales, torch.inf)
+    for _ in range(ROUNDS + 1):
+        codes = (w / scales[..., None]).round_().clamp_(grid.qmin - z, grid.qmax - z)
+        error = (codes * scales[..., None]).sub_(w).square_().mul_(h).sum(-1)
+        better = error < least
+        best, least = torch.where(better, scales, best), torch.where(better, error, least)
+        weighed = codes * h
+        over, under = (weighed * w).sum(-1), weighed.mul_(codes).sum(-1)
+        scales = grid.round_scales(torch.where((over > 0) & (under > 0), over / under, scales))
+    return best
+
+
+def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None, shrink: Tensor) -> tuple[Tensor, Tensor | None]:
     out, inputs = weight.shape
     w = weight.to(torch.float32).view(out, grid.groups(inputs), -1)
     h = None if importance is None else importance.to(torch.float32).view(1, w.shape[1], -1)
     low, high = w.amin(-1), w.amax(-1)
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    for scales, zero_points in _candidates(low, high, grid):
+    for scales, zero_points in _candidates(low, high, grid, shrink):
         error = _error(w, scales, zero_points, grid, h)
         if best is None:
             best = error, scales, zero_points
@@ -55,11 +94,11 @@ def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple
     return best[1], best[2].to(torch.int8) if grid.zero_points else None
 
 
-def _candidates(low: Tensor, high: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+def _candidates(low: Tensor, high: Tensor, grid: Grid, shrink: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Scales and zero-points of the ranges to try, of groups that reach from low to high."""
     zero = torch.zeros_like(low)
-    for shrink in SHRINK.tolist():
-        bottom, top = low * shrink, high * shrink
+    for part in shrink.tolist():
+        bottom, top = low * part, high * part
         if not grid.symmetric:
             yield _range(bottom, top, grid)
             continue

@@ -17,7 +17,7 @@ float weight stays as it was, and folding stays exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from dlqat.adapter import OFFSET_UNIT
+from dlqat.trainer import precision
 from dlqat.trainer.calibrate import block_inputs, block_output
 from dlqat.trainer.layers.activation import straight_through
 from dlqat.trainer.layers.qat import QATLinear, teacher
@@ -169,5 +170,5 @@ def _through(block: nn.Module, inputs: Tensor, arguments: dict[str, Any]) -> Ten
     return made
 
 
-def _autocast(inputs: Tensor) -> torch.autocast:
-    return torch.autocast(inputs.device.type, torch.bfloat16)
+def _autocast(inputs: Tensor) -> AbstractContextManager[Any]:
+    return precision.autocast(inputs.device.type)

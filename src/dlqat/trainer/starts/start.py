@@ -1,86 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared starts: where scales and latent weights stand when training begins (`--init`).
+"""What a start is: it makes of a float model one whose integers stand where training begins, or where they stay.
 
-    mse       the base weights, on scales searched for least squared error
-    weighted  the same, each input weighed by its mean square on the training text
+    mse       scales searched for least squared error (`rtn`: its name where nothing is trained after it)
+    weighted  the same, each input weighed by its mean square on the text, and scales refitted to their codes
     gptq      the base weights moved to where GPTQ rounds them: `offset` of the adapter
     blocks    rounding and scales learned block by block (AutoRound's way): `offset` and scales
+    swsc, casp, nm   a layer becomes more than one grid (dlqat.trainer.methods): a plan besides
 
-The float weights stay as they are beside the offset, so the teacher is always the model that was given.
+A start is a frozen dataclass: its fields are its options (`--set keep=0.25`). What follows it, DL-QAT or nothing, it does
+not know. The float weights stay as they are beside the offset, so the teacher is always the model that was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from dlqat.adapter import Adapter, base, fixed_point, latent
-from dlqat.refusal import Refusal
-from dlqat.trainer.calibrate import Visit, Walked, walk
-from dlqat.trainer.layers.qat import QATLinear
-from dlqat.trainer.options import INITS
-from dlqat.trainer.rounding.gptq import compensate
-from dlqat.trainer.rounding.offset import offset
-from dlqat.trainer.rounding.search import search
-from dlqat.trainer.starts.blockwise import reconstruct
+from dlqat.plan import Plan
+from dlqat.recipe import Recipe
+
+if TYPE_CHECKING:  # with transformers, and --help imports the starts
+    from transformers import PreTrainedModel
+
+    from dlqat.architecture import Decoder
 
 
-def apply(
-    init: str, model: PreTrainedModel, tokens: Callable[[], Tensor], progress: Callable[[str], None] = lambda name: None
-) -> None:
-    """Bring a prepared model (scales searched by mse) to the start `init`.
-
-    tokens: gives calibration text [sequences, length], training text as a rule; mse does not ask for it.
-    """
-    match init:
-        case "mse":
-            return
-        case "weighted":
-            walk(model, tokens(), _on_layer(_weighted), progress)
-        case "gptq":
-            walk(model, tokens(), _on_layer(_gptq), progress)
-        case "blocks":
-            reconstruct(model, tokens(), progress)
-        case other:
-            raise Refusal(f"start {other!r} is not known; known: {', '.join(INITS)}")
-    onto_base(model)
+def _silent(_: Any) -> None: ...
 
 
-@torch.no_grad()
-def onto_base(model: PreTrainedModel) -> None:
-    """Let every offset that leads from a float weight lead to the same place from the base of one byte that will take
-    the weight's place (`base_bits`): else it ends up to half a unit of that base beside it, and codes change."""
-    for layer in model.modules():
-        if isinstance(layer, QATLinear) and layer.spec.base_bits and layer.offset is not None:
-            grid, weight = layer.spec.grid, layer.weight
-            wanted = latent(weight, Adapter(grid, layer.scales, layer.zero_points, offset=layer.offset))
-            kept = base(fixed_point(weight, layer.scales, grid), layer.adapter())
-            layer.offset = offset(wanted, kept, layer.scales, layer.zero_points, grid)
+@dataclass(frozen=True, eq=False, slots=True)
+class Site:
+    """What a start works on."""
+
+    model: PreTrainedModel
+    """Float; prepared in place."""
+    recipe: Recipe
+    seed: int = 0
+    text: Callable[[], Tensor] = Tensor
+    """Gives calibration text [sequences, length]; not asked for by a start that needs none."""
+    progress: Callable[[str], None] = _silent
+    """Hears each module's name."""
+    show: Callable[[Any], None] = _silent
+    """Takes what is for people."""
 
 
-def _on_layer(visit: Callable[[QATLinear, Tensor], None]) -> Visit:
-    def one(name: str, layer: Walked, moments: Tensor) -> None:
-        if isinstance(layer, QATLinear):
-            visit(layer, moments)
+@dataclass(frozen=True, eq=False, slots=True)
+class Made:
+    """What `restore` needs besides the recipe, where linears became more than one grid."""
 
-    return one
-
-
-def _weighted(layer: QATLinear, moments: Tensor) -> None:
-    _set(layer, *search(layer.weight, layer.spec.grid, moments.diagonal()))
+    plan: Plan = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def _gptq(layer: QATLinear, moments: Tensor) -> None:
-    made, scales, zero_points = compensate(layer.weight, moments, layer.spec.grid)
-    _set(layer, scales, zero_points)
-    layer.offset = offset(made, layer.weight, scales, zero_points, layer.spec.grid)
+class Start(Protocol):
+    """A value; its dataclass fields are its options."""
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of calibration text that it sees where nobody says how many; 0: it needs no text."""
+        ...
 
-@torch.no_grad()
-def _set(layer: QATLinear, scales: Tensor, zero_points: Tensor | None) -> None:
-    layer.scales.copy_(scales)
-    if layer.zero_points is not None and zero_points is not None:
-        layer.zero_points.copy_(zero_points)
+    def least(self, length: int) -> int:
+        """Tokens under which it makes no sense, with sequences of `length`."""
+        ...
+
+    def foretell(self, recipe: Recipe, decoder: Decoder) -> Any:
+        """The plan for people, before a weight is read; None: there is none to tell. Refusal of what cannot be."""
+        ...
+
+    def prepare(self, site: Site) -> Made:
+        """Put the layers of training into site.model, with scales, zero-points, offsets and masks as they start."""
+        ...
