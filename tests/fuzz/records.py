@@ -33,7 +33,7 @@ def _write(home: Path) -> Journal:
     home.mkdir(parents=True)
     record = {
         "format": 1, "source": "x", "fingerprint": "0", "recipe": [{"match": "a.*", "bits": 4}], "data": [["a", "b"]],
-        "options": {"steps": 3}, "start": {"name": "mse"}, "versions": {},
+        "options": {"steps": 3}, "method": {"name": "dlqat"}, "versions": {},
     }  # fmt: skip
     (home / "dlqat.json").write_text(json.dumps(record))
     adapters = {"l.scales": torch.ones(4, 2), "l.magnitude": torch.ones(4, 2), "l.lora_a": torch.ones(2, 64)}
@@ -96,7 +96,9 @@ def records(home: Path) -> Iterator[Target]:
         return repr([m for row in files.rows(path) for m in rows.mark(row, tokenizer)])
 
     def train_record() -> str:
-        return repr((request._recorded(home / "dlqat.json"), fold._record(home)))
+        return repr(
+            (request._recorded(home / "dlqat.json", {"options": {"calibration_tokens": 0}}), fold._record(home))
+        )
 
     readers_of: dict[str, Callable[[], str]] = {
         "dlqat.json": train_record,

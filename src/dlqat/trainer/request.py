@@ -101,6 +101,12 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
     return (output / ADAPTERS).exists()
 
 
+class _Named(msgspec.Struct, frozen=True):
+    """A start or a method, with its own parameters."""
+
+    name: str
+
+
 class Record(msgspec.Struct, frozen=True):
     """The kinds of what is compared; older records have no template, data as a dictionary, and for a start a method, or
     none and a name among the options."""
@@ -109,8 +115,8 @@ class Record(msgspec.Struct, frozen=True):
     recipe: list[dict[str, Any]]
     data: list[tuple[str, str]] | dict[str, str]
     options: dict[str, Any]
-    method: dict[str, Any] = {}
-    start: dict[str, Any] = {}
+    method: _Named | None = None
+    start: _Named | None = None
     chat_template: str = ""
     source: str = ""
 
@@ -130,7 +136,7 @@ def _recorded(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{path.parent} holds a {RECORD} that is none of dlqat-train ({reason}); choose another --output"
         ) from reason
     found.setdefault("chat_template", "")
-    if "start" not in found:
+    if found.get("start") is None:
         _renew(found, wanted["options"])
     if isinstance(found["data"], dict):  # as recorded before the order was
         found["data"] = [[name, digest] for name, digest in cast("dict[str, str]", found["data"]).items()]
@@ -140,8 +146,8 @@ def _recorded(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 def _renew(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Say what was recorded before `--init` and `--method` were one, and before there were the newer options."""
     options: dict[str, Any] = found["options"]
-    init, method = options.pop("init", "mse"), found.pop("method", {"name": "dlqat"})
-    name = init if method["name"] == "dlqat" else by_name.OTHER_NAMES.get(method["name"], method["name"])
+    init, method = options.pop("init", "mse"), found.pop("method", None) or {"name": "dlqat"}
+    name = str(init) if method["name"] == "dlqat" else by_name.OTHER_NAMES.get(method["name"], method["name"])
     found["start"] = {**method, "name": name}
     options.setdefault("block_distance", 0.0)
     if not wanted["calibration_tokens"]:  # a number of no effect stood there
