@@ -168,7 +168,7 @@ def _records(home: Path) -> Iterator[Target]:
     home.mkdir(parents=True)
     record = {
         "format": 1, "source": "x", "fingerprint": "0", "recipe": [{"match": "a.*", "bits": 4}], "data": [["a", "b"]],
-        "options": {"steps": 3}, "start": {"name": "mse"}, "versions": {},
+        "options": {"steps": 3}, "method": {"name": "dlqat"}, "versions": {},
     }  # fmt: skip
     (home / "dlqat.json").write_text(json.dumps(record))
     adapters = {"l.scales": torch.ones(4, 2), "l.magnitude": torch.ones(4, 2), "l.lora_a": torch.ones(2, 64)}
