@@ -97,7 +97,7 @@ def records(home: Path) -> Iterator[Target]:
 
     def train_record() -> str:
         return repr(
-            (request._recorded(home / "dlqat.json", {"options": {"calibration_tokens": 0}}), fold._record(home))
+            (request._recorded(home / "dlqat.json"), fold._record(home))
         )
 
     readers_of: dict[str, Callable[[], str]] = {

@@ -86,9 +86,11 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
         if output.exists() and any(output.iterdir()):
             raise Refusal(f"{output} exists and is no model_dir; choose another --output")
         return False
-    old = _recorded(path, wanted)
+    old = _recorded(path)
     if not begun(output):
         return False
+    if not wanted["options"]["calibration_tokens"]:  # of a start that sees none, dlqat used to record a number
+        old["options"]["calibration_tokens"] = 0
     for key in ("fingerprint", "start", "recipe", "data", "chat_template", "options"):
         same = _contents(old[key]) == _contents(wanted[key]) if key == "data" else old.get(key) == wanted[key]
         if not same:
@@ -126,7 +128,7 @@ def _contents(data: list[Any]) -> list[str]:
     return [digest or name for name, digest in data]
 
 
-def _recorded(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _recorded(path: Path) -> dict[str, Any]:
     """The record of a model_dir. Refusal if something else is recorded there: dlqat-train would write over it."""
     try:
         found = json_file.read(path)
@@ -137,21 +139,19 @@ def _recorded(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         ) from reason
     found.setdefault("chat_template", "")
     if found.get("start") is None:
-        _renew(found, wanted["options"])
+        _renew(found)
     if isinstance(found["data"], dict):  # as recorded before the order was
         found["data"] = [[name, digest] for name, digest in cast("dict[str, str]", found["data"]).items()]
     return found
 
 
-def _renew(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _renew(found: dict[str, Any]) -> None:
     """Say what was recorded before `--init` and `--method` were one, and before there were the newer options."""
     options: dict[str, Any] = found["options"]
     init, method = options.pop("init", "mse"), found.pop("method", None) or {"name": "dlqat"}
     name = str(init) if method["name"] == "dlqat" else by_name.OTHER_NAMES.get(method["name"], method["name"])
     found["start"] = {**method, "name": name}
     options.setdefault("block_distance", 0.0)
-    if not wanted["calibration_tokens"]:  # a number of no effect stood there
-        options["calibration_tokens"] = 0
 
 
 def _difference(old: Any, new: Any) -> str:
