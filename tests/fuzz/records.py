@@ -96,9 +96,7 @@ def records(home: Path) -> Iterator[Target]:
         return repr([m for row in files.rows(path) for m in rows.mark(row, tokenizer)])
 
     def train_record() -> str:
-        return repr(
-            (request._recorded(home / "dlqat.json"), fold._record(home))
-        )
+        return repr((request._recorded(home / "dlqat.json"), fold._record(home)))
 
     readers_of: dict[str, Callable[[], str]] = {
         "dlqat.json": train_record,
