@@ -31,7 +31,7 @@ SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "
 SESSION = {"qdq": {"session.qdq_matmulnbits_block_size": "128"}, "ort": {}, "web": {}}
 
 ASYNCIFY = (
-    "in a browser not with its default onnxruntime, which cannot cast to bytes: docs/apps/web.md says what to set"
+    "in a browser not with its default onnxruntime, which cannot unpack 4-bit codes: docs/apps/web.md says what to set"
 )
 """Its Node build, whose loader is asked at export, can."""
 
