@@ -36,6 +36,11 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(model_dir=model_dir, text=text, artifact=dlqat.export(model_dir, "onnx"))
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_work(road: SimpleNamespace) -> None:
+    with pytest.raises(dlqat.Refusal, match="/proc/x cannot be written to"):
+        dlqat.check(road.artifact, output="/proc/x", threads=1)
+
+
 def test_the_road_in_python(road: SimpleNamespace) -> None:
     report = dlqat.check(road.artifact, quick=True, threads=1)
     assert report.verdict == "passed" and json.loads((road.artifact / "report.json").read_text())["verdict"] == "passed"

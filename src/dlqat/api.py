@@ -92,7 +92,7 @@ def check(
 
     `report.verdict` is passed, failed or not verified; `report.checks` are the single ones. rungs: L0 to L5, all by
     default. reference: folded/, the one beside the artifact by default."""
-    from dlqat.runtime_tests.check.run import QUICK, RUNGS, CheckRequest, prove
+    from dlqat.runtime_tests.check.run import QUICK, RUNGS, CheckRequest, prove, report_folder
     from dlqat.runtime_tests.report import record
 
     if unknown := sorted({*rungs} - {*RUNGS}):
@@ -100,12 +100,10 @@ def check(
     folder = Path(artifact)
     found = artifacts.find(folder)
     beside = artifacts.folded_beside(folder) if reference is None else Path(reference)
-    target = folder if output is None else Path(output)
     wanted = QUICK if quick else [r for r in RUNGS if r in rungs] or RUNGS
-    request = CheckRequest(
-        found, beside, device, wanted, quick, threads or os.cpu_count() or 1, None if output is None else target
-    )
-    with folder_lock.writing(target), folder_lock.reading(beside):
+    where = None if output is None else Path(output)
+    request = CheckRequest(found, beside, device, wanted, quick, threads or os.cpu_count() or 1, where)
+    with report_folder(request) as target:
         report = prove(request)
         record.write(report, target)
     return report

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dlqat import artifact as artifacts
-from dlqat import atomic, folder_lock, refusal
+from dlqat import refusal
 from dlqat.devices.all import DEVICES
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests.check.run import QUICK, RUNGS, CheckRequest, prove
+from dlqat.runtime_tests.check.run import QUICK, RUNGS, CheckRequest, prove, report_folder
 from dlqat.runtime_tests.report import record
 from dlqat.runtime_tests.report.record import Check, Report
 from dlqat.terminal import Terminal, say_json
@@ -79,10 +78,8 @@ def check(
         threads=threads or os.cpu_count() or 1,
         output=output,
     )
-    if not atomic.writable(target := output or artifact):
-        raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
     console = Terminal(stderr=as_json)
-    with folder_lock.writing(target), folder_lock.reading(request.reference), _read(artifact, target):
+    with report_folder(request) as target:
         with _progress(console) as bar:
             task = bar.add_task("", total=None)
             result = prove(
@@ -98,12 +95,6 @@ def check(
     if not as_json:
         console.print(f"report: {paths[1]}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
-
-
-def _read(artifact: Path, target: Path) -> AbstractContextManager[None]:
-    """Nobody replaces the artifact meanwhile; where the report goes into it, that is sure already."""
-    same = artifact.resolve() == target.resolve()
-    return nullcontext() if same else folder_lock.reading(artifact)
 
 
 def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:

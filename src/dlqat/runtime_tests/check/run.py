@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlqat import atomic, folder_lock
 from dlqat.artifact import Artifact
 from dlqat.devices.all import device
 from dlqat.devices.process.isolated import isolated
@@ -47,6 +49,23 @@ class CheckRequest:
         words += ["--device", self.device] if self.device else []
         words += ["--quick"] if self.quick else [w for r in self.rungs if self.rungs != RUNGS for w in ("--level", r)]
         return shlex.join([*words, "--threads", str(self.threads)])
+
+
+@contextlib.contextmanager
+def report_folder(request: CheckRequest) -> Generator[Path]:
+    """Where the report goes, with the locks of a check held: nobody writes there, nobody replaces artifact or reference.
+    Refusal, before any work, if it cannot be written to."""
+    artifact = request.artifact.folder
+    target = request.output or artifact
+    if not atomic.writable(target):
+        raise Refusal(f"{target} cannot be written to; say where the report goes with --output FOLDER")
+    inside = artifact.resolve() == target.resolve()
+    with (
+        folder_lock.writing(target),
+        folder_lock.reading(request.reference),
+        contextlib.nullcontext() if inside else folder_lock.reading(artifact),
+    ):
+        yield target
 
 
 def _checks(proof: Proof, rungs: Sequence[str], absent: str | None) -> Iterator[Check]:
