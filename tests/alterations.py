@@ -794,6 +794,35 @@ GGUF: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
+def gguf_first(tensor: str) -> Callable[[Path], None]:
+    """The lowest bit of a tensor's first byte."""
+    return gguf_bytes(tensor, flipped(0, 0))
+
+
+GGUF_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
+    "granite": {
+        "embedding scaled otherwise": gguf_number("granite.embedding_scale", 11.0, "f"),
+        "attention's scale left to llama.cpp": gguf_number("granite.attention.scale", 0.0, "f"),
+    },
+    "gemma3_text": {
+        "another window": gguf_number("gemma3.attention.sliding_window", 7, "I"),
+        "windows in other layers": gguf_number("gemma3.attention.sliding_window_pattern", 1, "I"),
+        "another base": gguf_number("gemma3.rope.freq_base", 1e4, "f"),
+        "the pattern left out": gguf_text(b"gemma3.attention.sliding_window_pattern", b"gemma3.attention.sliding_window_patterx"),
+        "one bit of the gain behind attention": gguf_first("blk.1.post_attention_norm.weight"),
+        "one bit of the gain before the MLP": gguf_first("blk.1.ffn_norm.weight"),
+        "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
+        "one bit of the keys' gain": gguf_first("blk.0.attn_k_norm.weight"),
+    },
+    "olmo2": {
+        "a window that nobody asked for": gguf_text(b"olmo2.rope.dimension_count", b"olmo2.attention.sliding_wi"),
+        "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
+        "one bit of the queries' gain": gguf_first("blk.0.attn_q_norm.weight"),
+    },
+}  # fmt: skip
+"""In what only these have."""
+
+
 # Finished MLX folders: bytes of model.safetensors, and config.json
 
 
