@@ -853,3 +853,29 @@ MLX: dict[str, Callable[[Path], None]] = {
     "other bits": in_json("config.json", "quantization", "bits", value=8),
     "another end token": in_json("generation_config.json", "eos_token_id", value=1),
 }  # fmt: skip
+
+MLX_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
+    "smollm3": {"positions in a layer without": in_json("config.json", "no_rope_layers", value=[1, 1])},
+    "granite": {
+        "embedding not scaled": in_json("config.json", "embedding_multiplier", value=1.0),
+        "residuals scaled by 0.23": in_json("config.json", "residual_multiplier", value=0.23),
+        "logits not scaled": in_json("config.json", "logits_scaling", value=1.0),
+        "attention scaled otherwise": in_json("config.json", "attention_multiplier", value=0.25),
+    },
+    "gemma3_text": {
+        "windows in other layers": in_json("config.json", "sliding_window_pattern", value=1),
+        "the pattern of the released models": in_json("config.json", "sliding_window_pattern", value=6),
+        "another window": in_json("config.json", "sliding_window", value=7),
+        "another base": in_json("config.json", "rope_theta", value=1e4),
+        "another base of layers with windows": in_json("config.json", "rope_local_base_freq", value=2e4),
+        "a rope that is scaled": in_json("config.json", "rope_scaling", value={"type": "linear", "factor": 8.0}),
+        "another scale of queries": in_json("config.json", "query_pre_attn_scalar", value=32),
+        "another width, and root": in_json("config.json", "hidden_size", value=256),
+        "one bit of the gain behind the MLP": mlx_bytes("model.layers.1.post_feedforward_layernorm.weight", flipped(0, 2)),
+    },
+    "olmo2": {
+        "one bit of the queries' gain": mlx_bytes("model.layers.1.self_attn.q_norm.weight", flipped(0, 0)),
+        "as a llama": in_json("config.json", "model_type", value="llama"),
+    },
+}  # fmt: skip
+"""In what only these have."""

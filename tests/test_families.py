@@ -19,7 +19,7 @@ from test_methods_targets import TARGETS as GRAPHS
 from toy_tokenizer import byte_tokenizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
-TARGETS = {**GRAPHS, "gguf": ("gguf", None)}
+TARGETS = {**GRAPHS, "gguf": ("gguf", None), "mlx": ("mlx", None)}
 VARIANTS = {name for name in models.FAMILIES if name in architecture.FAMILIES}
 
 

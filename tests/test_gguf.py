@@ -29,6 +29,7 @@ from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.check.run import CheckRequest, prove
+from dlqat.runtime_tests.reference import arithmetic
 from toy_tokenizer import byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer
 
 VOCABULARY = 328
@@ -294,7 +295,7 @@ def test_layers_that_lost_theirs_have_positions_again(tmp_path: Path, monkeypatc
 
 
 @runs
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "smollm3", "granite", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2"])
 def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
     """Every product, and the logits, in llama.cpp's own arithmetic."""
     artifact = export(tmp_path, family, max_position_embeddings=512)
@@ -302,6 +303,25 @@ def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
     open_ones = [c.summary for c in report.checks if c.status != "passed"]
     assert [text for text in open_ones if "reached an end-of-text token" not in text] == []
     assert len(report.checks) >= 4
+
+
+@runs
+@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2"])
+def test_llamacpp_computes_what_only_these_families_have(tmp_path: Path, family: str) -> None:
+    """Logits and texts, quickly: products are those of the others."""
+    artifact = export(tmp_path, family, max_position_embeddings=512)
+    request = CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=("L2", "L3"), quick=True)
+    checks = prove(request).checks
+    assert [c.summary for c in checks if c.status == "failed"] == []
+    assert {c.rung for c in checks if c.status == "passed"} == {"L2", "L3"}
+
+
+def test_gelu_is_looked_up_in_fp16() -> None:
+    """2049 is no fp16 number, and from 10 on nothing is looked up; 1 + 2^-11 is rounded to 1."""
+    x = torch.tensor([-10.5, 1 + 2**-11, 2049.0])
+    looked_up = arithmetic.gelu_table(torch.nn.GELU(approximate="tanh"), x)
+    one = torch.nn.functional.gelu(torch.tensor(1.0), approximate="tanh").half().float()
+    assert torch.equal(looked_up, torch.stack([torch.tensor(0.0), one, torch.tensor(2049.0)]))
 
 
 def test_options() -> None:

@@ -20,14 +20,14 @@ QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"
 NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 """Before and behind attention, before and behind the MLP."""
 _PRE = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_SANDWICH = dict(
+_SANDWICH: Mapping[str, str] = dict(
     zip(
         NORMS,
         (f"{x}_layernorm" for x in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
         strict=True,
     )
 )
-_POST = {name: _SANDWICH[name] for name in (NORMS[1], NORMS[3])}
+_POST: Mapping[str, str] = {name: _SANDWICH[name] for name in (NORMS[1], NORMS[3])}
 
 
 class Gemma3(NamedTuple):
