@@ -316,6 +316,19 @@ def test_llamacpp_computes_what_only_these_families_have(tmp_path: Path, family:
     assert {c.rung for c in checks if c.status == "passed"} == {"L2", "L3"}
 
 
+def test_gemmas_split_at_spaces_finds_none(tmp_path: Path) -> None:
+    """Its normalizer replaced them; a split at anything else is refused."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    for at, accepted in ((" ", True), ("a", False)):
+        split = {"type": "Split", "pattern": {"String": at}, "behavior": "MergedWithPrevious", "invert": False}
+        content = {"normalizer": replace, "pre_tokenizer": split}
+        if accepted:
+            assert vocabulary._prefixed(content, tmp_path) is False
+            continue
+        with pytest.raises(Refusal, match="prepares texts in a way"):
+            vocabulary._prefixed(content, tmp_path)
+
+
 def test_gelu_is_looked_up_in_fp16() -> None:
     """2049 is no fp16 number, and from 10 on nothing is looked up; 1 + 2^-11 is rounded to 1."""
     x = torch.tensor([-10.5, 1 + 2**-11, 2049.0])
