@@ -794,6 +794,35 @@ GGUF: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
+def gguf_first(tensor: str) -> Callable[[Path], None]:
+    """The lowest bit of a tensor's first byte."""
+    return gguf_bytes(tensor, flipped(0, 0))
+
+
+GGUF_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
+    "granite": {
+        "embedding scaled otherwise": gguf_number("granite.embedding_scale", 11.0, "f"),
+        "attention's scale left to llama.cpp": gguf_number("granite.attention.scale", 0.0, "f"),
+    },
+    "gemma3_text": {
+        "another window": gguf_number("gemma3.attention.sliding_window", 7, "I"),
+        "windows in other layers": gguf_number("gemma3.attention.sliding_window_pattern", 1, "I"),
+        "another base": gguf_number("gemma3.rope.freq_base", 1e4, "f"),
+        "the pattern left out": gguf_text(b"gemma3.attention.sliding_window_pattern", b"gemma3.attention.sliding_window_patterx"),
+        "one bit of the gain behind attention": gguf_first("blk.1.post_attention_norm.weight"),
+        "one bit of the gain before the MLP": gguf_first("blk.1.ffn_norm.weight"),
+        "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
+        "one bit of the keys' gain": gguf_first("blk.0.attn_k_norm.weight"),
+    },
+    "olmo2": {
+        "a window that nobody asked for": gguf_text(b"olmo2.rope.dimension_count", b"olmo2.attention.sliding_wi"),
+        "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
+        "one bit of the queries' gain": gguf_first("blk.0.attn_q_norm.weight"),
+    },
+}  # fmt: skip
+"""In what only these have."""
+
+
 # Finished MLX folders: bytes of model.safetensors, and config.json
 
 
@@ -824,3 +853,29 @@ MLX: dict[str, Callable[[Path], None]] = {
     "other bits": in_json("config.json", "quantization", "bits", value=8),
     "another end token": in_json("generation_config.json", "eos_token_id", value=1),
 }  # fmt: skip
+
+MLX_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
+    "smollm3": {"positions in a layer without": in_json("config.json", "no_rope_layers", value=[1, 1])},
+    "granite": {
+        "embedding not scaled": in_json("config.json", "embedding_multiplier", value=1.0),
+        "residuals scaled by 0.23": in_json("config.json", "residual_multiplier", value=0.23),
+        "logits not scaled": in_json("config.json", "logits_scaling", value=1.0),
+        "attention scaled otherwise": in_json("config.json", "attention_multiplier", value=0.25),
+    },
+    "gemma3_text": {
+        "windows in other layers": in_json("config.json", "sliding_window_pattern", value=1),
+        "the pattern of the released models": in_json("config.json", "sliding_window_pattern", value=6),
+        "another window": in_json("config.json", "sliding_window", value=7),
+        "another base": in_json("config.json", "rope_theta", value=1e4),
+        "another base of layers with windows": in_json("config.json", "rope_local_base_freq", value=2e4),
+        "a rope that is scaled": in_json("config.json", "rope_scaling", value={"type": "linear", "factor": 8.0}),
+        "another scale of queries": in_json("config.json", "query_pre_attn_scalar", value=32),
+        "another width, and root": in_json("config.json", "hidden_size", value=256),
+        "one bit of the gain behind the MLP": mlx_bytes("model.layers.1.post_feedforward_layernorm.weight", flipped(0, 2)),
+    },
+    "olmo2": {
+        "one bit of the queries' gain": mlx_bytes("model.layers.1.self_attn.q_norm.weight", flipped(0, 0)),
+        "as a llama": in_json("config.json", "model_type", value="llama"),
+    },
+}  # fmt: skip
+"""In what only these have."""

@@ -61,6 +61,12 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "cwm": {"head_dim": 16, "sliding_window": 8, "mlp_bias": True},
 }
 
+RELEASED: dict[str, dict[str, Any]] = {
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
+    "gemma3_text": {"query_pre_attn_scalar": 32},
+}
+"""As the released models have it, where llama.cpp and mlx-lm have it in code and a tiny variant is something else."""
+
 
 def tiny(family: str = "llama-tied", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random float32 model of `family`: 2 layers, hidden 64, grouped-query attention, vocabulary 160."""

@@ -15,10 +15,11 @@ from dlqat.exporters import pipeline
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
-from test_methods_targets import TARGETS
-from toy_tokenizer import toy_tokenizer
+from test_methods_targets import TARGETS as GRAPHS
+from toy_tokenizer import byte_tokenizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+TARGETS = {**GRAPHS, "gguf": ("gguf", None), "mlx": ("mlx", None)}
 VARIANTS = {name for name in models.FAMILIES if name in architecture.FAMILIES}
 
 
@@ -41,8 +42,8 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def of(family: str) -> tuple[FoldedModel, Path]:
         folder = tmp_path_factory.mktemp(family)
-        toy_tokenizer().save_pretrained(folder)
-        models.write_folded(folder / "folded", family)
+        byte_tokenizer().save_pretrained(folder)
+        models.write_folded(folder / "folded", family, vocab_size=328, **models.RELEASED.get(family, {}))
         return disk.read(folder / "folded"), folder / "folded"
 
     return of

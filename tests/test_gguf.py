@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,18 @@ import alterations
 import artifacts
 import models
 import unions
+from dlqat import architecture, folded
 from dlqat import artifact as artifact_folders
-from dlqat import folded
 from dlqat.devices.all import DEVICES
 from dlqat.exporters import asked, pipeline
-from dlqat.exporters.gguf import names, target, vocabulary
+from dlqat.exporters.gguf import metadata, names, target, vocabulary
 from dlqat.exporters.tokens import SpecialTokens
 from dlqat.folded import disk
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.check.run import CheckRequest, prove
+from dlqat.runtime_tests.reference import arithmetic
 from toy_tokenizer import byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer
 
 VOCABULARY = 328
@@ -42,8 +45,8 @@ def recipe(**spec: Any) -> Recipe:
 
 def export(folder: Path, family: str = "llama-tied", asked: Recipe | None = None, **changes: Any) -> Path:
     """folder/folded and folder/gguf of a tiny model with a byte-level tokenizer."""
-    windowed = {"max_position_embeddings": 8} if family == "mistral" else {}
-    model = models.tiny(family, vocab_size=VOCABULARY, **{**windowed, **changes})
+    own: dict[str, Any] = {"max_position_embeddings": 8} if family in ("mistral", "ministral", "cwm") else {}
+    model = models.tiny(family, vocab_size=VOCABULARY, **{**own, **models.RELEASED.get(family, {}), **changes})
     return artifacts.export_model(folder, "gguf", models.fold_model(model, asked), byte_tokenizer())
 
 
@@ -54,11 +57,7 @@ def wrong(artifact: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_every_family_holds_the_integers_of_folded_or_is_refused(tmp_path: Path, family: str) -> None:
-    if models.tiny(family).config.model_type not in names.ARCHITECTURES:
-        with pytest.raises(Refusal, match=f"target gguf does not know {family}"):
-            export(tmp_path, family)
-        return
+def test_every_family_holds_the_integers_of_folded(tmp_path: Path, family: str) -> None:
     assert wrong(export(tmp_path, family)) == []
 
 
@@ -97,7 +96,6 @@ def test_another_reader_sees_the_same_weights(tmp_path: Path) -> None:
 
 def test_what_it_trains_from_again_is_what_was_written(tmp_path: Path) -> None:
     """source/gguf_model.py, as dlqat-train opens it: the same config facts, and every weight bit for bit."""
-    from dlqat import architecture
     from dlqat.source import gguf_model
 
     artifact = export(tmp_path, "llama-biased")
@@ -140,8 +138,56 @@ def test_windows_that_llamacpp_would_ignore_are_refused(tmp_path: Path) -> None:
 
 def test_scaling_that_llamacpp_would_ignore_is_refused(tmp_path: Path) -> None:
     scaling = models._VARIANTS["llama3"]
-    with pytest.raises(Refusal, match="reads its factors for llama only, not for qwen2"):
+    with pytest.raises(Refusal, match="reads its factors for granite, llama only, not for qwen2"):
         target.plan(models.fold_model(models.tiny("qwen2", **scaling)), tmp_path, target.Options(64))
+
+
+UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "smollm3, another layer without positions": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "in every 4th layer"),
+    "smollm3, biases": ("smollm3", {"attention_bias": True}, "biases of o_proj: llama.cpp's smollm3 does not add them"),
+    "qwen3, biases": ("qwen3", {"attention_bias": True}, "biases of o_proj: llama.cpp's qwen3"),
+    "olmo2, biases": ("olmo2", {"attention_bias": True}, "biases of q_proj: llama.cpp's olmo2"),
+    "olmo2, tied": ("olmo2", {"tie_word_embeddings": True}, "needs a head of its own"),
+    "olmo2, wide heads": ("olmo2", {"head_dim": 32}, "takes hidden_size / heads"),
+    "gemma3, another scale": ("gemma3_text", {"query_pre_attn_scalar": 24}, "has 32, config.json means 24"),
+    "gemma3, windows everywhere": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}, "in every Nth layer"),
+    "gemma3, windows last": (
+        "gemma3_text",
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "in every Nth layer",
+    ),
+    "gemma3, a scaled local rope": (
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            }
+        },
+        "rope_type linear of sliding_attention",
+    ),
+}
+
+
+@pytest.mark.parametrize(("family", "changes", "says"), UNLIKE.values(), ids=UNLIKE)
+def test_what_llamacpp_has_otherwise_is_refused(
+    family: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    model = models.fold_model(models.tiny(family, **{**models.RELEASED.get(family, {}), **changes}))
+    with pytest.raises(Refusal, match=says):
+        target.plan(model, tmp_path, target.Options(8))
+
+
+def test_gemma_as_released_needs_no_keys_of_newer_versions() -> None:
+    """Every 6th layer, a local base of 10,000; other numbers are said."""
+    kinds = [*["sliding_attention"] * 5, "full_attention"]
+    released, other = (
+        metadata.keys(architecture.read(models.tiny("gemma3_text", **changes).config.to_dict()), 128)
+        for changes in ({"num_hidden_layers": 6, "layer_types": kinds}, {})
+    )
+    extra = {"attention.sliding_window_pattern", "rope.freq_base_swa"}
+    assert not extra & set(released)
+    assert other["attention.sliding_window_pattern"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +256,44 @@ def test_without_llamacpp_the_integers_are_proved(
         prove(CheckRequest(request.artifact, request.reference, "host-llamacpp"))
 
 
+@pytest.fixture(scope="module")
+def of_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return cache(lambda family: export(tmp_path_factory.mktemp(family), family, recipe(bits=4, group_size=32)))
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f, edits in alterations.GGUF_FAMILY.items() for n in edits])
+def test_an_altered_file_of_a_family_is_noticed(
+    of_family: Callable[[str], Path], tmp_path: Path, family: str, name: str
+) -> None:
+    """In what only this family has."""
+    assert wrong(of_family(family)) == []
+    shutil.copytree(of_family(family).parent, tmp_path / "copy")
+    artifact = tmp_path / "copy" / "gguf"
+    alterations.GGUF_FAMILY[family][name](artifact / "model.gguf")
+    alterations.fit(artifact)
+    assert [w for w in wrong(artifact) if not w.startswith("files")]
+
+
+WRITTEN = (*(name for name in alterations.FAMILY if name.startswith("granite")), "gemma3: gains without 1 +")
+"""Of FAMILY: what this target writes, rather than llama.cpp having it in code."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_family_written_otherwise_is_noticed(tmp_path: Path, name: str) -> None:
+    family, alter = alterations.FAMILY[name]
+    with pytest.MonkeyPatch.context() as patch:
+        alter(patch, models.fold_model(models.tiny(family)))
+        artifact = export(tmp_path, family)
+    assert wrong(artifact)
+
+
+def test_layers_that_lost_theirs_have_positions_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolLM3 as a llama, which has all the same tensors and keys."""
+    monkeypatch.setattr(names, "ARCHITECTURES", {**names.ARCHITECTURES, "smollm3": names.ARCHITECTURES["llama"]})
+    said = wrong(export(tmp_path, "smollm3"))
+    assert any("rope" in line for line in said)
+
+
 @runs
 @pytest.mark.parametrize("family", ["llama3", "qwen2"])
 def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
@@ -219,6 +303,38 @@ def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
     open_ones = [c.summary for c in report.checks if c.status != "passed"]
     assert [text for text in open_ones if "reached an end-of-text token" not in text] == []
     assert len(report.checks) >= 4
+
+
+@runs
+@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2"])
+def test_llamacpp_computes_what_only_these_families_have(tmp_path: Path, family: str) -> None:
+    """Logits and texts, quickly: products are those of the others."""
+    artifact = export(tmp_path, family, max_position_embeddings=512)
+    request = CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=("L2", "L3"), quick=True)
+    checks = prove(request).checks
+    assert [c.summary for c in checks if c.status == "failed"] == []
+    assert {c.rung for c in checks if c.status == "passed"} == {"L2", "L3"}
+
+
+def test_gemmas_split_at_spaces_finds_none(tmp_path: Path) -> None:
+    """Its normalizer replaced them; a split at anything else is refused."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    for at, accepted in ((" ", True), ("a", False)):
+        split = {"type": "Split", "pattern": {"String": at}, "behavior": "MergedWithPrevious", "invert": False}
+        content = {"normalizer": replace, "pre_tokenizer": split}
+        if accepted:
+            assert vocabulary._prefixed(content, tmp_path) is False
+            continue
+        with pytest.raises(Refusal, match="prepares texts in a way"):
+            vocabulary._prefixed(content, tmp_path)
+
+
+def test_gelu_is_looked_up_in_fp16() -> None:
+    """2049 is no fp16 number, and from 10 on nothing is looked up; 1 + 2^-11 is rounded to 1."""
+    x = torch.tensor([-10.5, 1 + 2**-11, 2049.0])
+    looked_up = arithmetic.gelu_table(torch.nn.GELU(approximate="tanh"), x)
+    one = torch.nn.functional.gelu(torch.tensor(1.0), approximate="tanh").half().float()
+    assert torch.equal(looked_up, torch.stack([torch.tensor(0.0), one, torch.tensor(2049.0)]))
 
 
 def test_options() -> None:

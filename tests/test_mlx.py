@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import unions
 from dlqat import artifact as artifact_folders
 from dlqat.devices.all import DEVICES
 from dlqat.exporters import pipeline
-from dlqat.exporters.mlx import target
+from dlqat.exporters.mlx import config, target
 from dlqat.folded import Quantized, disk
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
@@ -40,8 +42,6 @@ def export(
     folder: Path, family: str = "llama-tied", asked: Recipe | None = None, form: str = "float32", **changes: Any
 ) -> Path:
     """folder/folded and folder/mlx of a tiny model."""
-    if family == "qwen3":
-        changes = {"head_dim": 32, **changes}
     folder.mkdir(parents=True, exist_ok=True)
     toy_tokenizer().save_pretrained(folder)
     disk.write(models.fold_model(models.tiny(family, **changes), asked), folder / "folded", files=folder)
@@ -59,7 +59,7 @@ def wrong(artifact: Path) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_holds_the_integers_of_folded_or_is_refused(tmp_path: Path, family: str) -> None:
-    if models.tiny(family).config.model_type not in target.FAMILIES:
+    if models.tiny(family).config.model_type not in config.FAMILIES:
         with pytest.raises(Refusal, match=f"target mlx does not know {family}"):
             export(tmp_path, family)
         return
@@ -155,6 +155,53 @@ def test_an_altered_folder_is_noticed(exported: Path, tmp_path: Path, name: str)
     assert [w for w in wrong(artifact) if not w.startswith("files")]
 
 
+@pytest.fixture(scope="module")
+def of_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return cache(lambda family: export(tmp_path_factory.mktemp(family), family, recipe(bits=4, group_size=32)))
+
+
+def facts_wrong(artifact: Path) -> list[str]:
+    """Of the forward; that config.json differs from folded/'s is another check."""
+    return [line for line in wrong(artifact) if not line.startswith(("files", "client files"))]
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f, edits in alterations.MLX_FAMILY.items() for n in edits])
+def test_an_altered_folder_of_a_family_is_noticed(
+    of_family: Callable[[str], Path], tmp_path: Path, family: str, name: str
+) -> None:
+    """In what only this family has."""
+    assert wrong(of_family(family)) == []
+    shutil.copytree(of_family(family).parent, tmp_path / "copy")
+    artifact = tmp_path / "copy" / "mlx"
+    alterations.MLX_FAMILY[family][name](artifact)
+    alterations.fit(artifact)
+    assert facts_wrong(artifact)
+
+
+UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "granite, wide heads": ("granite", {"head_dim": 32}, "mlx-lm's granite takes hidden_size / heads"),
+    "gemma3, a root between bfloat16 numbers": ("gemma3_text", {"hidden_size": 128}, "by 11.3125, the bfloat16 number"),
+    "gemma3, windows everywhere": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}, "in every Nth layer"),
+    "gemma3, biases": ("gemma3_text", {"attention_bias": True}, "mlx-lm's gemma3_text has no biases"),
+    "gemma3, a scaled local rope": (
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            }
+        },
+        "rope_type linear of sliding_attention",
+    ),
+}
+
+
+@pytest.mark.parametrize(("family", "changes", "says"), UNLIKE.values(), ids=UNLIKE)
+def test_what_mlx_lm_has_otherwise_is_refused(family: str, changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=says):
+        target.plan(models.fold_model(models.tiny(family, **changes)), tmp_path, target.Options(64))
+
+
 @runs
 @pytest.mark.parametrize("family", ["llama3", "qwen3"])
 def test_mlx_lm_computes_with_them(tmp_path: Path, family: str) -> None:
@@ -164,3 +211,15 @@ def test_mlx_lm_computes_with_them(tmp_path: Path, family: str) -> None:
     open_ones = [c.summary for c in report.checks if c.status != "passed"]
     expected = ("reached an end-of-text token", "mlx computed on this CPU")
     assert [text for text in open_ones if not any(e in text for e in expected)] == []
+
+
+@runs
+@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2"])
+def test_mlx_lm_computes_what_only_these_families_have(tmp_path: Path, family: str) -> None:
+    """Logits, quickly: products are those of the others. Gemma's cache with windows writes texts, too."""
+    artifact = export(tmp_path, family, recipe(bits=3, group_size=32), max_position_embeddings=512)
+    rungs = ("L2", "L3") if family == "gemma3_text" else ("L2",)
+    request = CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=rungs, quick=True)
+    checks = prove(request).checks
+    assert [c.summary for c in checks if c.status == "failed"] == []
+    assert {c.rung for c in checks if c.status == "passed"} == set(rungs)

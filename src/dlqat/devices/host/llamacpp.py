@@ -105,6 +105,7 @@ class LlamacppSession:
             own.n_threads = own.n_threads_batch = setting.threads
             own.type_k = own.type_v = F32
             own.flash_attn_type = 0
+            own.swa_full = True  # so that a cache with windows can be taken back
             self._context: Any = lib.LlamaContext(model=self._model, params=own)
         except (ValueError, RuntimeError, OSError) as error:
             raise DeviceFailure(f"llama.cpp does not load it: {' '.join(str(error).split())[:300]}") from error

@@ -87,10 +87,18 @@ class MlxSession:
 
     def reset(self) -> None:
         self._cache: Any = self._caches.make_prompt_cache(self._model)
+        self._read: list[int] = []
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens of the cache."""
-        self._caches.trim_prompt_cache(self._cache, max(0, self._cache[0].offset - length))
+        """Forget all but the first `length` tokens of the cache. Windows that are full forgot others: these are read again."""
+        kept = self._read[:length]
+        if self._caches.can_trim_prompt_cache(self._cache):
+            self._caches.trim_prompt_cache(self._cache, len(self._read) - len(kept))
+            self._read = kept
+            return
+        self.reset()
+        if kept:
+            self.logits(kept)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(token_ids), vocab]."""
@@ -98,6 +106,7 @@ class MlxSession:
         rows = self._model(self._mx.array([list(token_ids)]), cache=self._cache)[0]
         found = np.array(rows.astype(self._mx.float32))
         self.timings.count(len(token_ids), time.perf_counter() - start)
+        self._read += [int(i) for i in token_ids]
         return found
 
     def facts(self) -> Mapping[str, Any]:

@@ -78,7 +78,7 @@ def write(
     done: Callable[[str], None],
 ) -> dict[str, int]:
     """Write the file; bytes by parameter, by transformers' names."""
-    arch = names.architecture(facts)
+    arch = names.architecture(facts).name
     writer = Writer(path, arch)
     _general(writer, model, facts)
     for key, value in metadata.keys(facts, context).items():

@@ -7,24 +7,77 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from dlqat.architecture import Decoder
-from dlqat.exporters.gguf.names import architecture
+from dlqat.exporters.gguf.names import ARCHITECTURES, architecture
 from dlqat.refusal import Refusal
+from dlqat.rope import Rope
 
 Value = bool | int | float | str
 ROPE_FREQS = "rope_freqs.weight"
 
 
+GEMMA_PERIOD, GEMMA_LOCAL_BASE, GEMMA_LARGE = 6, 10000.0, 62
+"""What llama.cpp's gemma3 has where the file does not say it: every 6th layer sees all, the base of the others; in the model of
+62 layers queries are scaled by the width of all heads."""
+SMOLLM3_PERIOD = 4
+
+
 def refuse(facts: Decoder, context: int) -> None:
-    """Refusal for what llama.cpp would leave out without a word."""
+    """Refusal for what llama.cpp would leave out without a word, or has otherwise in its code."""
     arch = architecture(facts)
     window = _window(facts)
     if window is not None and context > window:
         raise Refusal(
-            f"attention windows of {window}: llama.cpp's {arch} sees the whole text; up to {window} tokens that is the same: "
-            f"--max-context {window}"
+            f"attention windows of {window}: llama.cpp's {arch.name} sees the whole text; up to {window} tokens that is the "
+            f"same: --max-context {window}"
         )
-    if facts.ropes[""]["rope_type"] == "llama3" and arch != "llama":
-        raise Refusal(f"rope_type llama3: llama.cpp reads its factors for llama only, not for {arch}")
+    if any(rope["rope_type"] == "llama3" for rope in facts.ropes.values()) and not arch.rope_factors:
+        readers = ", ".join(sorted({a.name for a in ARCHITECTURES.values() if a.rope_factors}))
+        raise Refusal(f"rope_type llama3: llama.cpp reads its factors for {readers} only, not for {arch.name}")
+    biased = {"q_proj": facts.qkv_bias, "o_proj": facts.output_bias, "down_proj": facts.mlp_bias}
+    if odd := [name for name, has in biased.items() if has and name not in arch.biases]:
+        raise Refusal(f"biases of {odd[0]}: llama.cpp's {arch.name} does not add them")
+    match arch.name:
+        case "smollm3":
+            _refuse_smollm3(facts)
+        case "gemma3":
+            _refuse_gemma3(facts)
+        case "olmo2":
+            _refuse_olmo2(facts)
+        case _:
+            pass
+
+
+def _refuse_smollm3(facts: Decoder) -> None:
+    turned = tuple(bool((i + 1) % SMOLLM3_PERIOD) for i in range(facts.layers))
+    if tuple(name is not None for name in facts.rotary) != turned:
+        raise Refusal(
+            f"no_rope_layers: llama.cpp's smollm3 leaves positions out in every {SMOLLM3_PERIOD}th layer, and in no other"
+        )
+
+
+def _refuse_gemma3(facts: Decoder) -> None:
+    if _period(facts) is None:
+        raise Refusal(
+            "layer_types: llama.cpp's gemma3 has full attention in every Nth layer, and windows in all others"
+        )
+    local = facts.ropes["sliding_attention"]["rope_type"]
+    if local != "default":
+        raise Refusal(
+            f"rope_type {local} of sliding_attention: llama.cpp's gemma3 does not scale the layers with windows"
+        )
+    width = facts.hidden_size // facts.heads if facts.layers == GEMMA_LARGE else facts.head_dim
+    if abs(facts.attention_scale - width**-0.5) > 1e-6 * width**-0.5:
+        raise Refusal(
+            f"query_pre_attn_scalar: llama.cpp's gemma3 of {facts.layers} layers has {width}, config.json means "
+            f"{facts.attention_scale**-2:g}"
+        )
+
+
+def _refuse_olmo2(facts: Decoder) -> None:
+    if facts.tied:
+        raise Refusal("tie_word_embeddings: llama.cpp's olmo2 needs a head of its own")
+    if facts.head_dim * facts.heads != facts.hidden_size:
+        raise Refusal(f"heads of {facts.head_dim}: llama.cpp's olmo2 takes hidden_size / heads")
 
 
 def context_length(facts: Decoder, context: int) -> int:
@@ -46,21 +99,59 @@ def keys(facts: Decoder, context: int) -> dict[str, Value]:
         "attention.value_length": facts.head_dim,
         "attention.layer_norm_rms_epsilon": facts.norm_eps,
         "rope.dimension_count": facts.head_dim,
-        "rope.freq_base": float(facts.ropes[""]["rope_theta"]),
+        "rope.freq_base": float(_rope(facts)["rope_theta"]),
     }
-    if facts.ropes[""]["rope_type"] == "linear":
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(facts.ropes[""]["factor"])}
-    return found
+    if _rope(facts)["rope_type"] == "linear":
+        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(_rope(facts)["factor"])}
+    arch = architecture(facts)
+    return found | (_multipliers(facts) if arch.multipliers else {}) | (_windows(facts) if arch.windows else {})
+
+
+def _multipliers(facts: Decoder) -> dict[str, Value]:
+    return {
+        "embedding_scale": facts.embedding_scale,
+        "residual_scale": facts.residual_scale,
+        "attention.scale": facts.attention_scale,
+        "logit_scale": 1 / facts.logits_scale,
+    }
+
+
+def _windows(facts: Decoder) -> dict[str, Value]:
+    """The last two only where llama.cpp has another number without them, for versions that do not read them."""
+    period, base = _period(facts), float(facts.ropes["sliding_attention"]["rope_theta"])
+    assert period is not None  # refuse
+    return {
+        "attention.sliding_window": next(w for w in facts.windows if w is not None),
+        **({} if period == GEMMA_PERIOD else {"attention.sliding_window_pattern": period}),
+        **({} if base == GEMMA_LOCAL_BASE else {"rope.freq_base_swa": base}),
+    }
+
+
+def _period(facts: Decoder) -> int | None:
+    """N, where every Nth layer sees all and the others have windows; None where no N says it.
+
+    Without a layer of each kind llama.cpp aborts, or has no windows."""
+    sliding = [w is not None for w in facts.windows]
+    periods = range(2, facts.layers + 1)
+    return next((n for n in periods if sliding == [bool((i + 1) % n) for i in range(facts.layers)]), None)
+
+
+def _rope(facts: Decoder) -> Rope:
+    """That of all layers, or of those that see all."""
+    return next(facts.ropes[name] for name in ("", "full_attention") if name in facts.ropes)
 
 
 def rope_freqs(facts: Decoder) -> Tensor | None:
     """Llama 3's scaling as llama.cpp has it: the divisor of every frequency."""
-    if facts.ropes[""]["rope_type"] != "llama3":
+    if _rope(facts)["rope_type"] != "llama3":
         return None
     dim = facts.head_dim
-    plain = 1.0 / float(facts.ropes[""]["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
+    plain = 1.0 / float(_rope(facts)["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
     return from_numpy((plain / facts.inverse_frequencies().astype(np.float64)).astype(np.float32))
 
 
 def _window(facts: Decoder) -> int | None:
+    """The shortest window that the architecture leaves out."""
+    if architecture(facts).windows:
+        return None
     return min((w for w in facts.windows if w is not None and w < facts.max_positions), default=None)

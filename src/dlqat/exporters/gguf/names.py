@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """llama.cpp's names of architectures and tensors, and the order of rows in them (its convert_hf_to_gguf.py).
 
-llama.cpp rotates pairs of neighbours in models that it calls llama (Mistral among them), transformers the two halves of a
-head: so rows of q and k, and their biases, change places. A group of inputs lies within a row and stays whole.
+llama.cpp rotates pairs of neighbours in some architectures (llama, and what was made from it), transformers the two halves
+of a head: so rows of q and k, and their biases, change places. A group of inputs lies within a row and stays whole. Gains
+are stored as they are multiplied with: Gemma's as 1 + w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,27 +19,54 @@ from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""model_type -> general.architecture."""
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What llama.cpp's forward of one name has (src/models/NAME.cpp)."""
+
+    name: str
+    interleaved: bool = False
+    """Whether it rotates neighbours."""
+    rope_factors: bool = False
+    """Whether it reads rope_freqs.weight."""
+    biases: tuple[str, ...] = ()
+    """Linears whose biases it adds."""
+    multipliers: bool = False
+    """Whether it reads scales of embedding, attention, residuals and logits."""
+    windows: bool = False
+    """Whether it reads a window, and in which layers it is."""
+
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_ALL = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
+_LLAMA = Architecture("llama", interleaved=True, rope_factors=True, biases=_ALL)
+ARCHITECTURES: Mapping[str, Architecture] = {
+    **dict.fromkeys(("llama", "mistral", "ministral", "internlm3", "iquestcoder", "cwm"), _LLAMA),
+    "qwen2": Architecture("qwen2", biases=_ATTENTION[:3]),
+    "qwen3": Architecture("qwen3", biases=_ATTENTION[:3]),
+    "smollm3": Architecture("smollm3", interleaved=True, biases=_ATTENTION[:3]),
+    "granite": Architecture("granite", interleaved=True, rope_factors=True, biases=_ALL, multipliers=True),
+    "gemma3_text": Architecture("gemma3", windows=True),
+    "olmo2": Architecture("olmo2"),
+}
+"""By model_type."""
 
 _OUTER = {EMBEDDING: "token_embd", "model.norm": "output_norm", HEAD: "output"}
 _INNER = {
-    "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 
 
-def architecture(facts: Decoder) -> str:
-    """general.architecture of a family. Refusal for one that is not here."""
+def architecture(facts: Decoder) -> Architecture:
+    """llama.cpp's architecture of a family. Refusal for one that is not here."""
     if facts.family not in ARCHITECTURES:
         raise Refusal(f"target gguf does not know {facts.family} yet; known: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[facts.family]
@@ -46,7 +74,7 @@ def architecture(facts: Decoder) -> str:
 
 def modules(model: FoldedModel, facts: Decoder) -> list[str]:
     """Everything that has parameters, in the order of the forward; a tied head has none of its own."""
-    blocks = [f"model.layers.{i}.{name}" for i in range(facts.layers) for name in _INNER]
+    blocks = [f"model.layers.{i}.{name}" for i in range(facts.layers) for name in _inner(facts)]
     known = {name.rpartition(".")[0] for name in model.tensors} | set(model.layers)
     wanted = [EMBEDDING, *blocks, "model.norm", *([] if model.tied else [HEAD])]
     found = [name for name in wanted if name in known]
@@ -57,19 +85,33 @@ def modules(model: FoldedModel, facts: Decoder) -> list[str]:
 
 def parameters(model: FoldedModel, facts: Decoder, module: str) -> Iterator[tuple[str, Leaf]]:
     """(name in the file, what it holds) of a module's weight and bias, rows in llama.cpp's order."""
-    stem = _OUTER.get(module) or _block(module)
+    stem = _OUTER.get(module) or _block(facts, module)
     heads = {"q_proj": facts.heads, "k_proj": facts.kv_heads}.get(module.rpartition(".")[2])
-    paired = heads if architecture(facts) == "llama" else None
+    paired = heads if architecture(facts).interleaved else None
     w = weight(model, module)
     assert isinstance(w, Leaf)  # plan refuses the others
+    if facts.norm_offset and isinstance(w, Tensor) and module.endswith("norm"):
+        w = w.float() + facts.norm_offset
     yield f"{stem}.weight", w if paired is None else _pairs(w, paired)
     if (bias := model.tensors.get(f"{module}.bias")) is not None:
         yield f"{stem}.bias", bias if paired is None else _rows(bias, paired)
 
 
-def _block(module: str) -> str:
+def _inner(facts: Decoder) -> dict[str, str]:
+    """Module in a block -> name in the file."""
+    norms = facts.norms
+    placed = {
+        norms.before_attention: "attn_norm",
+        norms.after_attention: "post_attention_norm",
+        norms.before_mlp: "ffn_norm",
+        norms.after_mlp: "post_ffw_norm",
+    }
+    return {**_INNER, **{module: name for module, name in placed.items() if module is not None}}
+
+
+def _block(facts: Decoder, module: str) -> str:
     _, _, number, inner = module.split(".", 3)
-    return f"blk.{number}.{_INNER[inner]}"
+    return f"blk.{number}.{_inner(facts)[inner]}"
 
 
 def _pairs(w: Leaf, heads: int) -> Leaf:

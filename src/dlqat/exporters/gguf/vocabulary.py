@@ -162,8 +162,11 @@ def _prefixed(content: Mapping[str, Any], path: Path) -> bool:
             return scheme != "never"
         case {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace"}]}, None:
             return True
-        case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}, None:
-            return False
+        case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}, None | {
+            "type": "Split",
+            "pattern": {"String": " "},
+        }:
+            return False  # no space is left for Gemma's Split
         case _:
             raise Refusal(f"{path} prepares texts in a way that llama.cpp's sentencepiece does not")
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from dlqat import architecture, tested
-from dlqat.architecture import Decoder
 from dlqat.exporters import generation, target, templates, tokens
 from dlqat.exporters.manifest import Written
-from dlqat.exporters.mlx import file, storage
+from dlqat.exporters.mlx import config, file, storage
 from dlqat.exporters.storage import LayerRow, rows
 from dlqat.exporters.target import choice, parameters, sizes
 from dlqat.folded import disk
@@ -28,7 +27,6 @@ from dlqat.refusal import Refusal
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FORMS = tuple(TYPES)
 NAME = "model.safetensors"
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Options(target.Options):
 
 def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
     """`target.Target.plan`."""
-    _refuse(architecture.read(model.config), model)
+    config.refuse(architecture.read(model.config), model)
     tokens.read(source, model.config)
     dtype = TYPES[options.form]
     for name in model.tensors:
@@ -54,8 +52,8 @@ def write(
     facts = architecture.read(model.config)
     special = tokens.read(source, model.config)
     found = sizes(file.write(folder / NAME, model, TYPES[options.form], done))
-    config = {**model.config, "quantization": file.quantization(model, facts)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    content = {**model.config, **config.keys(facts), "quantization": file.quantization(model, facts)}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     ready = f"not set up: {source} has no tokenizer.json"
     if special is not None:
         disk.copy_tokenizer(source, folder)
@@ -76,17 +74,3 @@ def write(
             "tested": tested.ranges("mlx-lm"),
         },
     )
-
-
-def _refuse(facts: Decoder, model: FoldedModel) -> None:
-    """Refusal for what mlx-lm's model of that name would leave out or add."""
-    if facts.family not in FAMILIES:
-        raise Refusal(f"target mlx does not know {facts.family} yet; known: {', '.join(FAMILIES)}")
-    if any(w is not None and w < facts.max_positions for w in facts.windows):
-        raise Refusal(f"attention windows: mlx-lm's {facts.family} sees the whole text")
-    if facts.family == "qwen2" and facts.head_dim * facts.heads != facts.hidden_size:
-        raise Refusal(f"heads of {facts.head_dim}: mlx-lm's qwen2 takes hidden_size / heads")
-    if facts.family == "qwen3" and facts.qkv_bias:
-        raise Refusal("attention_bias: mlx-lm's qwen3 has no biases")
-    if "lm_head.bias" in model.tensors:
-        raise Refusal("lm_head.bias: mlx-lm's heads have no bias")

@@ -33,6 +33,8 @@ STORAGE = (
     "transformers_version",
 )
 """Keys of config.json that say how a folder stores its weights."""
+RESTATED = ("sliding_window_pattern", "rope_scaling")
+"""Keys by which mlx-lm knows what folded/ says under others: compared as facts of the forward."""
 CLASS = ("chat_template", "tokenizer_class")
 """Keys of tokenizer_config.json that are compared by what they do."""
 NEUTRAL = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -47,13 +49,15 @@ def differences(folder: Path, folded: Path, context: int | None, *, shared: bool
         if not (folder / name).is_file() and name in ("tokenizer.json", "generation_config.json"):
             yield f"{name}: missing, and folded/ has it"
     for name in disk.tokenizer_files(folder):
-        own, wanted = folder / name, folded / name
-        if wanted.is_file() and own.read_bytes() == wanted.read_bytes():
+        written, wanted = folder / name, folded / name
+        if wanted.is_file() and written.read_bytes() == wanted.read_bytes():
             continue
         yield from _changed(folder, folded, name)
     config = json_file.read(folded / "config.json")
     if (folder / "config.json").is_file():
-        yield from _unequal("config.json", json_file.read(folder / "config.json"), config, STORAGE)
+        own = json_file.read(folder / "config.json")
+        restated = [key for key in RESTATED if "quantization" in own and key not in config]
+        yield from _unequal("config.json", own, config, (*STORAGE, *restated))
     if (folder / "genai_config.json").is_file():
         found = json_file.read(folder / "genai_config.json")
         yield from _genai(found, architecture.read(config), folded, context, shared=shared)

@@ -25,7 +25,7 @@ int8 per token, symmetric   MLAS's formula above with the whole row as one block
 
 int8 in blocks of 32, fp16 scales   llama.cpp's quantize_row_q8_0: MLAS's codes, and the scale that multiplies them rounded
            to fp16. With zero-points (Q4_1) it keeps the block's sum as fp16, too, which does not round the input: those
-           layers are "not verified" at L1.
+           layers are "not verified" at L1. Its CPU looks GELU up in a table of fp16 numbers (ggml_vec_geglu_f32).
 
 On ARM64 ties fall elsewhere: KleidiAI rounds halves away from zero, and so does MLAS, which rounds in blocks there with
 KleidiAI off and for 8-bit weights, by x * (1 / scale). A tie is rare (2 to 4 of the 1.7 million inputs that SmolLM2's
@@ -112,6 +112,12 @@ def round_blocks(x: Tensor, block: int, *, neon: bool = False, half: bool = Fals
     steps = blocks * torch.where(top > 0, inverse, torch.zeros_like(top))
     scale = scale.half().float() if half else scale
     return (_nearest(steps, neon) * scale).flatten(-2)[..., :inputs].to(x.dtype)
+
+
+def gelu_table(gelu: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """GELU of x as llama.cpp looks it up: x and the result rounded to fp16, and from -10 and 10 on 0 and x itself."""
+    looked_up = gelu(x.half().float()).half().to(x.dtype)
+    return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, looked_up))
 
 
 def _nearest(x: Tensor, away: bool) -> Tensor:

@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlqat import architecture
 from dlqat.architecture import EMBEDDING, HEAD
 from dlqat.folded import Quantized, disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.quiet import hush, quiet
 from dlqat.refusal import Refusal
-from dlqat.runtime_tests.reference.arithmetic import Arithmetic, apply
+from dlqat.runtime_tests.reference.arithmetic import Arithmetic, apply, gelu_table
 from dlqat.source import pretrained
 
 
@@ -94,7 +95,8 @@ class Reference:
 
             return module.register_forward_hook(replace)
 
-        with self._hooked(attach):
+        tables = any(arithmetic(name).half for name in self.linears())
+        with self._hooked(attach), self._gelu_tables() if tables else contextlib.nullcontext():
             return self.logits(token_ids)
 
     def layer(self, name: str) -> Any:
@@ -121,6 +123,19 @@ class Reference:
             yield
         finally:
             handle.remove()
+
+    @contextlib.contextmanager
+    def _gelu_tables(self) -> Generator[None]:
+        """GELU, where the family has it, looked up as llama.cpp does."""
+        found = [m for name, m in self.network.named_modules() if name.endswith("mlp.act_fn")]
+        if architecture.read(self.model.config).activation != "gelu_tanh":
+            found = []
+        handles = [m.register_forward_hook(lambda own, x, _: gelu_table(own.forward, x[0])) for m in found]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextlib.contextmanager
     def _hooked(self, attach: Callable[[Any, str], Any]) -> Generator[None]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What llama.cpp computes with a file: its forward of each architecture (src/models/llama.cpp, qwen2.cpp, qwen3.cpp) as
-an expression, with the numbers of the metadata. Tensors that a file may have or not (biases) are where they are used."""
+"""What llama.cpp computes with a file: its forward of each architecture (src/models/NAME.cpp) as an expression, with the
+numbers of the metadata. What differs between architectures is in rules.py. Tensors that a file may have or not (biases) are
+where they are used."""
 
 from __future__ import annotations
 
@@ -14,30 +15,14 @@ from numpy.typing import NDArray
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable
 from dlqat.runtime_tests.readers.expression import Node
 from dlqat.runtime_tests.readers.gguf.file import File
+from dlqat.runtime_tests.readers.gguf.rules import GEMMA3, LINEARS, NORMS, QK_NORMS, RULES, Rules
 
-INTERLEAVED = {"llama": True, "qwen2": False, "qwen3": False}
-"""Architecture -> whether rotary positions turn neighbours rather than the halves of a head."""
 COUNTS = (
     *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "rope.dimension_count"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
 )
-KNOWN = {
-    *COUNTS,
-    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
-}
-MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+NEEDED = {*COUNTS, "attention.layer_norm_rms_epsilon", "rope.freq_base"}
+SCALING = {"rope.scaling.type", "rope.scaling.factor"}
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ROPE_FREQS = "rope_freqs.weight"
 
@@ -49,6 +34,10 @@ class Meaning:
     file: File
     architecture: str
     values: Mapping[str, Any]
+
+    @property
+    def rules(self) -> Rules:
+        return RULES[self.architecture]
 
     def count(self, key: str) -> int:
         return int(self.values[key])
@@ -68,24 +57,43 @@ class Meaning:
             return OUTER[stem]
         block = stem.split(".")
         inside = len(block) == 3 and block[0] == "blk" and block[1].isdigit()
-        if not inside or block[2] not in MODULES or int(block[1]) >= self.count("block_count"):
+        if not inside or int(block[1]) >= self.count("block_count"):
             return None
-        return f"model.layers.{int(block[1])}.{MODULES[block[2]]}"
+        inner = self.rules.modules.get(block[2])
+        if inner is None or (name.endswith(".bias") and block[2] not in self.rules.biases):
+            return None
+        return f"model.layers.{int(block[1])}.{inner}"
 
     def rows(self, module: str) -> int | None:
         """The heads whose rows stand in pairs; None for rows in order."""
         which = {"q_proj": 0, "k_proj": 1}.get(module.rpartition(".")[2])
-        return None if which is None or not INTERLEAVED[self.architecture] else self.heads[which]
+        return None if which is None or not self.rules.interleaved else self.heads[which]
+
+    def factor(self, key: str) -> float:
+        """A multiplier of the metadata; llama.cpp takes 0 and none for 1."""
+        return float(self.values.get(key) or 1.0)
+
+    def sliding(self, layer: int) -> bool:
+        """Whether a layer has a window."""
+        period = int(self.values.get("attention.sliding_window_pattern", GEMMA3.period))
+        return self.rules.windows and (layer + 1) % period != 0
+
+    def rope(self, layer: int) -> str | None:
+        """The name of a layer's rope; None for a layer without positions."""
+        if self.rules.windows:
+            return "sliding_attention" if self.sliding(layer) else "full_attention"
+        step = self.rules.unturned
+        return None if step is not None and (layer + 1) % step == 0 else ""
 
 
 def read(file: File) -> Meaning:
     """Unreadable if a key is missing, or the architecture is another."""
     arch = file.metadata.get("general.architecture")
-    if arch not in INTERLEAVED:
-        raise Unreadable(f"architecture {arch!r} is not known; known: {', '.join(INTERLEAVED)}")
+    if arch not in RULES:
+        raise Unreadable(f"architecture {arch!r} is not known; known: {', '.join(RULES)}")
     prefix = f"{arch}."
     values = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
-    missing = [k for k in KNOWN if k not in values and not k.startswith("rope.scaling")]
+    missing = [k for k in sorted(NEEDED | RULES[arch].needed) if k not in values]
     if missing:
         raise Unreadable(f"metadata {prefix}{missing[0]} is missing")
     return Meaning(file, arch, values)
@@ -93,7 +101,7 @@ def read(file: File) -> Meaning:
 
 def faults(m: Meaning) -> Iterator[str]:
     """Keys that nobody here knows, and sizes that the tensors do not have."""
-    for key in sorted(set(m.values) - KNOWN):
+    for key in sorted(set(m.values) - NEEDED - SCALING - m.rules.needed - m.rules.read):
         yield f"{m.architecture}.{key} = {m.values[key]!r}: what it changes is not known"
     shapes = {name: t.shape for name, t in m.file.tensors.items()}
     heads, kv_heads = m.heads
@@ -113,7 +121,7 @@ def faults(m: Meaning) -> Iterator[str]:
 
 
 def facts(m: Meaning) -> Iterator[Fact]:
-    """Numbers of the forward. llama.cpp has no windows here: what ends sight is the text's own end."""
+    """Numbers of the forward. Where llama.cpp has no windows, what ends sight is the text's own end."""
 
     def one(kind: Any, where: str, value: float) -> Fact:
         return Fact(kind, where, np.array([value], np.float32))
@@ -123,54 +131,91 @@ def facts(m: Meaning) -> Iterator[Fact]:
             yield one("epsilon", module, m.values["attention.layer_norm_rms_epsilon"])
     for layer in range(m.count("block_count")):
         at = f"model.layers.{layer}.self_attn"
-        yield one("scale", at, np.nan)
-        yield one("window", at, m.count("context_length"))
-    yield Fact("rope.frequencies", "rope", _frequencies(m))
+        yield one("scale", at, _attention_scale(m))
+        yield one("window", at, m.count("attention.sliding_window" if m.sliding(layer) else "context_length"))
+    for where, value in _factors(m).items():
+        yield one("factor", where, value)
+    for name in sorted({n for n in map(m.rope, range(m.count("block_count"))) if n is not None}):
+        yield Fact("rope.frequencies", f"rope.{name}.frequencies" if name else "rope", _frequencies(m, name))
 
 
-def _frequencies(m: Meaning) -> NDArray[np.float32]:
-    dim = m.count("rope.dimension_count")
-    found = float(m.values["rope.freq_base"]) ** (-np.arange(0, dim, 2) / dim)
-    match m.values.get("rope.scaling.type", "none"):
-        case "none":
+def _attention_scale(m: Meaning) -> float:
+    """Of the queries; NaN: head_dim ** -0.5."""
+    if m.rules.multipliers:
+        return float(m.values.get("attention.scale") or np.nan)
+    if m.rules.windows and m.count("block_count") == GEMMA3.large:
+        return float((m.count("embedding_length") // m.heads[0]) ** -0.5)
+    return np.nan
+
+
+def _factors(m: Meaning) -> dict[str, float]:
+    """Where something is multiplied by a number other than 1."""
+    found = dict[str, float]()
+    if m.rules.root:
+        found["model.embed_tokens.scaled"] = m.count("embedding_length") ** 0.5
+    if m.rules.multipliers:
+        found["model.embed_tokens.scaled"] = m.factor("embedding_scale")
+        found["lm_head.scaled"] = 1 / m.factor("logit_scale")
+        for layer in range(m.count("block_count")):
+            for part in ("self_attn", "mlp"):
+                found[f"model.layers.{layer}.{part}.scaled"] = m.factor("residual_scale")
+    return {where: value for where, value in found.items() if value != 1}
+
+
+def _frequencies(m: Meaning, name: str) -> NDArray[np.float32]:
+    dim, base, scaling = m.count("rope.dimension_count"), m.values["rope.freq_base"], m.values.get("rope.scaling.type")
+    if name == "sliding_attention":
+        base, scaling = m.values.get("rope.freq_base_swa", GEMMA3.local_base), None
+    found = float(base) ** (-np.arange(0, dim, 2) / dim)
+    match scaling:
+        case None | "none":
             pass
         case "linear":
             found /= float(m.values["rope.scaling.factor"])
         case other:
             raise Unreadable(f"rope.scaling.type {other!r} is not known")
-    if ROPE_FREQS in m.file.tensors and m.architecture == "llama":
+    if ROPE_FREQS in m.file.tensors and m.rules.rope_factors:
         found /= m.file.bytes_of(ROPE_FREQS).view("<f4").astype(np.float64)
     return found.astype(np.float32)
 
 
 def forward(m: Meaning) -> Node:
     """The logits of all positions."""
-    h = Node("embed", OUTER["token_embd"], (Node("ids"),))
+    factors = _factors(m)
+    h = _scaled(factors, OUTER["token_embd"], Node("embed", OUTER["token_embd"], (Node("ids"),)))
     for layer in range(m.count("block_count")):
-        h = _block(m, layer, h)
+        h = _block(m, factors, layer, h)
     n = Node("norm", OUTER["output_norm"], (h,))
     name = "token_embd.weight" if m.tied else "output.weight"
-    return Node("linear", OUTER["output"], (n,), m.file.tensors[name].shape[0], "output.bias" in m.file.tensors)
+    rows, biased = m.file.tensors[name].shape[0], "output.bias" in m.file.tensors
+    return _scaled(factors, OUTER["output"], Node("linear", OUTER["output"], (n,), rows, biased))
 
 
-def _block(m: Meaning, layer: int, h: Node) -> Node:
+def _scaled(factors: Mapping[str, float], of: str, x: Node) -> Node:
+    return Node("scale", f"{of}.scaled", (x,)) if f"{of}.scaled" in factors else x
+
+
+def _block(m: Meaning, factors: Mapping[str, float], layer: int, h: Node) -> Node:
     def linear(name: str, x: Node) -> Node:
         stem = f"blk.{layer}.{name}"
         tensor = m.file.tensors.get(f"{stem}.weight")
         if tensor is None:
             raise Unreadable(f"{stem}.weight is missing")
-        return Node("linear", f"{at}.{MODULES[name]}", (x,), tensor.shape[0], f"{stem}.bias" in m.file.tensors)
+        return Node("linear", f"{at}.{LINEARS[name]}", (x,), tensor.shape[0], f"{stem}.bias" in m.file.tensors)
 
     def norm(name: str, x: Node) -> Node:
-        return Node("norm", f"{at}.{MODULES[name]}", (x,))
+        return Node("norm", f"{at}.{m.rules.modules[name]}", (x,)) if name in m.rules.modules else x
 
     at, (heads, kv_heads) = f"model.layers.{layer}", m.heads
-    n = norm("attn_norm", h)
+    before_attention, after_attention, before_mlp, after_mlp = NORMS
+    n = norm(before_attention, h)
     q, k, v = (linear(f"attn_{x}", n) for x in "qkv")
-    if m.architecture == "qwen3":
-        q, k = norm("attn_q_norm", q), norm("attn_k_norm", k)
-    a = Node("attention", f"{layer} {heads}/{kv_heads}", (Node("rope", "", (q,)), Node("rope", "", (k,)), v))
-    h = Node("add", "", (h, linear("attn_output", a)))
-    n = norm("ffn_norm", h)
-    gated = Node("mul", "", (Node("silu", "", (linear("ffn_gate", n),)), linear("ffn_up", n)))
-    return Node("add", "", (h, linear("ffn_down", gated)))
+    q, k = (norm(name, x) for name, x in zip(QK_NORMS, (q, k), strict=True))
+    if (rope := m.rope(layer)) is not None:
+        q, k = Node("rope", rope, (q,)), Node("rope", rope, (k,))
+    y = norm(after_attention, linear("attn_output", Node("attention", f"{layer} {heads}/{kv_heads}", (q, k, v))))
+    h = Node("add", "", (h, _scaled(factors, f"{at}.self_attn", y)))
+    n = norm(before_mlp, h)
+    gated = Node("mul", "", (Node(m.rules.activation, "", (linear("ffn_gate", n),)), linear("ffn_up", n)))
+    y = norm(after_mlp, linear("ffn_down", gated))
+    return Node("add", "", (h, _scaled(factors, f"{at}.mlp", y)))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mlx-lm computes with a folder's config.json (mlx_lm/models/llama.py, qwen2.py, qwen3.py; Mistral runs as Llama)."""
+"""What mlx-lm computes with a folder's config.json (mlx_lm/models/NAME.py)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,57 @@ from numpy.typing import NDArray
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable
 from dlqat.runtime_tests.readers.expression import Node
 
-MODELS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 EMBEDDING, NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
-_INNER = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+_QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _LINEAR = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+_PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
+_SANDWICH: Mapping[str, str] = dict(
+    zip(
+        _PLACES,
+        (f"{x}_layernorm" for x in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
+        strict=True,
+    )
+)
+_POST: Mapping[str, str] = {place: _SANDWICH[place] for place in ("after_attention", "after_mlp")}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a module of mlx_lm.models has in code."""
+
+    name: str
+    biases: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
+    """Linear -> the key that asks for its bias; None: it always has one."""
+    norms: Mapping[str, str] = field(
+        default_factory=lambda: {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
+    )
+    qk_norm: bool = False
+    head_dim: bool = True
+    """Whether it reads one."""
+    base: float = 10000.0
+    """Of the rope, where config.json has none."""
+    nested: bool = False
+    """Whether it reads rope_parameters."""
+    gemma: bool = False
+    """GELU, gains 1 + w, the embedding times a bfloat16 root, windows but in every Nth layer."""
+
+
+_ATTENTION = tuple(f"{x}_proj" for x in "qkvo")
+_ASKED: dict[str, str | None] = {
+    **dict.fromkeys(_ATTENTION, "attention_bias"),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp_bias"),
+}
+_LLAMA = Model("llama", _ASKED)
+MODELS = {
+    **dict.fromkeys(("llama", "mistral", "iquestcoder"), _LLAMA),
+    "qwen2": Model("qwen2", dict.fromkeys(_ATTENTION[:3]), head_dim=False, base=1e6),
+    "qwen3": Model("qwen3", qk_norm=True, base=1e6, nested=True),
+    "smollm3": Model("smollm3", _ASKED),
+    "granite": Model("granite", _ASKED, head_dim=False),
+    "gemma3_text": Model("gemma3_text", norms=_SANDWICH, qk_norm=True, base=1e6, gemma=True),
+    "olmo2": Model("olmo2", _ASKED, _POST, qk_norm=True),
+}
+"""By model_type; some run as another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +74,7 @@ class Meaning:
     config: Mapping[str, Any]
 
     @property
-    def model(self) -> str:
+    def model(self) -> Model:
         kind = self.config.get("model_type")
         if kind not in MODELS:
             raise Unreadable(f"config.json: model_type {kind!r} is not known; known: {', '.join(MODELS)}")
@@ -44,7 +91,7 @@ class Meaning:
 
     @property
     def head_dim(self) -> int:
-        own = None if self.model == "qwen2" else self.config.get("head_dim")
+        own = self.config.get("head_dim") if self.model.head_dim else None
         return int(own or self.config["hidden_size"] // self.heads[0])
 
     @property
@@ -53,26 +100,72 @@ class Meaning:
 
     def modules(self) -> Iterator[str]:
         """Everything that has parameters."""
-        inner = (*_LINEAR, *(_INNER if self.model == "qwen3" else _INNER[:2]))
+        inner = (*_LINEAR, *self.model.norms.values(), *(_QK_NORMS if self.model.qk_norm else ()))
         yield from (EMBEDDING, NORM, *([] if self.tied else [HEAD]))
         yield from (f"model.layers.{i}.{name}" for i in range(self.layers) for name in inner)
 
     def biased(self, module: str) -> bool:
         """Whether the model of that name has a bias there."""
         inner = module.rpartition(".")[2]
-        match self.model, inner:
-            case "qwen2", ("q_proj" | "k_proj" | "v_proj"):
-                return True
-            case "llama", ("q_proj" | "k_proj" | "v_proj" | "o_proj"):
-                return bool(self.config.get("attention_bias"))
-            case "llama", ("gate_proj" | "up_proj" | "down_proj"):
-                return bool(self.config.get("mlp_bias"))
+        if inner not in self.model.biases:
+            return False
+        key = self.model.biases[inner]
+        return key is None or bool(self.config.get(key))
+
+    @property
+    def gain(self) -> float:
+        """What norms add to their weight."""
+        return 1.0 if self.model.gemma else 0.0
+
+    def sliding(self, layer: int) -> bool:
+        """Whether a layer has a window."""
+        if self.model.gemma:
+            return (layer + 1) % int(self.config.get("sliding_window_pattern", 6)) != 0
+        kinds = self.config.get("layer_types")
+        return bool(kinds) and self.model.name in ("llama", "smollm3") and kinds[layer] == "sliding_attention"
+
+    def rope(self, layer: int) -> str | None:
+        """The name of a layer's rope; None for a layer without positions."""
+        if self.model.gemma:
+            return "sliding_attention" if self.sliding(layer) else "full_attention"
+        if self.model.name != "smollm3":
+            return ""
+        step = int(self.config.get("no_rope_layer_interval", 4))
+        turned = self.config.get("no_rope_layers") or [(i + 1) % step for i in range(self.layers)]
+        return "" if turned[layer] else None
+
+    def scale(self) -> float:
+        """Of the queries."""
+        match self.model.name:
+            case "gemma3_text":
+                return float(self.config.get("query_pre_attn_scalar", 256)) ** -0.5
+            case "granite":
+                return float(self.config["attention_multiplier"])
             case _:
-                return False
+                return float(self.head_dim**-0.5)
+
+    def factors(self) -> dict[str, float]:
+        """Where something is multiplied by a number other than 1."""
+        found = dict[str, float]()
+        if self.model.gemma:
+            found[f"{EMBEDDING}.scaled"] = _bfloat16(int(self.config["hidden_size"]) ** 0.5)
+        if self.model.name == "granite":
+            found[f"{EMBEDDING}.scaled"] = float(self.config["embedding_multiplier"])
+            found[f"{HEAD}.scaled"] = 1 / float(self.config["logits_scaling"])
+            for layer in range(self.layers):
+                for part in ("self_attn", "mlp"):
+                    found[f"model.layers.{layer}.{part}.scaled"] = float(self.config["residual_multiplier"])
+        return {where: value for where, value in found.items() if value != 1}
+
+
+def _bfloat16(value: float) -> float:
+    """The nearest number with 8 significant bits."""
+    fraction, exponent = math.frexp(value)
+    return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 def facts(m: Meaning) -> Iterator[Fact]:
-    """Numbers of the forward. Windows: a layer that config.json calls sliding, in Llama alone."""
+    """Numbers of the forward."""
 
     def one(kind: Any, where: str, value: float) -> Fact:
         return Fact(kind, where, np.array([value], np.float32))
@@ -80,20 +173,23 @@ def facts(m: Meaning) -> Iterator[Fact]:
     for module in m.modules():
         if "norm" in module:
             yield one("epsilon", module, float(m.config["rms_norm_eps"]))
-    kinds = m.config.get("layer_types") or ["full_attention"] * m.layers
     for layer in range(m.layers):
         at = f"model.layers.{layer}.self_attn"
-        sliding = m.model == "llama" and kinds[layer] == "sliding_attention"
-        yield one("scale", at, m.head_dim**-0.5)
-        yield one("window", at, float(m.config["sliding_window"]) if sliding else np.inf)
-    yield Fact("rope.frequencies", "rope", _frequencies(m))
+        yield one("scale", at, m.scale())
+        yield one("window", at, float(m.config["sliding_window"]) if m.sliding(layer) else np.inf)
+    for where, value in m.factors().items():
+        yield one("factor", where, value)
+    for name in sorted({n for n in map(m.rope, range(m.layers)) if n is not None}):
+        yield Fact("rope.frequencies", f"rope.{name}.frequencies" if name else "rope", _frequencies(m, name))
 
 
-def _frequencies(m: Meaning) -> NDArray[np.float32]:
+def _frequencies(m: Meaning, name: str) -> NDArray[np.float32]:
     """mlx_lm/models/rope_utils.py, in float64."""
-    nested = m.config.get("rope_parameters") or {} if m.model == "qwen3" else {}
-    default = 10000.0 if m.model == "llama" else 1e6
-    base = float(m.config.get("rope_theta") or nested.get("rope_theta") or default)
+    if name == "sliding_attention":
+        local = float(m.config.get("rope_local_base_freq", 10000.0))
+        return (1 / local ** (np.arange(0, m.head_dim, 2) / m.head_dim)).astype(np.float32)
+    nested = (m.config.get("rope_parameters") or {}) if m.model.nested else {}
+    base = float(m.config.get("rope_theta") or nested.get("rope_theta") or m.model.base)
     scaling = m.config.get("rope_scaling") or nested
     wave = base ** (np.arange(0, m.head_dim, 2) / m.head_dim)
     match scaling.get("type") or scaling.get("rope_type", "default"):
@@ -119,27 +215,38 @@ def _llama3(wave: NDArray[np.float64], scaling: Mapping[str, Any]) -> NDArray[np
 
 def forward(m: Meaning, rows: Mapping[str, int]) -> Node:
     """The logits of all positions; `rows`: outputs of each matrix in the file."""
-    h = Node("embed", EMBEDDING, (Node("ids"),))
+    factors = m.factors()
+    h = _scaled(factors, EMBEDDING, Node("embed", EMBEDDING, (Node("ids"),)))
     for layer in range(m.layers):
-        h = _block(m, rows, f"model.layers.{layer}", layer, h)
+        h = _block(m, factors, rows, layer, h)
     n = Node("norm", NORM, (h,))
-    return Node("linear", HEAD, (n,), rows[EMBEDDING if m.tied else HEAD])
+    return _scaled(factors, HEAD, Node("linear", HEAD, (n,), rows[EMBEDDING if m.tied else HEAD]))
 
 
-def _block(m: Meaning, rows: Mapping[str, int], at: str, layer: int, h: Node) -> Node:
+def _scaled(factors: Mapping[str, float], of: str, x: Node) -> Node:
+    return Node("scale", f"{of}.scaled", (x,)) if f"{of}.scaled" in factors else x
+
+
+def _block(m: Meaning, factors: Mapping[str, float], rows: Mapping[str, int], layer: int, h: Node) -> Node:
+    at, norms = f"model.layers.{layer}", m.model.norms
+
     def linear(name: str, x: Node) -> Node:
         return Node("linear", f"{at}.{name}", (x,), rows[f"{at}.{name}"], m.biased(f"{at}.{name}"))
 
-    def norm(name: str, x: Node) -> Node:
-        return Node("norm", f"{at}.{name}", (x,))
+    def norm(name: str | None, x: Node) -> Node:
+        return x if name is None else Node("norm", f"{at}.{name}", (x,))
 
-    n = norm("input_layernorm", h)
+    n = norm(norms.get("before_attention"), h)
     q, k, v = (linear(f"self_attn.{x}_proj", n) for x in "qkv")
-    if m.model == "qwen3":
-        q, k = norm("self_attn.q_norm", q), norm("self_attn.k_norm", k)
+    if m.model.qk_norm:
+        q, k = (norm(name, x) for name, x in zip(_QK_NORMS, (q, k), strict=True))
+    if (rope := m.rope(layer)) is not None:
+        q, k = Node("rope", rope, (q,)), Node("rope", rope, (k,))
     heads, kv_heads = m.heads
-    a = Node("attention", f"{layer} {heads}/{kv_heads}", (Node("rope", "", (q,)), Node("rope", "", (k,)), v))
-    h = Node("add", "", (h, linear("self_attn.o_proj", a)))
-    n = norm("post_attention_layernorm", h)
-    gated = Node("mul", "", (Node("silu", "", (linear("mlp.gate_proj", n),)), linear("mlp.up_proj", n)))
-    return Node("add", "", (h, linear("mlp.down_proj", gated)))
+    a = Node("attention", f"{layer} {heads}/{kv_heads}", (q, k, v))
+    y = norm(norms.get("after_attention"), linear("self_attn.o_proj", a))
+    h = Node("add", "", (h, _scaled(factors, f"{at}.self_attn", y)))
+    n = norm(norms.get("before_mlp"), h)
+    gate = Node("gelu" if m.model.gemma else "silu", "", (linear("mlp.gate_proj", n),))
+    y = norm(norms.get("after_mlp"), linear("mlp.down_proj", Node("mul", "", (gate, linear("mlp.up_proj", n)))))
+    return Node("add", "", (h, _scaled(factors, f"{at}.mlp", y)))

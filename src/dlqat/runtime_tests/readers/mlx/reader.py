@@ -41,11 +41,14 @@ def read(program: Path) -> Contents:
             continue
         rows[module] = file.tensors[f"{module}.weight"].shape[0]
         if m.biased(module) != (f"{module}.bias" in names):
-            faults.append(f"{module}.bias: mlx-lm's {m.model} {'needs' if m.biased(module) else 'does not read'} it")
+            faults.append(
+                f"{module}.bias: mlx-lm's {m.model.name} {'needs' if m.biased(module) else 'does not read'} it"
+            )
         if f"{module}.scales" in names:
             weights += _weights(file, m, module)
             names = [n for n in names if n.endswith(".bias")]
-        tensors.update({n: file.floats(n) for n in names})
+        gain = np.float32(m.gain if module.endswith("norm") else 0)
+        tensors.update({n: gain + file.floats(n) if gain else file.floats(n) for n in names})
     if m.tied and f"{EMBEDDING}.weight" in tensors:
         tensors[f"{HEAD}.weight"] = tensors[f"{EMBEDDING}.weight"]
     faults += [f"{n}: a tensor that mlx-lm does not read" for n in sorted(set(file.tensors) - used)]
