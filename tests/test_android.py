@@ -27,6 +27,7 @@ import artifacts
 import dlqat
 import runners
 from dlqat import artifact as folders
+from dlqat import fetched
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import DeviceFailure
 from dlqat.devices.phone import adb, android, by_hand
@@ -50,6 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     """An adb server of our own: other port, other keys."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
+        patch.setenv("DLQAT_DEVICES", str(fetched.home()))  # what is set up stays where it is
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("ANDROID_SERIAL", raising=False)
         subprocess.run([ADB, "start-server"], check=True, capture_output=True, timeout=60)
