@@ -19,6 +19,7 @@ from dlqat.refusal import Refusal
 from dlqat.runtime_tests.eval import prompts
 from dlqat.runtime_tests.eval.prompts import Case
 from dlqat.runtime_tests.eval.run import end_tokens
+from dlqat.runtime_tests.eval.scoring import greedy_text
 
 FORMAT = 1
 
@@ -100,19 +101,10 @@ def _about(found: Answers, artifact: Artifact, tasks: Path, count: int, path: Pa
 
 def _reference(folder: Path, cases: Sequence[Case], longest: int) -> list[str]:
     """Greedy answers of folded/ in PyTorch."""
-    import torch
-
     from dlqat.runtime_tests.reference.model import Reference
+    from dlqat.runtime_tests.reference.torch_session import TorchSession
 
-    network, tokenizer = Reference(folder).network, source.tokenizer(folder)
+    session, tokenizer = TorchSession(Reference(folder).network), source.tokenizer(folder)
     ends = end_tokens(folder, tokenizer)
-    found: list[str] = []
-    for case in cases:
-        given = torch.tensor([case.ids])
-        with torch.inference_mode():
-            out = network.generate(
-                given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=longest,
-                eos_token_id=ends, pad_token_id=ends[0],
-            )  # fmt: skip
-        found.append(str(tokenizer.decode(out[0, len(case.ids) :], skip_special_tokens=True)))
-    return found
+    ids = (greedy_text(session, case.ids, ends, longest, lambda _: False) for case in cases)
+    return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]

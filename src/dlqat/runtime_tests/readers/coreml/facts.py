@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dlqat.mil.program import Argument, Constant, Function, Operation
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable, table
+from dlqat.runtime_tests.readers.coreml.constants import dotted
 
 
 def facts(function: Function, operation: Operation) -> Iterator[Fact]:
@@ -25,13 +26,11 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
         case "rsqrt":
             yield Fact("epsilon", where, np.array(_epsilon(function, operation), np.float32))
         case "scaled_dot_product_attention":
-            yield Fact("window", where.replace("__", "."), np.array(window(function, operation), np.float32))
+            yield Fact("window", dotted(where), np.array(window(function, operation), np.float32))
             yield Fact("scale", where, np.array(_scale(function, operation), np.float32))
-            yield Fact("turns", where.replace("__", "."), _turns(function, operation))
+            yield Fact("turns", dotted(where), _turns(function, operation))
         case "mul" if where.endswith("__scaled"):
-            yield Fact(
-                "factor", where.replace("__", "."), np.array(_number(function, operation.inputs["y"][0]), np.float32)
-            )
+            yield Fact("factor", dotted(where), np.array(_number(function, operation.inputs["y"][0]), np.float32))
         case _:
             return
 
@@ -71,7 +70,7 @@ def _turns(function: Function, attention: Operation) -> NDArray[np.float32]:
         seen.add(source.name)
         stack += source.names()
         stored = function.producer.get(str(source.inputs["x"][0])) if source.kind == "gather" else None
-        if stored is not None and stored.kind == "const" and table(stored.name.replace("__", ".")) == "rope.cos":
+        if stored is not None and stored.kind == "const" and table(dotted(stored.name)) == "rope.cos":
             literal = stored.inputs["val"][0]
             return literal.value[1].astype(np.float32) if isinstance(literal, Constant) else np.zeros(0, np.float32)
     return np.zeros(0, np.float32)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from dlqat import rope
 from dlqat.mil.call import Unsupported
 from dlqat.mil.interpreter import Interpreter
-from dlqat.mil.program import Argument, Constant, Function, Operation, Package
+from dlqat.mil.program import Argument, Function, Package
 from dlqat.runtime_tests.readers.contents import Unreadable, table
+from dlqat.runtime_tests.readers.coreml.constants import dotted, literal
 
 Array = NDArray[Any]
 HIDDEN = -10000.0
@@ -183,7 +184,7 @@ def _tables(function: Function, value: str) -> Sequence[str]:
         source = function.producer.get(stack.pop())
         if source is None:
             continue
-        name = source.name.replace("__", ".")
+        name = dotted(source.name)
         if source.kind == "const" and table(name) is not None:
             found.add(name)
         stack += source.names()
@@ -191,8 +192,7 @@ def _tables(function: Function, value: str) -> Sequence[str]:
 
 
 def _stored(function: Function, name: str) -> Array:
-    source = next((o for o in function.operations if o.kind == "const" and o.name.replace("__", ".") == name), None)
-    literal: Argument | None = source.inputs["val"][0] if isinstance(source, Operation) else None
-    if not isinstance(literal, Constant):
-        raise Unreadable(f"{name}: a table without values")
-    return np.asarray(literal.value)
+    source = next((o for o in function.operations if o.kind == "const" and dotted(o.name) == name), None)
+    if source is None:
+        raise Unreadable(f"{name}: no such table")
+    return np.asarray(literal(source).value)

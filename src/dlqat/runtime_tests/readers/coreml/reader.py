@@ -29,6 +29,7 @@ from dlqat.mil.program import Constant, Function, Operation, Package, Type
 from dlqat.runtime_tests.readers.contents import Contents, Fact, Integers, Unreadable, Weight, table
 from dlqat.runtime_tests.readers.coreml import expression, layouts, sparse
 from dlqat.runtime_tests.readers.coreml import facts as coreml_facts
+from dlqat.runtime_tests.readers.coreml.constants import claimed_bias, dotted, literal, real_bias
 from dlqat.runtime_tests.readers.coreml.cut import INPUT, cut
 from dlqat.runtime_tests.readers.expression import Node
 from dlqat.runtime_tests.readers.leftover import leftover
@@ -96,18 +97,18 @@ class _Walk:
                 case ("linear", "weight") | ("gather", "x") if constant.kind != "const":
                     self._weight(operation, path, constant)
                 case ("gather", "x") if (kind := table(name := dotted(constant.name))) is not None:
-                    self.facts.append(Fact(kind, name, _literal(constant).value.astype(np.float32)))
+                    self.facts.append(Fact(kind, name, literal(constant).value.astype(np.float32)))
                 case ("linear", "weight") | ("gather", "x"):
                     self._tensor(f"{path}.weight", constant)
                 case "linear", "bias":
-                    if _claimed_bias(path, constant):
+                    if claimed_bias(path, constant):
                         self._tensor(f"{path}.bias", constant)
                 case "mul", "y":
                     self._tensor(f"{path}.weight", constant)
                 case "add", "y":
                     self._tensor(f"{path.removesuffix('_biased')}.bias", constant)
                 case "gather", "indices":
-                    self.labels[dotted(constant.name)] = _literal(constant).value.astype(np.int32)
+                    self.labels[dotted(constant.name)] = literal(constant).value.astype(np.int32)
                 case _:
                     raise Unreadable(f"{constant.name}: {operation.kind} uses it as {argument}, which is not known")
 
@@ -134,24 +135,14 @@ class _Walk:
                 spans=layouts.spans(parts),
                 program=partial(cut, self.package, self.function, operation),
                 input=INPUT,
-                biased="bias" in operation.inputs and self._real_bias(operation),
+                biased=real_bias(self.function, operation),
             )
         )
-
-    def _real_bias(self, operation: Operation) -> bool:
-        bound = operation.inputs["bias"][0]
-        source = self.function.producer.get(bound) if isinstance(bound, str) else None
-        return source is None or _claimed_bias(dotted(operation.name), source)
 
     def _tensor(self, name: str, source: Operation) -> None:
         if name in self.tensors:
             raise Unreadable(f"{name}: more than one operation claims to use it")
-        self.tensors[name] = _literal(source).value.astype(np.float32)
-
-
-def dotted(name: str) -> str:
-    """A MIL name as the path that it stands for."""
-    return name.replace("__", ".")
+        self.tensors[name] = literal(source).value.astype(np.float32)
 
 
 def used_values(function: Function) -> set[str]:
@@ -170,21 +161,9 @@ def used_values(function: Function) -> set[str]:
     return seen
 
 
-def _claimed_bias(path: str, source: Operation) -> bool:
-    """Not the zeros that coremltools gives a linear without a bias."""
-    return dotted(source.name) == f"{path}.bias" or bool(_literal(source).value.any())
-
-
 def _telling(argument: str, kind: Type) -> bool:
     """Whether a plain constant is a parameter: floats in an array, or indices of a gather."""
     return bool(kind.shape) and (kind.kind in PLAIN or argument == "indices")
-
-
-def _literal(source: Operation) -> Constant:
-    found = source.inputs["val"][0]
-    if not isinstance(found, Constant):
-        raise Unreadable(f"{source.name}: a constant without a value")
-    return found
 
 
 def _load(function: Function, source: Operation) -> Integers:
