@@ -15,6 +15,13 @@ from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid, quantize
 from dlqat.recipe import Recipe, portable
 
+SCALED_LOCAL_ROPE: dict[str, Any] = {
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    }
+}
+"""A change of gemma3_text that neither llama.cpp nor mlx-lm computes."""
 FAMILIES = (
     *("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3"),
     *("ministral", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),

@@ -156,16 +156,7 @@ UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"layer_types": ["full_attention", "sliding_attention"]},
         "in every Nth layer",
     ),
-    "gemma3, a scaled local rope": (
-        "gemma3_text",
-        {
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
-                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-            }
-        },
-        "rope_type linear of sliding_attention",
-    ),
+    "gemma3, a scaled local rope": ("gemma3_text", models.SCALED_LOCAL_ROPE, "rope_type linear of sliding_attention"),
 }
 
 

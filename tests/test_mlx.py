@@ -183,16 +183,7 @@ UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3, a root between bfloat16 numbers": ("gemma3_text", {"hidden_size": 128}, "by 11.3125, the bfloat16 number"),
     "gemma3, windows everywhere": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}, "in every Nth layer"),
     "gemma3, biases": ("gemma3_text", {"attention_bias": True}, "mlx-lm's gemma3_text has no biases"),
-    "gemma3, a scaled local rope": (
-        "gemma3_text",
-        {
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
-                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-            }
-        },
-        "rope_type linear of sliding_attention",
-    ),
+    "gemma3, a scaled local rope": ("gemma3_text", models.SCALED_LOCAL_ROPE, "rope_type linear of sliding_attention"),
 }
 
 
