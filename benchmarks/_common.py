@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+import filelock
 import torch
 
 import dlqat
@@ -101,6 +102,8 @@ class Results:
         return json.loads(self.path.read_text(encoding="utf-8")).get("rows", {}) if self.path.exists() else {}
 
     def add(self, key: str, row: dict[str, Any]) -> None:
-        self.rows = {**self._read(), key: row}  # another process may have added one
-        content = {"machine": machine(), "rows": self.rows}
-        atomic.text(self.path, json.dumps(content, indent=1) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.path.with_suffix(".lock")):  # other processes may add theirs
+            self.rows = {**self._read(), key: row}
+            content = {"machine": machine(), "rows": self.rows}
+            atomic.text(self.path, json.dumps(content, indent=1) + "\n")

@@ -6,14 +6,15 @@
 #
 #   OUT          a folder for results: one JSON or log a step, and summary.txt
 #   --wheels     a folder of wheels for what this Python lacks (compressed-tensors, msgspec, gguf, torchao); no network
-#   --model      SmolLM2-135M as GGUF; without it the step `agree` is left out
-#   --only       some of: tests tiles kernels agree shapes profile
+#   --model      SmolLM2-135M as GGUF; without it the steps `agree` and `switches` are left out
+#   --only       some of: tests tiles kernels agree shapes profile switches; switches (six minutes by itself, and
+#                DLQAT_DATA with wikitext-2/) only where it is named
 #   --rehearse   the same on a CPU, small, in Triton's interpreter: shows that it runs, measures nothing
 #
 # Needs python3 (PYTHON=...) with torch, triton, transformers, accelerate, peft, safetensors, rich, typer, pytest.
 set -u
 cd "$(dirname "$0")/.."
-test $# -ge 1 || { sed -n '2,16p' "$0"; exit 2; }
+test $# -ge 1 || { sed -n '2,17p' "$0"; exit 2; }
 out=$1; shift
 wheels='' model='' only='tests tiles kernels agree shapes profile' smoke=''
 while test $# -gt 0; do
@@ -50,7 +51,8 @@ step tests 150 "$python" -m pytest -q -W ignore -p no:cacheprovider -n "$(nproc)
 step tiles 120 "$python" benchmarks/kernel_tiles.py --results "$out" $smoke
 step kernels 75 "$python" benchmarks/kernels.py --results "$out" $smoke
 if test -n "$model"; then
-  step agree 100 "$python" benchmarks/gpu_steps.py agree "$model" "${TEXT:-README.md}" --results "$out"
+  step agree 200 "$python" benchmarks/gpu_steps.py agree "$model" "${TEXT:-README.md}" --results "$out"
+  step switches 360 "$python" benchmarks/switches.py "$model" --results "$out" --seconds 300 --processes 8
 fi
 step shapes 110 "$python" benchmarks/gpu_steps.py shapes --results "$out" $smoke
 step profile 60 "$python" benchmarks/gpu_steps.py profile --results "$out" $smoke

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of docs/{benchmarks,training,methods,kernels,devices}.md, from the results of quality, recovery, methods, step and runtimes.
+"""Tables of docs/{benchmarks,training,methods,kernels,devices}.md, from the results of quality, recovery,
+switches, methods, step and runtimes.
 
     python benchmarks/table.py            writes them into the pages
     python benchmarks/table.py --check    only says which pages show other numbers (exit code 1); tests ask it
@@ -18,6 +19,7 @@ from typing import Any
 import _devices_table
 import _methods_table
 import _step_table
+import _switches_table
 from _common import Results
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -100,6 +102,7 @@ def pages() -> tuple[tuple[Path, str], ...]:
         (ROOT / "docs" / "benchmarks.md", HEADER + table("*", "adr")),
         (ROOT / "docs" / "benchmarks.md", _step_table.ratios(steps)),
         (ROOT / "docs" / "training.md", HEADER + table("", "adr")),
+        (ROOT / "docs" / "training.md", _switches_table.table(Results("switches").rows)),
         (ROOT / "docs" / "methods.md", "".join(f"{line}\n" for line in _methods_table.table(Results("methods")))),
         (ROOT / "docs" / "kernels.md", _step_table.speeds(steps)),
         (ROOT / "docs" / "devices.md", "".join(f"{line}\n" for line in _devices_table.table(Results("runtimes").rows))),

@@ -4,8 +4,8 @@
     sum over blocks l and tokens t of   w_l / blocks * |x_lt - y_lt|^2 / |y_lt|^2
 
 x: what block l of the student gives, y: the teacher's. KL at the head alone lets the blocks drift apart in ways that
-cancel on the training text and nowhere else; in the prototype the same 40 steps at 3 bits came to KL 0.236 in place of 0.275
-(docs/training.md). The narrower the grid, the more there is to hold: w by the width of a block's grids.
+cancel on the training text and nowhere else; the same 40 steps at 3 bits came to KL 0.227 with it, and to 0.275 without it in
+a prototype (docs/training.md). w goes by the width of a block's grids.
 
 The teacher's outputs are at hand, since KL needs its forward pass; they are the memory this costs, one [tokens, hidden] a
 block. The student's are kept by autograd anyway (a block's output is the next one's input, also under gradient
@@ -26,9 +26,9 @@ from transformers import PreTrainedModel
 
 from dlqat.trainer.layers.qat import QATLinear
 
-BY_WIDTH = {2: 50.0, 3: 50.0, 4: 30.0, 8: 30.0}
-"""w of a block by the fewest bits of its linears: the prototype's at 3 and 4 bits (docs/training.md); those at 2 and 8 bits were
-not measured."""
+BY_WIDTH = {2: 50.0, 3: 150.0, 4: 150.0, 8: 150.0}
+"""w of a block by the fewest bits of its linears: of 30 or 50, 150 and 600 the best on text that no row trains on
+(docs/training.md, the switches); that of 8 bits was not measured, and at 2 bits no other than 50."""
 
 
 def weights(model: PreTrainedModel, given: float | None) -> tuple[float, ...]:
