@@ -739,7 +739,7 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
     kept = path.read_bytes().count(b"\n")
     assert kept >= 1
     shown = run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", tmp_path)
-    assert re.search(rf"host-ort: \d+ windows of text, {kept} of them known", shown)
+    assert re.search(rf"host-ort: windows of text {kept}/\d+: {kept} of them known", shown)
     assert path.read_bytes().count(b"\n") >= kept
     assert b"torn" not in path.read_bytes()
     broken = json.loads((tmp_path / "eval-host-ort.json").read_text())["text"]["artifact"]
@@ -759,7 +759,7 @@ def test_the_reference_is_asked_once(exported: Path, data: Path, tmp_path: Path)
     first = run(model / "ort", "--threads", 1, "--text", data / "text.txt")
     second = run(model / "again", "--threads", 1, "--text", data / "text.txt")
     assert "known" not in first
-    count = re.search(r"reference: (\d+) windows of text, (\d+) of them known", second)
+    count = re.search(r"reference: windows of text (\d+)/(\d+): \1 of them known", second)
     assert count
     assert count[1] == count[2]
     results = [json.loads((model / name / "eval-host-ort.json").read_text()) for name in ("ort", "again")]
@@ -804,16 +804,6 @@ def test_a_folder_that_another_command_writes(exported: Path, data: Path, tmp_pa
             said = run(exported, "--text", data / "text.txt", "--output", tmp_path / "out", code=2)
         assert f"is writing {folder}; wait until it has ended" in said
     assert not (tmp_path / "out").exists()
-
-
-def test_the_pace() -> None:
-    """Rate and time left count what was answered in this run, and say nothing before the first answer."""
-    from dlqat.runtime_tests.eval.progress import _Pace
-
-    assert _Pace(5, 5).text(100) == ""
-    assert _Pace(100, 120, time.monotonic() - 10).text(200) == "2.0/s, 0:40 left"
-    assert _Pace(0, 2, time.monotonic() - 100).text(100) == "50.0 s each, 1:21:40 left"
-    assert _Pace(0, 100).text(100) == ""
 
 
 def test_bad_input(exported: Path, data: Path, tmp_path: Path) -> None:

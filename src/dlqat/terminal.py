@@ -28,6 +28,12 @@ class Terminal(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
+def starting() -> None:
+    """A line for the person who waits while PyTorch and transformers are imported; none in a pipe."""
+    if sys.stderr.isatty() and "transformers" not in sys.modules:
+        print("starting ...", file=sys.stderr, flush=True)
+
+
 def say(text: str) -> None:
     """Lines on stdout, as wide as they are: for programs and for copying."""
     print(visible(text))

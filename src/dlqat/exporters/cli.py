@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
@@ -20,11 +20,10 @@ from dlqat import refusal
 from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, refuse, write
 from dlqat.exporters.storage import LayerRow
 from dlqat.formats import FORMATS
+from dlqat.progress import Bars
 from dlqat.terminal import Terminal
 
 CHECK = "dlqat.runtime_tests.cli"
-
-COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Terminal(stderr=True)
@@ -75,7 +74,7 @@ def export(
         refuse(plan)
         if dry_run:
             return
-        with Progress(*COLUMNS, console=console, transient=True) as progress:
+        with Bars(console, transient=True) as progress:
             task = progress.add_task("export", total=parts(model))
             done = partial(_advance, progress, task)
             summary = write(module, model, folded, folder, options, ask=verify, done=done)
@@ -91,8 +90,8 @@ def export(
         check(folder, folded)
 
 
-def _advance(progress: Progress, task: TaskID, part: str) -> None:
-    progress.update(task, advance=1, description=part)
+def _advance(progress: Bars, task: TaskID, part: str) -> None:
+    progress.update(task, advance=1, note=part)
 
 
 def check(folder: Path, folded: Path) -> None:

@@ -25,7 +25,7 @@ from dlqat.refusal import Refusal
 from dlqat.runtime_tests.check.run import QUICK, RUNGS, CheckRequest, prove, report_folder
 from dlqat.runtime_tests.report import record
 from dlqat.runtime_tests.report.record import Check, Report
-from dlqat.terminal import Terminal, say_json
+from dlqat.terminal import Terminal, say_json, starting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
@@ -68,6 +68,7 @@ def check(
     dlqat-check model_dir/onnx --device browser-wasm --output reports/browser
     """
     refusal.unwind_when_terminated()
+    starting()
     found = artifacts.find(artifact)
     request = CheckRequest(
         artifact=found,

@@ -33,7 +33,7 @@ from dlqat.runtime_tests.eval import intervals, progress
 from dlqat.runtime_tests.eval.fingerprint import answers_path, result_path
 from dlqat.runtime_tests.eval.request import EvalRequest
 from dlqat.runtime_tests.report.eval_table import table
-from dlqat.terminal import Terminal, complain, say_json
+from dlqat.terminal import Terminal, complain, say_json, starting
 
 if TYPE_CHECKING:
     from dlqat.source import Source
@@ -108,6 +108,7 @@ def command(
     dlqat-eval model_dir/onnx --tasks arc_easy,piqa --limit 200 --data FOLDER
     """
     refusal.unwind_when_terminated()
+    starting()
     found = artifacts.find(artifact)
     names = tuple(t.strip() for entry in tasks or () for t in entry.split(",") if t.strip())
     if not names and text is None and prompts is None:

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from dlqat import refusal
-from dlqat.terminal import Terminal
+from dlqat.refusal import Refusal
+from dlqat.terminal import Terminal, starting
 from dlqat.trainer import compose
 from dlqat.trainer.compose import DLQAT, START, TWO_BITS
 from dlqat.trainer.options import Options
@@ -103,8 +104,14 @@ def train(
         ),
     ] = _DEFAULT.calibration_tokens,
     steps: Annotated[
-        int, typer.Option(help="Optimizer steps; 0: the start is the result.", rich_help_panel=HOW)
-    ] = _DEFAULT.steps,
+        int | None,
+        typer.Option(
+            help=f"Optimizer steps; 0: the start is the result. Default: {_DEFAULT.steps}.", rich_help_panel=HOW
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data, in place of --steps.", rich_help_panel=HOW)
+    ] = _DEFAULT.epochs,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, over all processes.", rich_help_panel=HOW)
     ] = _DEFAULT.batch_size,
@@ -139,6 +146,14 @@ def train(
         float | None,
         typer.Option(help="Of the magnitudes. Default: 1e-2 at 2 and 3 bits, else 3e-3.", rich_help_panel=HOW),
     ] = _DEFAULT.magnitude_rate,
+    eval_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Part of the examples that is not trained on, to see whether training helps. Default: 0.1 (at most 32) "
+            "of data with answers, else 0.",
+            rich_help_panel=HOW,
+        ),
+    ] = _DEFAULT.eval_share,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.", rich_help_panel=HOW)] = _DEFAULT.warmup,
     seed: Annotated[int, typer.Option(help="Of data order and LoRA's start.", rich_help_panel=HOW)] = _DEFAULT.seed,
     precision: Annotated[
@@ -179,9 +194,13 @@ def train(
 
       dlqat-train ./my-finetune -o model_dir --data notes.txt --init nm --set n=2 --set m=4
     """
+    if steps is not None and epochs is not None:
+        raise Refusal(f"--steps {steps} and --epochs {epochs:g} both say how long to train; leave one out")
     options = replace(
         _DEFAULT,
-        steps=steps,
+        steps=_DEFAULT.steps if steps is None else steps,
+        epochs=epochs,
+        eval_share=eval_share,
         batch_size=batch_size,
         micro_batch=micro_batch,
         sequence_length=sequence_length,
@@ -197,6 +216,7 @@ def train(
         gradient_checkpointing=gradient_checkpointing,
         save_every=save_every,
     )
+    starting()
     request = compose.request(
         model,
         output,

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from dlqat.progress import Bars
 from dlqat.refusal import Refusal
-from dlqat.terminal import Terminal
 
 FILE = "training_log.jsonl"
+RECENT = 10
+"""Steps over which the speed on the screen is a mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +33,10 @@ class StepRow:
 class Log:
     """Appends rows to the run's JSONL file and moves the bar."""
 
-    def __init__(self, path: Path, progress: Progress, steps: int, done: int) -> None:
+    def __init__(self, path: Path, progress: Bars, steps: int, done: int) -> None:
         self._progress = progress
-        self._task = progress.add_task("training", total=steps, completed=done, note="")
+        self._task = progress.add_task("training", total=steps, completed=done)
+        self._last = deque[StepRow](maxlen=RECENT)
         if path.is_symlink():
             raise Refusal(f"{path} is a symbolic link; remove it")
         rows = path.read_text(encoding="utf-8").splitlines()[:done] if path.exists() else []
@@ -45,23 +45,10 @@ class Log:
 
     def __call__(self, row: StepRow) -> None:
         self._file.write(json.dumps(asdict(row)) + "\n")
-        note = f"loss {row.loss:.4f}  {row.tokens_per_second:.0f} tokens/s"
+        self._last.append(row)
+        speed = sum(r.tokens_per_second * r.seconds for r in self._last) / sum(r.seconds for r in self._last)
+        note = f"loss {row.loss:.4f}, {speed:.0f} tokens/s"
         self._progress.update(self._task, completed=row.step, note=note)
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def bar(console: Terminal, quiet: bool = False) -> Generator[Progress]:
-    """A progress display; `quiet` on all processes but the first."""
-    columns = (
-        TextColumn("{task.description:>18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet) as progress:
-        yield progress

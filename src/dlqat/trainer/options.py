@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAGNITUDE_FLOOR = 0.05
 """m is kept above this after every step: it must stay positive to fold."""
 
 
+LARGEST_SHARE = 0.5
 MAGNITUDE_RATES = {2: 1e-2, 3: 1e-2, 4: 3e-3, 8: 3e-3}
 """By a layer's bits: where little was lost, large steps lead away from the float model (docs/training.md)."""
 
@@ -20,6 +21,8 @@ class Options:
 
     steps: int = 40
     """0: nothing is trained, the start is the result."""
+    epochs: float | None = None
+    """Passes over the data, in place of `steps`."""
     batch_size: int = 4
     """Sequences per step, over all processes."""
     micro_batch: int = 0
@@ -41,6 +44,8 @@ class Options:
     block's grids where KL alone is the loss, else 0: what is to be learned may change the blocks."""
     calibration_tokens: int | None = None
     """Tokens of the training text that the start sees; None: as many as it asks for."""
+    eval_share: float | None = None
+    """Of the examples, held out of training (held_out.py); None: a tenth of data that have answers, else nothing."""
     seed: int = 0
     precision: str = "auto"
     """bf16: autocast; fp32: everything, whatever dtype the model is stored in; auto: bf16 where it is fast, else fp32."""
@@ -72,9 +77,19 @@ class Options:
         for name, value in rates.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
                 return f"{name} {value} is no number of 0 or more"
+        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
+            return f"--epochs {self.epochs:g} is not a number above 0"
+        if self.eval_share is not None and not 0 <= self.eval_share <= LARGEST_SHARE:
+            return f"--eval-share {self.eval_share:g} is not between 0 and {LARGEST_SHARE}"
         if not 0 <= self.seed < 2**63:
             return f"--seed {self.seed} is not between 0 and {2**63 - 1}"
         return "--kd and --ce are weights, and not both 0" if self.kd == 0 and not self.ce else None
+
+    def over(self, examples: int) -> Options:
+        """With the steps that `epochs` of so many examples are."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=max(1, math.ceil(self.epochs * examples / self.batch_size)))
 
     def objective(self, *, answers: bool) -> tuple[float, float, float | None]:
         """Weights of KL to the float model, of cross entropy, and of the blocks' distance (None: by width). Data that mark answers are there to be learned: both

@@ -8,6 +8,7 @@ average, started without bias as Adam's) is the one to read.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from numpy.typing import NDArray
 
 from dlqat import atomic
 from dlqat.refusal import Refusal
+from dlqat.trainer import held_out
+from dlqat.trainer.held_out import HeldRow
 
 NEEDED = ("step", "loss", "lr", "tokens_per_second", "tokens")
 Columns = dict[str, NDArray[np.float64]]
 
 
 def write(log: Path, target: Path, title: str = "") -> None:
-    """Draw the training log `log` (one JSON row a step) into the PNG file `target`, atomically.
+    """Draw the training log `log` (one JSON row a step), and what was held out if its file is beside it, into the PNG file
+    `target`, atomically.
 
     Refusal if the log is missing, empty or damaged, or matplotlib is not installed."""
     columns = read(log)
@@ -34,7 +38,7 @@ def write(log: Path, target: Path, title: str = "") -> None:
     # Figure and canvas by hand: pyplot keeps every figure and looks for a display.
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    _draw(figure, columns, title)
+    _draw(figure, columns, held_out.read(log.parent / held_out.FILE), title)
     with atomic.file(target) as draft:
         figure.savefig(draft, format="png", dpi=130)
 
@@ -70,12 +74,15 @@ def smooth(values: NDArray[np.float64], window: float) -> NDArray[np.float64]:
     return result
 
 
-def _draw(figure: Any, columns: Columns, title: str) -> None:
+def _draw(figure: Any, columns: Columns, held: Sequence[HeldRow], title: str) -> None:
     loss_axes, rate_axes, speed_axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
     step, loss = columns["step"], columns["loss"]
     line = smooth(loss, len(loss) / 10)
     loss_axes.plot(step, loss, color="#9db8d9", linewidth=1, marker="." if len(loss) < 60 else "", label="one step")
     loss_axes.plot(step, line, color="#1f4e96", linewidth=2, label="smoothed")
+    if held:
+        steps, losses = [row.step for row in held], [row.loss for row in held]
+        loss_axes.plot(steps, losses, color="#b3541e", marker="o", linewidth=1, label="held out")
     loss_axes.annotate(
         f"{line[-1]:.4f}", (step[-1], line[-1]), (0, 8), textcoords="offset points", ha="right", color="#1f4e96"
     )

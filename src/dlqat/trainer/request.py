@@ -138,6 +138,7 @@ def _recorded(path: Path) -> dict[str, Any]:
             f"{path.parent} holds a {RECORD} that is none of dlqat-train ({reason}); choose another --output"
         ) from reason
     found.setdefault("chat_template", "")
+    found["options"] = {"epochs": None, "eval_share": None, **found["options"]}
     if found.get("start") is None:
         _renew(found)
     if isinstance(found["data"], dict):  # as recorded before the order was

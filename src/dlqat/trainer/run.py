@@ -7,6 +7,7 @@
       training/               while it runs: start.safetensors (scales, zero-points, offsets), state.safetensors,
                               examples.sha256 (of the tokens)
       training_log.jsonl      one line a step        loss.png
+      held_out.jsonl          the loss on examples that were not trained on        samples.json   answers to them
       adapters.safetensors    the result; its presence says that training is complete
       tokenizer, chat template, generation_config
 
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,15 +34,16 @@ from transformers import PreTrainedModel
 from dlqat import adapter, atomic, folder_lock, own_folder, plan, source, tensor_file
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.folded import disk
+from dlqat.progress import Bars
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded, Source
 from dlqat.terminal import Terminal
-from dlqat.trainer import log, plot, precision, preflight, reach, state
+from dlqat.trainer import held_out, log, plot, precision, preflight, reach, samples, state
 from dlqat.trainer.data import self_data, template, training_data
 from dlqat.trainer.data.batches import Batches
+from dlqat.trainer.data.examples import Examples
 from dlqat.trainer.layers.prepare import load, qat_layers
 from dlqat.trainer.layers.qat import QATLinear
-from dlqat.trainer.options import Options
 from dlqat.trainer.request import START, TrainRequest, begun, finished, record
 from dlqat.trainer.starts import by_name
 from dlqat.trainer.starts.restore import restore
@@ -77,12 +80,14 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
     reach.check(loaded.model, request.recipe)
     if first:
         _clear(request.output)
-    with log.bar(console, quiet=not first) as progress:
+    with Bars(console, quiet=not first) as progress:
         if precision.chosen(request.options.precision, runtime.device.type) == "fp32":
             loaded.model.float()  # whatever it is stored in: exact, and fold reads the same numbers
         loaded.model.to(runtime.device)
-        batches = _batches(request, names, loaded, runtime, progress) if names else None
-        if batches is not None:
+        examples = _examples(request, names, loaded, runtime, progress) if names else None
+        batches = held = None
+        if examples is not None:
+            request, batches, held = _shared_out(request, loaded, examples)
             _enough(request, batches)
         if first:  # not before: bad data leave no model_dir
             _begin(request, loaded, wanted)
@@ -90,12 +95,17 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
             _same_examples(request.output, batches, write=first)
         _start(request, loaded, batches, runtime, progress, console)
         trained: Mapping[str, Tensor] = {}
-        if request.options.steps and batches is not None:
+        course = (
+            Course(request, loaded, batches, held, runtime) if request.options.steps and batches is not None else None
+        )
+        if course is not None:
             if first:
-                _tell(console, loaded.model, batches, request.options)
-            trained = _train(request, loaded.model, batches, runtime, progress)
+                _tell(console, course)
+            trained = _train(course, progress, console)
     if first:
-        _finish(request, trained)
+        _finish(request, trained, course)
+        if course is not None:
+            _show(course, console)
     runtime.wait_for_everyone()
     return request.output
 
@@ -131,15 +141,21 @@ def _begin(request: TrainRequest, loaded: Loaded, wanted: Mapping[str, Any]) -> 
         own_folder.note(output, *(output / name for name in disk.tokenizer_files(output)))
 
 
-def _batches(
-    request: TrainRequest, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Progress
-) -> Batches:
+def _examples(
+    request: TrainRequest, names: list[str], loaded: Loaded, runtime: Accelerator, progress: Bars
+) -> Examples:
     options = request.options
     length = options.sequence_length
     content = options.steps and request.start.least(length) < length  # with as much as training sees
     wanted = max(options.steps * options.batch_size, 0 if content else -(-request.calibration // length))
+    if options.epochs is not None:
+        if training_data.SELF in names:
+            raise Refusal(
+                "--epochs counts passes over data that are there, and --data self writes as much as is wanted; give --steps"
+            )
+        wanted = sys.maxsize  # of a hub dataset: all of it
     drawn = training_data.DataPlan(length, wanted, options.seed)
-    task = progress.add_task("data", total=None, note="")
+    task = progress.add_task("data", total=None)
 
     def tell(done: int, wanted: int) -> None:
         progress.update(task, completed=done, total=wanted, note="the teacher writes")
@@ -147,9 +163,21 @@ def _batches(
     with runtime.main_process_first():  # one process writes the teacher's texts, the others find them
         examples = training_data.load(names, loaded, drawn, self_data.home(), tell)
     progress.update(task, total=1, completed=1, note=examples.summary())
-    known = loaded.source.decoder.vocab_size
-    pad = loaded.tokenizer.pad_token_id
-    return Batches(examples, options.batch_size, options.seed, pad if isinstance(pad, int) and 0 <= pad < known else 0)
+    return examples
+
+
+def _shared_out(
+    request: TrainRequest, loaded: Loaded, examples: Examples
+) -> tuple[TrainRequest, Batches, Batches | None]:
+    """The request with its steps counted, what is trained on, and what is held out of it."""
+    options = request.options
+    known, pad = loaded.source.decoder.vocab_size, loaded.tokenizer.pad_token_id
+    pad = pad if isinstance(pad, int) and 0 <= pad < known else 0
+    rest, held = held_out.split(examples, options.eval_share if options.steps else 0.0, options.seed)
+    options = options.over(len(rest))
+    batches = Batches(rest, options.batch_size, options.seed, pad)
+    watched = Batches(held, options.batch_size, options.seed, pad) if len(held) else None
+    return replace(request, options=options), batches, watched
 
 
 def _enough(request: TrainRequest, batches: Batches) -> None:
@@ -177,12 +205,12 @@ def _start(
     loaded: Loaded,
     batches: Batches | None,
     runtime: Accelerator,
-    progress: Progress,
+    progress: Bars,
     console: Terminal,
 ) -> None:
     """The layers of training as they start: found in training/start.safetensors, or made and left there."""
     path, model, seed = request.output / START, loaded.model, request.options.seed
-    task = progress.add_task("scales", total=None, note="")
+    task = progress.add_task("scales", total=None)
 
     def tell(name: str) -> None:
         progress.update(task, advance=1, note=name)
@@ -242,12 +270,43 @@ def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _tell(console: Terminal, model: PreTrainedModel, batches: Batches, options: Options) -> None:
+@dataclass(frozen=True, eq=False, slots=True)
+class Course:
+    """What a run trains, on what."""
+
+    request: TrainRequest
+    loaded: Loaded
+    batches: Batches
+    held: Batches | None
+    runtime: Accelerator
+
+    @property
+    def output(self) -> Path:
+        return self.request.output
+
+    @property
+    def asked(self) -> Batches | None:
+        """What is held out, where its answers can be asked for: a model whose weights lie in shards cannot generate."""
+        answers = self.held is not None and self.held.examples.answers and self.request.parallel != "fsdp"
+        return self.held if answers else None
+
+
+def _tell(console: Terminal, course: Course) -> None:
     """Trained parameters as count and percentage, and the size of the work."""
+    model, batches, options = course.loaded.model, course.batches, course.request.options
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
     console.print(f"trained parameters: {learn:,} beside {whole:,} frozen ({100 * learn / whole:.2f} %)")
-    console.print(f"data: {batches.examples.summary()}; {options.steps} steps of {options.batch_size} sequences")
+    count, seen = len(batches.examples), options.steps * options.batch_size
+    part = (
+        f", {100 * seen / count:.0f} % of the data; all of it: --epochs 1"
+        if seen < count
+        else f", {seen / count:.2g} times all of it"
+    )
+    work = f"{options.steps} steps of {options.batch_size} sequences"
+    console.print(f"data: {batches.examples.summary()}; {work}{part}", soft_wrap=True)
+    if course.held is not None:
+        console.print(f"held out, to see whether training helps: {len(course.held.examples)} examples (--eval-share)")
     console.print(f"objective: {_objective(*options.objective(answers=batches.examples.answers))}", soft_wrap=True)
 
 
@@ -263,29 +322,53 @@ def _objective(kd: float, ce: float, blocks: float | None) -> str:
     return f"{learn} and {stay}" if kd else learn
 
 
-def _train(
-    request: TrainRequest, model: PreTrainedModel, batches: Batches, runtime: Accelerator, progress: Progress
-) -> Mapping[str, Tensor]:
-    folder = request.output / TRAINING
-    if not runtime.is_main_process:
-        return train(model, batches, request.options, folder, runtime, lambda row: None)
+def _train(course: Course, progress: Bars, console: Terminal) -> Mapping[str, Tensor]:
+    model, options, output = course.loaded.model, course.request.options, course.output
+    folder = output / TRAINING
+    if not course.runtime.is_main_process:
+        watched = course.held and held_out.Watched(course.held, lambda row: None)
+        return train(model, course.batches, options, folder, course.runtime, lambda row: None, watched=watched)
+    if course.asked is not None and not (folder / samples.FILE).exists():
+        asked = samples.before(model, course.loaded.tokenizer, course.asked.examples)
+        samples.write(asked, folder / samples.FILE)
     done = state.done(folder)
-    rows = log.Log(request.output / log.FILE, progress, request.options.steps, done)
+    if done:
+        console.print(f"going on after step {done} of {options.steps}")
+    watched = course.held and held_out.Watched(course.held, held_out.HeldLog(output / held_out.FILE, done))
+    rows = log.Log(output / log.FILE, progress, options.steps, done)
     try:
-        return train(model, batches, request.options, folder, runtime, rows)
+        return train(model, course.batches, options, folder, course.runtime, rows, watched=watched)
+    except KeyboardInterrupt:
+        kept = state.done(folder)
+        what = f"{output} keeps what {kept} of {options.steps} steps learned" if kept else f"{output} keeps the start"
+        console.print(f"{what}; the same command goes on from there", soft_wrap=True)
+        raise
     finally:
         rows.close()
 
 
-def _finish(request: TrainRequest, trained: Mapping[str, Tensor]) -> None:
+def _show(course: Course, console: Terminal) -> None:
+    """Whether training helped."""
+    output, held = course.output, course.held
+    if held is not None:
+        console.print(held_out.verdict(held_out.read(output / held_out.FILE), len(held.examples)), soft_wrap=True)
+    if course.asked is not None and (output / samples.FILE).exists():
+        samples.show(samples.read(output / samples.FILE), console)
+
+
+def _finish(request: TrainRequest, trained: Mapping[str, Tensor], course: Course | None) -> None:
     """Write the adapters, last of all; the resumable state is not needed any more."""
     output = request.output
     if request.options.steps:
         plot.write(output / log.FILE, output / "loss.png")
+    if course is not None and course.asked is not None:
+        kept = samples.read(output / TRAINING / samples.FILE)
+        found = samples.after(course.loaded.model, course.loaded.tokenizer, course.asked.examples, kept)
+        samples.write(found, output / samples.FILE)
     start_file = tensor_file.every(output / START)
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)
-    for path in (output / START, output / EXAMPLES, output / TRAINING / state.FILE):
+    for path in (output / START, output / EXAMPLES, *(output / TRAINING / name for name in (state.FILE, samples.FILE))):
         for name in (path.name, f".{path.name}{atomic.DRAFT}"):
             path.with_name(name).unlink(missing_ok=True)
     if not any((output / TRAINING).iterdir()):

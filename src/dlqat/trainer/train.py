@@ -30,6 +30,7 @@ from dlqat.trainer.block_distance import distance, outputs, weights
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import IGNORED
 from dlqat.trainer.distill import Mix, head_loss
+from dlqat.trainer.held_out import HeldRow, Watched
 from dlqat.trainer.layers.activation import straight_through
 from dlqat.trainer.layers.qat import QATLinear, teacher
 from dlqat.trainer.log import StepRow
@@ -141,10 +142,12 @@ def train(
     runtime: Accelerator,
     log: Callable[[StepRow], None],
     module: Loss | None = None,
+    watched: Watched | None = None,
 ) -> dict[str, Tensor]:
     """Train a prepared model; the trained tensors by name (on the first process, nothing elsewhere).
 
-    `folder` holds the resumable state; a state found there is continued.
+    `folder` holds the resumable state; a state found there is continued. `watched` is measured at the start, wherever the
+    state is saved, and at the end; every process measures all of it.
     """
     model.eval()  # dropout, whatever the config says, would spoil student and teacher
     if options.gradient_checkpointing:
@@ -156,6 +159,8 @@ def train(
     wrapped, adam = runtime.prepare(loss, adam)
     done = state.load(folder, wrapped, adam)
     tokens = sum(batches.batch(k)[0].numel() for k in range(done))
+    if not done:
+        _watch(watched, wrapped, runtime, 0)
     for step in range(done, options.steps):
         start = time.perf_counter()
         value, seen = _step(wrapped, adam, batches, options, runtime, step)
@@ -167,10 +172,16 @@ def train(
         )  # before the state: a row too much is cut off
         last = step + 1 == options.steps
         if last or (options.save_every and (step + 1) % options.save_every == 0):
+            _watch(watched, wrapped, runtime, step + 1)
             tensors = state.gather(wrapped, adam)
             if runtime.is_main_process:
                 state.save(folder, step + 1, tensors)
     return {n.removeprefix("model."): t for n, t in state.trained(wrapped).items()}
+
+
+def _watch(watched: Watched | None, wrapped: nn.Module, runtime: Accelerator, step: int) -> None:
+    if watched is not None:
+        watched.hear(HeldRow(step, watched.loss(wrapped, runtime.device)))
 
 
 def checkpoint_blocks(model: PreTrainedModel) -> None:

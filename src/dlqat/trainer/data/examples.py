@@ -67,6 +67,14 @@ class Examples:
         end = int(self.starts[count])
         return replace(self, ids=self.ids[:end], loss=self.loss[:end], starts=self.starts[: count + 1])
 
+    def take(self, indices: Sequence[int]) -> Examples:
+        """Those of the indices, in that order."""
+        pairs = [self.example(index) for index in indices]
+        starts = torch.tensor([0, *(len(ids) for ids, _ in pairs)], dtype=torch.int64).cumsum(0)
+        ids = torch.cat([ids for ids, _ in pairs]) if pairs else self.ids[:0]
+        loss = torch.cat([loss for _, loss in pairs]) if pairs else self.loss[:0]
+        return replace(self, ids=ids, loss=loss, starts=starts)
+
     def example(self, index: int) -> tuple[Tensor, Tensor]:
         """ids int32 [length] and loss bool [length] of one example."""
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))

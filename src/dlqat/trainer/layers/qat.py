@@ -105,6 +105,8 @@ class QATLinear(QATLayer):
         self.mask: Tensor | None
         self.register_buffer("mask", mask)
         out, inputs = linear.weight.shape
+        self.held: Tensor | None = None
+        """W' as it is, within `made_once`."""
         self.magnitude = nn.Parameter(torch.ones_like(scales)) if spec.magnitude else None
         self.lora_a = self.lora_b = None
         if spec.rank:
@@ -133,6 +135,8 @@ class QATLinear(QATLayer):
             return F.linear(x, base(self.weight, self.adapter()) if fixed else self.weight, self.bias)
         if self.spec.activation_bits:
             x = straight_through(x)
+        if self.held is not None:
+            return F.linear(x, self.held, self.bias)
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -182,6 +186,21 @@ class _Product(Function):
             made = _masked(made, layer.mask)
             dx = dy @ made if ctx.needs_input_grad[0] else None
         return dx, None, None, g.lora_a, g.lora_b, g.magnitude, g.scales
+
+
+@contextmanager
+def made_once(model: nn.Module) -> Generator[None]:
+    """Within the block every linear keeps its W', in the compute dtype: for many forward passes of the same weights."""
+    layers = [m for m in model.modules() if isinstance(m, QATLinear) and m.quantized]
+    for layer in layers:
+        device, own = layer.scales.device.type, layer.weight.dtype
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
+        layer.held = layer.made(cast if cast.is_floating_point else torch.float32)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.held = None
 
 
 @contextmanager
