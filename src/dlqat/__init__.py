@@ -17,12 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlqat.api import check, evaluate, export, fold, load_folded, train
+    from dlqat.api import check, evaluate, export, fold, load_folded, prepare, save, train
     from dlqat.refusal import Refusal
     from dlqat.trainer.options import Options
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Refusal", "check", "evaluate", "export", "fold", "load_folded", "train"]
+__all__ = ["Options", "Refusal", "check", "evaluate", "export", "fold", "load_folded", "prepare", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

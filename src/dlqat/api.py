@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road from Python: `import dlqat`, then train, fold, load_folded, export, check, evaluate.
+"""The road from Python: `import dlqat`, then train (or prepare and save), fold, load_folded, export, check, evaluate.
 
 Each is what the command of the same name does, with the same choices; what a command refuses is a Refusal here. Packages
 are imported when a function needs them, so that `import dlqat` costs nothing.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dlqat.runtime_tests.report.record import Report
+    from dlqat.trainer.own_loop import Prepared
 
 Folder = str | os.PathLike[str]
 
@@ -44,6 +45,28 @@ def train(
     """
     request = compose.request(os.fspath(model), Path(output), data, options=options, **choices)
     return compose.run(request, Terminal(stderr=True, quiet=quiet))
+
+
+def prepare(
+    model: Folder,
+    data: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+    options: Options = compose.DEFAULT,
+    **choices: Any,
+) -> Prepared:
+    """`model` with QAT layers, to be trained by a loop of your own, transformers.Trainer or trl (docs/training.md).
+
+    data: for the start, as in `train`; without data it is plain scales. choices: as in `train`. `save` writes the result."""
+    request = compose.for_own_loop(os.fspath(model), data, options=options, **choices)
+    return compose.prepared(request, Terminal(stderr=True, quiet=quiet))
+
+
+def save(prepared: Prepared, output: Folder) -> Path:
+    """The trained model as a model_dir, which folds and exports as one of dlqat-train."""
+    from dlqat.trainer import own_loop
+
+    return own_loop.save(prepared, Path(output))
 
 
 def fold(model_dir: Folder, base: str | None = None) -> Path:

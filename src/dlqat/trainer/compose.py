@@ -18,6 +18,7 @@ from dlqat.trainer.starts.by_name import parse
 from dlqat.trainer.starts.start import Start
 
 if TYPE_CHECKING:  # with transformers, and --help imports this file
+    from dlqat.trainer.own_loop import Prepared
     from dlqat.trainer.request import TrainRequest
 
 DLQAT, NOTHING = "dlqat", "nothing"
@@ -80,11 +81,28 @@ def request(
     return TrainRequest(model, output, sources, checked, options, start, parallel, chat_template, base)
 
 
+def for_own_loop(model: str, data: Sequence[str] = (), **choices: Any) -> TrainRequest:
+    """The same for a loop of somebody's own: `data` are what the start sees; without them it is one that needs none."""
+    if not data:
+        choices = {"init": "mse", **choices}
+    made = request(model, Path(), data or ["self"], **choices)  # data are asked of who trains; here nobody does
+    if not data and made.start.tokens:
+        raise Refusal("this start calibrates on text; give data, or init='mse'")
+    return replace(made, data=tuple(data))
+
+
 def run(request: TrainRequest, console: Terminal) -> Path:
     """Train; model_dir. `request` is found finished, continued or begun (dlqat.trainer.run)."""
     with _installed():
         from dlqat.trainer.run import run
     return run(request, console)
+
+
+def prepared(request: TrainRequest, console: Terminal) -> Prepared:
+    """The model of `request` at its start (dlqat.trainer.own_loop)."""
+    with _installed():
+        from dlqat.trainer.own_loop import prepare
+    return prepare(request, console)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from dlqat.trainer import held_out, log, plot, precision, preflight, reach, samp
 from dlqat.trainer.data import self_data, template, training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import Examples
-from dlqat.trainer.layers.prepare import load, qat_layers
+from dlqat.trainer.layers.prepare import fixed, load, qat_layers
 from dlqat.trainer.layers.qat import QATLinear
 from dlqat.trainer.request import START, TrainRequest, begun, finished, record
 from dlqat.trainer.starts import by_name
@@ -257,17 +257,7 @@ def _make_start(
     if made.plan:
         plan.write(made.plan, request.output)
         own_folder.note(request.output, request.output / plan.FILE)
-    return {**made.tensors, **_fixed(model)}
-
-
-def _fixed(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What training leaves as it is: scales, zero-points, offsets; and LoRA's start."""
-    return {
-        f"{name}.{field}": tensor.detach().contiguous()
-        for name, layer in qat_layers(model).items()
-        for field, tensor in [*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)]
-        if field not in ("weight", "bias")
-    }
+    return {**made.tensors, **fixed(model)}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -118,6 +118,16 @@ def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
     return layers
 
 
+def fixed(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of the QAT layers by its full name, but base weights and biases: what an adapter file holds of them."""
+    return {
+        f"{name}.{field}": tensor.detach().contiguous()
+        for name, layer in qat_layers(model).items()
+        for field, tensor in [*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)]
+        if field not in ("weight", "bias")
+    }
+
+
 def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put adapter tensors (by full name) into a prepared model; Refusal if one is missing or misshapen."""
     with torch.no_grad():
