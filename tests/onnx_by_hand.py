@@ -100,15 +100,19 @@ def sums(name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[list[Any], l
     """x -> y as products of bytes (the web form), 4-bit codes; one scale per output, or groups of inputs."""
     (out, inputs), groups = codes.shape, scales.shape[1]
     grouped, laid = groups > 1, (inputs, out)
-    columns = codes.T.astype(np.int64)
     if grouped:
         laid = (groups, 1, inputs // groups, out)
+    first, second = np.split((codes.T + 8).astype(np.uint8).reshape(laid), 2, -2)
+    halves = first + 16 * second
     scale_shape = (groups, 1, 1, out) if grouped else (out,)
     stored = [
-        tensor(f"{name}.codes", SIGNED[4], laid, pack(columns, 4)),
+        tensor(f"{name}.codes", TensorProto.UINT8, halves.shape, halves.tobytes()),
         floats(f"{name}.scales", scales.T.reshape(scale_shape)),
         *(floats(n, np.array(v, np.float32)) for n, v in (("tiny", 1e-30), ("most", 127), ("middle", 128))),
-        tensor("middle.uint8", TensorProto.UINT8, (), bytes([128])),
+        *(
+            tensor(n, TensorProto.UINT8, (), bytes([v]))
+            for n, v in (("middle.uint8", 128), ("mask", 15), ("by", 4), ("zero", 8))
+        ),
         ints("last", [-1]),
         ints("first", [0]),
         ints("shape", [0, 0, groups, inputs // groups]),
@@ -131,8 +135,10 @@ def sums(name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[list[Any], l
         op("Add", ["e", "middle"], "g"),
         op("Cast", ["g"], "q", to=TensorProto.UINT8),
         *turn,
-        op("Cast", [f"{name}.codes"], "w", to=TensorProto.INT8),
-        op("MatMulInteger", [q, "w", "middle.uint8"], "i"),
+        op("BitwiseAnd", [f"{name}.codes", "mask"], "low"),
+        op("BitShift", [f"{name}.codes", "by"], "high", direction="RIGHT"),
+        op("Concat", ["low", "high"], "w", axis=len(laid) - 2),
+        op("MatMulInteger", [q, "w", "middle.uint8", "zero"], "i"),
         op("Cast", ["i"], "f", to=TensorProto.FLOAT),
         op("Mul", ["f", f"{name}.scales"], "m"),
         op("Mul", ["m", step], "s" if grouped else "y"),

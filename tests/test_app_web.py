@@ -18,11 +18,12 @@ import pytest
 
 import artifacts
 import models
-from dlqat import app_file
+from dlqat import app_file, fetched
 from dlqat import artifact as artifact_module
 from dlqat.apps import site
 from dlqat.apps.serve import site_of
 from dlqat.devices.web import chromium
+from dlqat.devices.web.browser_worker import Site
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.eval import answers
 from toy_tokenizer import byte_tokenizer
@@ -165,6 +166,46 @@ def test_a_conversation(browser: Any, artifact: Path, tmp_path: Path) -> None:
     assert state(page).inner_text("#name") == description.name
     assert ask(page, QUESTION) == first
     page.context.close()
+
+
+DEFAULTS = """async ({question, most, threads}) => {
+  const { AutoModelForCausalLM, AutoTokenizer, env } = await import("/client/transformers.min.js");
+  env.allowRemoteModels = false;
+  env.allowLocalModels = true;
+  env.localModelPath = "/";
+  env.useBrowserCache = env.useWasmCache = false;
+  env.backends.onnx.wasm.wasmPaths = "/ort/"; // its own address is another site's; which build it takes there is left to it
+  env.backends.onnx.wasm.numThreads = threads;
+  const tokenizer = await AutoTokenizer.from_pretrained("model");
+  const model = await AutoModelForCausalLM.from_pretrained("model", { device: "wasm" });
+  const inputs = tokenizer.apply_chat_template([{role: "user", content: question}], {add_generation_prompt: true, return_dict: true});
+  const found = await model.generate({...inputs, max_new_tokens: most, do_sample: false});
+  const builds = performance.getEntriesByType("resource").map((entry) => entry.name.split("/").at(-1)).filter((name) => name.endsWith(".wasm"));
+  return { tokens: Array.from(found.data.slice(inputs.input_ids.dims[1]), Number), builds };
+}"""
+
+
+def test_transformers_js_as_it_comes(browser: Any, artifact: Path) -> None:
+    """A page of somebody's own, with transformers.js' defaults: its build of onnxruntime with WebGPU lacks kernels."""
+    client = fetched.transformers_js() / "node_modules"
+    if not client.is_dir():
+        pytest.skip("dlqat-devices --set-up transformers-js")
+    site = Site()
+    site.roots = {
+        "model": artifact,
+        "client": client / "@huggingface" / "transformers" / "dist",
+        "ort": client / "onnxruntime-web" / "dist",
+    }
+    page = browser.new_page()
+    page.set_default_timeout(10 * PATIENCE)
+    page.route("**/index.html", lambda route: route.fulfill(body="", content_type="text/html"))
+    page.goto(f"http://127.0.0.1:{site.server_port}/index.html")
+    most = 60 if "real" in str(artifact) else 8
+    found = page.evaluate(DEFAULTS, {"question": QUESTION, "most": most, "threads": 1})
+    page.close()
+    site.shutdown()
+    assert found["builds"] == ["ort-wasm-simd-threaded.asyncify.wasm"]
+    assert found["tokens"] == wanted(artifact.parent / "folded", [QUESTION], most)
 
 
 def test_it_can_be_installed(browser: Any, artifact: Path) -> None:

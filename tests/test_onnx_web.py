@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
-from typer.testing import CliRunner
 
 import artifacts
 import models
@@ -21,15 +22,16 @@ from dlqat import architecture
 from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
 from dlqat.devices.device import Setting
-from dlqat.exporters import cli as exporting
 from dlqat.exporters import decoder
 from dlqat.exporters.onnx import web
 from dlqat.exporters.onnx.qdq import Qdq
+from dlqat.folded import Quantized
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, Rule
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check.linears import relative_error
 from dlqat.runtime_tests.readers import read
+from dlqat.runtime_tests.readers.contents import Unreadable
 from dlqat.runtime_tests.reference.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic, round_blocks
 from onnx_runs import Text, session
 from test_far_devices import climb, device
@@ -48,9 +50,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifacts.export(tmp_path_factory.mktemp("web"), "web", "llama-tied")
 
 
-@pytest.mark.parametrize(
-    "grid", [Grid(4, 32), Grid(3, 16, symmetric=False), Grid(4, None, symmetric=False), Grid(8, None)], ids=str
+GRIDS = (
+    Grid(4, 32),
+    Grid(3, 16, symmetric=False),
+    Grid(4, None, symmetric=False),
+    Grid(8, None),
+    Grid(8, 32, symmetric=False),
 )
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_ladder(tmp_path: Path, grid: Grid) -> None:
     """Groups and whole rows, with and without zero-points: integers equal, and every product as stated."""
     artifact = artifacts.export(tmp_path, "web", "llama-biased", uniform(grid))
@@ -123,13 +132,27 @@ def test_blocks_are_divided_as_c_divides() -> None:
     np.testing.assert_array_equal(round_blocks(torch.from_numpy(x), 32).numpy(), expected)
 
 
-def test_what_bytes_cannot_hold_is_refused(tmp_path: Path) -> None:
-    """8 bit with zero-points: nine bits, said before anything is written."""
-    models.write_folded(tmp_path / "folded", "llama", uniform(Grid(8, 32, symmetric=False)))
-    asked = [str(tmp_path / "folded"), "--form", "web", "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(exporting.app, asked)
-    assert "8-bit codes less a zero-point need 9 bits" in str(result.exception)
-    assert not (tmp_path / "out").exists()
+def test_an_odd_row_is_refused() -> None:
+    """Two inputs share a byte."""
+    leaf = models.fold_model(models.tiny("llama")).layers[LAYER]
+    assert isinstance(leaf, Quantized)
+    odd = replace(leaf, codes=leaf.codes[:, :33], grid=Grid(4, None))
+    assert "33 is odd" in str(web.supports(odd))
+    assert web.supports(replace(odd, grid=Grid(8, None))) is None
+
+
+def test_it_is_unpacked_once_and_to_bytes(exported: Path, tmp_path: Path) -> None:
+    """What onnxruntime makes of the file at load: codes as bytes, not as float32, and nothing left to unpack in a step."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    ort.InferenceSession(str(folders.find(exported).program), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    stored = {t.name: t for t in graph.initializer}
+    products = [n for n in graph.node if n.op_type == "MatMulInteger"]
+    assert products
+    assert {stored[n.input[1]].data_type for n in products} == {onnx.TensorProto.UINT8}
+    assert {"BitwiseAnd", "BitShift", "BitwiseXor", "Expand"}.isdisjoint(n.op_type for n in graph.node)
 
 
 def test_in_a_browser(exported: Path) -> None:
@@ -173,6 +196,19 @@ def test_reader(tmp_path: Path, groups: int) -> None:
     assert found.zero_points is None
 
 
+def test_a_form_of_before_is_told_in_one_line(tmp_path: Path) -> None:
+    """INT4 codes behind a Cast, as dlqat wrote them at first."""
+    built, *_ = by_hand(1)
+    codes = next(t for t in built.graph.initializer if t.name == f"{LAYER}.codes")
+    codes.CopyFrom(hand.tensor(codes.name, onnx.TensorProto.INT4, (32, 4), bytes(64)))
+    cast = onnx.helper.make_node("Cast", [codes.name], ["w"], name=f"{LAYER}/Cast", to=onnx.TensorProto.INT8)
+    kept = [n for n in built.graph.node if n.op_type not in ("BitwiseAnd", "BitShift", "Concat")]
+    del built.graph.node[:]
+    built.graph.node.extend([cast, *kept])
+    with pytest.raises(Unreadable, match=r"web form of an earlier dlqat \(INT4 codes\); export it again"):
+        read(hand.save(built, tmp_path))
+
+
 def node(built: Any, kind: str) -> Any:
     return next(n for n in built.graph.node if n.op_type == kind)
 
@@ -203,6 +239,28 @@ def turned(built: Any) -> None:
     node(built, "Transpose").attribute[0].ints[:] = [2, 1, 0, 3]
 
 
+def byte(name: str, value: int) -> Edit:
+    """Another number where the bytes are taken apart."""
+
+    def change(built: Any) -> None:
+        stored = next(t for t in built.graph.initializer if t.name == name)
+        stored.CopyFrom(numpy_helper.from_array(np.array(value, np.uint8), name))
+
+    return change
+
+
+def upside_down(built: Any) -> None:
+    node(built, "Concat").input[:] = ["high", "low"]
+
+
+def other_axis(built: Any) -> None:
+    node(built, "Concat").attribute[0].i = 3
+
+
+def to_the_left(built: Any) -> None:
+    node(built, "BitShift").attribute[0].s = b"LEFT"
+
+
 ODD: dict[str, tuple[Edit, str]] = {
     "a step of something else": (other_step, "is expected|taken from something else"),
     "another middle": (other_middle, "not with 128, 128 and 127"),
@@ -210,6 +268,12 @@ ODD: dict[str, tuple[Edit, str]] = {
     "an addition": (added, "where Mul is expected"),
     "another rounding": (squared, "where Round is expected"),
     "other groups": (turned, "codes"),
+    "another mask": (byte("mask", 7), "where 15 is expected"),
+    "another shift": (byte("by", 3), "where 4 is expected"),
+    "another zero": (byte("zero", 7), "raised by 8 and lowered by 7"),
+    "upper halves first": (upside_down, "where BitwiseAnd is expected"),
+    "halves side by side": (other_axis, "not made of the halves"),
+    "shifted to the left": (to_the_left, "not made of the halves"),
 }
 
 

@@ -31,6 +31,10 @@ class DeviceFailure(Exception):
     """A runtime that does not load or run what it was given. The message is its own, on one line."""
 
 
+class NoProducts(DeviceFailure):
+    """A runtime whose API runs whole models only: rung L1 is not verified there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One way to run an artifact on a device."""

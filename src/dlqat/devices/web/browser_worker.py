@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A headless Chromium with one page, behind wire.py: `python -m dlqat.devices.web.browser_worker PROVIDER THREADS`.
 
-A web server on loopback gives the page our script, onnxruntime-web and the program, with the two headers that
+A web server on loopback gives the page our script, the runtime and the program, with the two headers that
 allow shared memory (threads). Arrays travel through it as raw bytes; everything else through playwright. It answers
 this page and nobody else (own_page.py).
 The driver kills this process when it takes too long, and Chromium ends with it.
@@ -63,7 +63,10 @@ class Site(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.roots = {"ort": setup.home() / "npm" / "node_modules" / "onnxruntime-web" / "dist"}
+        self.roots = {
+            "ort": setup.home() / "npm" / "node_modules" / "onnxruntime-web" / "dist",
+            "wllama": setup.home() / "wllama" / "node_modules" / "@wllama" / "wllama" / "esm",
+        }
         self.payload = b""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 

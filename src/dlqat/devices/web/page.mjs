@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// onnxruntime-web in this page. The driver calls window.call(header); arrays travel through /in and /out.
+// onnxruntime-web in this page.
 // ?provider=wasm|webgpu & threads=N
 
-import { Server, pack, unpack } from "./server.mjs";
+import { link } from "./link.mjs";
+import { Server } from "./server.mjs";
 
 // Two builds: the WebAssembly kernels, and the native WebGPU ones (those of ort.all know no 8-bit MatMulNBits).
 const asked = new URLSearchParams(location.search);
@@ -43,13 +44,4 @@ const create = (spec, options) => {
     externalData: spec.external.map((path) => ({ path, data: at(path) })),
   });
 };
-const server = new Server(ort, create, facts);
-
-window.call = async (header) => {
-  const payload = header.arrays.length ? await (await fetch("/in")).arrayBuffer() : new ArrayBuffer(0);
-  const found = await server.answer(header, unpack(header.arrays, payload));
-  const { shapes, parts } = pack(found.arrays);
-  if (parts.length) await fetch("/out", { method: "POST", body: new Blob(parts) });
-  return { ...found.header, arrays: shapes };
-};
-window.ready = true;
+link(new Server(ort, create, facts));

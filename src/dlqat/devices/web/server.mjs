@@ -7,6 +7,7 @@ const ALL_LOGITS = "num_logits_to_keep"; // optional input: 0 asks for the logit
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array, uint8: Uint8Array, int8: Int8Array };
 
 export class Server {
+  runtime = "onnxruntime"; // begins every sentence of a failure
   // ort: the onnxruntime module. create(spec, options): an InferenceSession of the program named in spec, or something
   // that runs as one does, on Tensors of its own.
   constructor(ort, create, facts, Tensor = ort.Tensor) {
@@ -20,7 +21,7 @@ export class Server {
       const found = (await this[`on_${header.op}`](header, arrays)) ?? {};
       return { header: { ...found.header, timings: this.timings }, arrays: found.arrays ?? {} };
     } catch (error) {
-      return { header: { error: `onnxruntime: ${String(error?.message ?? error).replace(/\s+/g, " ").slice(0, 400)}` }, arrays: {} };
+      return { header: { error: `${this.runtime}: ${String(error?.message ?? error).replace(/\s+/g, " ").slice(0, 400)}` }, arrays: {} };
     }
   }
 

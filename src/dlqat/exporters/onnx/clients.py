@@ -30,11 +30,6 @@ SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "
 # A row with one scale is cut into blocks when onnxruntime fuses it: by 128 a token takes 8 % less time than by 32.
 SESSION = {"qdq": {"session.qdq_matmulnbits_block_size": "128"}, "ort": {}, "web": {}}
 
-ASYNCIFY = (
-    "in a browser not with its default onnxruntime, which cannot unpack 4-bit codes: docs/apps/web.md says what to set"
-)
-"""Its Node build, whose loader is asked at export, can."""
-
 
 def write(
     folder: Path, source: Path, facts: Decoder, config: Config, tokens: SpecialTokens, *, form: str, context: int
@@ -46,8 +41,6 @@ def write(
     settings = load(folder / "generation_config.json")
     _write(folder / "genai_config.json", genai(facts, tokens, settings, form=form, context=context))
     states = {client: generation.state(client, settings, untold) for client in ("onnxruntime-genai", "transformers.js")}
-    if form == "web" and states["transformers.js"].startswith("ready"):
-        states["transformers.js"] += f"; {ASYNCIFY}"
     if not FAMILIES[facts.family].transformers_js:
         states["transformers.js"] = f"not set up: it does not know model_type {facts.family!r}"
     return states

@@ -10,11 +10,17 @@ has one scale, 64 inputs in the head). That is the rounding of onnxruntime's own
     one scale per output     PATH.codes [K, N]          y = sum((q - 128) * codes) * step * scales
     blocks of inputs         PATH.codes [G, 1, g, N]    y = sum_G(sum_g((q - 128) * codes) * scales[G] * step[G])
 
-    PATH.codes         INT4 (2- and 3-bit codes too), cast to INT8 when the file is loaded; or INT8, turned into UINT8 there:
-                       code + 128, with 128 as zero-point. x86 without VNNI adds pairs of uint8 x int8 products in 16
-                       bits, where two of 255 * 127 do not fit (MLAS's AVX2 kernel); it has an exact one for uint8 x uint8
-    PATH.zero_points   as the codes, [N] or [G, 1, 1, N], subtracted when the file is loaded; absent on a symmetric grid
+    PATH.codes         4 bits (2 and 3 too): UINT8 [K / 2, N] or [G, 1, g / 2, N], code + 8, two to a byte: the lower halves are
+                       the first half of the inputs (of a group's inputs), the upper halves the second.
+                       BitwiseAnd 15, BitShift right 4 -> Concat = code + 8 [K, N] or [G, 1, g, N]
+                       8 bits: INT8, as the embedding's rows. Cast uint8 -> BitwiseXor 128 = code + 128
+    PATH.zero_points   UINT8, [N] or [G, 1, 1, N], raised as the codes: MatMulInteger's own zero-point ([N] -> Expand where there
+                       are blocks); on a symmetric grid the constant 8 or 128 has its place
     PATH.scales        float32, [N] or [G, 1, 1, N]
+
+All this is unpacked once, when the file is loaded. INT4 and a Cast would say the same, but onnxruntime-web's build with WebGPU,
+the default of transformers.js, has no kernel for that Cast. Bytes are unsigned because x86 without VNNI adds pairs of uint8 x
+int8 products in 16 bits, where two of 255 * 127 do not fit (MLAS's AVX2 kernel); it has an exact one for uint8 x uint8.
 
 The inner sums are exact integers; what is rounded is the input, and nothing of the weight. Everything else, names
 included, is that of qdq.py.
@@ -33,9 +39,7 @@ from dlqat.architecture import HEAD
 from dlqat.exporters.onnx.graph import OnnxGraph
 from dlqat.folded import Quantized
 
-FLOAT, INT8, INT32, UINT8 = (
-    int(t) for t in (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.UINT8)
-)
+FLOAT, UINT8 = int(ir.DataType.FLOAT), int(ir.DataType.UINT8)
 MIDDLE = 128
 """The code of 0 in a rounded input."""
 HEAD_BLOCK = 64
@@ -48,15 +52,16 @@ TINY = np.array(1e-30, np.float32)
 
 def supports(leaf: Quantized) -> str | None:
     """Why `leaf` cannot be multiplied in this way, or None."""
-    if leaf.grid.bits == 8 and not leaf.grid.symmetric:
-        return "8-bit codes less a zero-point need 9 bits, and MatMulInteger has bytes; train it symmetric, or use --form qdq"
+    if _bits(leaf) == 4 and leaf.codes.shape[1] % 2:
+        return f"this form holds two inputs in a byte, and {leaf.codes.shape[1]} is odd; use --form qdq, or 8 bits"
     return None
 
 
 def describe(leaf: Quantized) -> str:
     """How it stands in the file, for people."""
+    held = "two codes a byte" if _bits(leaf) == 4 else "INT8 codes"
     where = "per token" if leaf.grid.group_size is None else f"in blocks of {leaf.grid.group_size}"
-    return f"INT{_bits(leaf)} codes, MatMulInteger, input uint8 {where}"
+    return f"{held}, MatMulInteger, input uint8 {where}"
 
 
 def multiply(g: OnnxGraph, name: str, x: ir.Value, leaf: Quantized) -> ir.Value:
@@ -87,21 +92,32 @@ def _rounded(g: OnnxGraph, name: str, x: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 def _sums(g: OnnxGraph, name: str, q: ir.Value, leaf: Quantized, size: int | None) -> ir.Value:
     """The integer sums of blocks of `size`, as float32: exact up to 2^24, and to 2^-24 beyond."""
-    codes = leaf.codes.numpy().T
-    codes = codes if size is None else codes.reshape(-1, 1, size, codes.shape[1])
-    weight = g.codes(f"{name}.codes", np.ascontiguousarray(codes), _bits(leaf))
+    raised = 1 << _bits(leaf) - 1
+    zero = _byte(g, raised)
     if leaf.zero_points is not None:
-        zero_points = g.codes(f"{name}.zero_points", _scales(leaf.zero_points, leaf), _bits(leaf))
-        wide = [g.op("Cast", f"{name}/Cast.{n}", [v], {"to": INT32}) for n, v in (("c", weight), ("z", zero_points))]
-        weight = g.op("Sub", f"{name}/Sub", wide)
-    middle = g.shared("const.middle.uint8", np.array(MIDDLE, np.uint8))
-    if leaf.grid.bits == 8 and leaf.zero_points is None:
-        weight = g.op("Cast", f"{name}/Cast", [weight], {"to": UINT8})  # the same bits
-        inputs = [q, g.op("BitwiseXor", f"{name}/BitwiseXor", [weight, middle]), middle, middle]
-    else:
-        inputs = [q, g.op("Cast", f"{name}/Cast", [weight], {"to": INT8}), middle]
-    sums = g.op("MatMulInteger", f"{name}/MatMulInteger", inputs)
-    return g.op("Cast", f"{name}/Cast.y", [sums], {"to": FLOAT})
+        zero = g.tensor(f"{name}.zero_points", (_scales(leaf.zero_points, leaf) + np.int16(raised)).astype(np.uint8))
+    if zero.shape is not None and len(zero.shape) == 1 and size is not None:  # one a row, and blocks of the head
+        zero = g.op("Expand", f"{name}/Expand", [zero, g.integers([leaf.codes.shape[1] // size, 1, 1, 1])])
+    inputs = [q, _weight(g, name, leaf, size), _byte(g, MIDDLE), zero]
+    return g.op("Cast", f"{name}/Cast.y", [g.op("MatMulInteger", f"{name}/MatMulInteger", inputs)], {"to": FLOAT})
+
+
+def _weight(g: OnnxGraph, name: str, leaf: Quantized, size: int | None) -> ir.Value:
+    """The codes, raised to unsigned bytes [K, N] or [G, 1, size, N]."""
+    codes = np.ascontiguousarray(leaf.codes.numpy().T)
+    codes = codes if size is None else codes.reshape(-1, 1, size, codes.shape[1])
+    if _bits(leaf) == 8:
+        byte = g.op("Cast", f"{name}/Cast", [g.codes(f"{name}.codes", codes, 8)], {"to": UINT8})  # the same bits
+        return g.op("BitwiseXor", f"{name}/BitwiseXor", [byte, _byte(g, 128)])
+    first, second = np.split((codes + np.int8(8)).view(np.uint8), 2, -2)
+    packed = g.tensor(f"{name}.codes", first | second << np.uint8(4))
+    first = g.op("BitwiseAnd", f"{name}/BitwiseAnd", [packed, _byte(g, 15)])
+    second = g.op("BitShift", f"{name}/BitShift", [packed, _byte(g, 4)], {"direction": "RIGHT"})
+    return g.op("Concat", f"{name}/Concat", [first, second], {"axis": codes.ndim - 2})
+
+
+def _byte(g: OnnxGraph, value: int) -> ir.Value:
+    return g.shared(f"const.{value}.uint8", np.array(value, np.uint8))
 
 
 def _block(name: str, leaf: Quantized) -> int | None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlqat import folded
-from dlqat.devices.device import Device, DeviceFailure, Setting
+from dlqat.devices.device import Device, DeviceFailure, NoProducts, Setting
 from dlqat.folded import Quantized
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check import integers
@@ -76,6 +76,8 @@ def check(
             else:
                 x = _inputs(names[0], want, activations)
                 found = _matmul(weight, dense, _bias(weight, leaves, want), x, leaves[0], device, setting)
+        except NoProducts:
+            raise
         except DeviceFailure as failure:
             raise DeviceFailure(f"{weight.name}: {failure}") from failure
         yield found

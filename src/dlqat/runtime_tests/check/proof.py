@@ -14,18 +14,21 @@ import torch
 from numpy.typing import NDArray
 
 from dlqat.artifact import Artifact
-from dlqat.devices.device import Device, Session, Setting
+from dlqat.devices.device import Device, NoProducts, Session, Setting
 from dlqat.runtime_tests import readers
 from dlqat.runtime_tests.check import divergence, integers, linears, prompts
 from dlqat.runtime_tests.check.divergence import FeedPlan
 from dlqat.runtime_tests.check.integers import Wanted
 from dlqat.runtime_tests.readers.contents import Contents, parts
-from dlqat.runtime_tests.reference.arithmetic import Arithmetic
+from dlqat.runtime_tests.reference.arithmetic import LLAMACPP, Arithmetic
 from dlqat.runtime_tests.reference.model import Reference
 from dlqat.runtime_tests.report.record import Check, Status
 
 ACTIVATION_ROWS = 17
 """Rows of real activations per linear: one more than the 16 at which kernels change their tiling."""
+
+ELSEWHERE = {"gguf": LLAMACPP}
+"""Format -> the arithmetic that L1 finds on its host device (without zero-points), for devices that run no product alone."""
 
 
 @dataclass(eq=False)
@@ -115,8 +118,14 @@ class Proof:
         return self._linears[setting]
 
     def arithmetics(self, setting: Setting) -> dict[str, Arithmetic | None]:
-        """Leaf path -> the arithmetic that rung L1 found under a setting (None: no stated one)."""
-        return {part: x.arithmetic for x in self.linears(setting) for part in parts(x.name)}
+        """Leaf path -> the arithmetic that rung L1 found under a setting (None: no stated one), or that of
+        ELSEWHERE where the device runs no products."""
+        try:
+            return {part: x.arithmetic for x in self.linears(setting) for part in parts(x.name)}
+        except NoProducts:
+            known, held = ELSEWHERE.get(self.artifact.format), self.wanted.multiplications
+            leaves = [(p, w.kind) for w in self.contents.weights for p in parts(w.name) if (p, w.kind) in held]
+            return {p: known if self.wanted.leaf(p, kind).zero_points is None else None for p, kind in leaves}
 
     @cached_property
     def _linears(self) -> dict[Setting, list[linears.Linear]]:

@@ -36,7 +36,7 @@ async function start(base: string): Promise<void> {
   env.fetch = async () => new Response(null, { status: 404 }); // optional files that the model does not have
   const wasm = env.backends.onnx.wasm!;
   const gpu = app.form !== "web" && (await adapter());
-  // Two builds of onnxruntime: the one with WebGPU is twice as large and lacks kernels of the web form (Cast to bytes).
+  // Two builds of onnxruntime: the one with WebGPU is twice as large, and 3.5 times slower in WebAssembly.
   const ort = new URL(`../ort/ort-wasm-simd-threaded${gpu ? ".asyncify" : ""}`, base).href;
   wasm.wasmPaths = { mjs: `${ort}.mjs`, wasm: `${ort}.wasm` };
   wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;

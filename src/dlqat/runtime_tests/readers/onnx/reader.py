@@ -6,7 +6,7 @@
     DequantizeLinear <- Gather(codes), Gather(scales)                  embedding, tokens picked first
     Gather <- DequantizeLinear <- codes, scales                        embedding, dequantized first
     GatherBlockQuantized <- packed bytes, scales                       embedding on the head's bytes
-    MatMulInteger <- Cast <- codes, and what is around it              the web form (sums.py)
+    MatMulInteger <- Concat <- halves of bytes, and what is around it  the web form (sums.py)
 
 A weight that reaches its operation in any other way is a fault: what cannot be explained is not proved.
 """
@@ -33,6 +33,8 @@ from dlqat.runtime_tests.readers.onnx.plumbing import Plumbing
 def read(program: Path) -> Contents:
     """Walk the graph. Unreadable if the file is damaged; what is merely odd becomes a fault in Contents."""
     file = OnnxFile(program)
+    if sums.before_bytes(file):
+        raise Unreadable(f"{program.name}: a web form of an earlier dlqat (INT4 codes); export it again")
     plumbing = Plumbing(file)
     faults = list(_not_followed(file))
     weights: list[Weight] = []
@@ -120,7 +122,7 @@ def _integer_product(file: OnnxFile, node: Any) -> Weight:
         name=stem(node),
         kind="matmul",
         load=partial(sums.load, file, node, found),
-        stored=(*found.sources.values(), found.middle),
+        stored=(*found.sources.values(), *found.constants),
         spans={what: span for what, source in found.sources.items() if (span := file.span(source)) is not None},
         program=partial(cut_batched, file, found.output, found.entry),
         input=f"{found.entry}.rows",
