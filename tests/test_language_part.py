@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+)
 from typer.testing import CliRunner
 
 import models
-from dlqat import source
+from dlqat import architecture, source
 from dlqat.api import fold
 from dlqat.refusal import Refusal
 from dlqat.trainer import cli
@@ -61,6 +67,21 @@ def test_the_language_part_goes_down_the_road(tmp_path: Path) -> None:
     folded = AutoModelForCausalLM.from_pretrained(fold(tmp_path / "out"))  # from the record alone
     assert type(folded).__name__ == "Gemma3ForCausalLM"
     assert folded(ids).logits.shape == (1, 37, 328)
+
+
+def test_ministral_3_as_it_is_published(tmp_path: Path) -> None:
+    text = models.tiny("ministral3")
+    tower = {**TOWER, "head_dim": 16}
+    parts = {"text_config": text.config.to_dict(), "vision_config": {"model_type": "pixtral", **tower}}
+    config = Mistral3Config(**parts, tie_word_embeddings=False)
+    whole = Mistral3ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(tmp_path)
+    found = source.resolve(str(tmp_path), text_only=True)
+    assert found.decoder == architecture.read(text.config.to_dict())
+    assert {**text.state_dict()}.keys() == source.weights(found).keys()
+    assert all(torch.equal(tensor, source.weights(found)[name]) for name, tensor in text.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def refuse(facts: Decoder, context: int) -> None:
     if any(rope["rope_type"] == "llama3" for rope in facts.ropes.values()) and not arch.rope_factors:
         readers = ", ".join(sorted({a.name for a in ARCHITECTURES.values() if a.rope_factors}))
         raise Refusal(f"rope_type llama3: llama.cpp reads its factors for {readers} only, not for {arch.name}")
+    if any(rope["rope_type"] == "yarn" for rope in facts.ropes.values()):
+        raise Refusal("rope_type yarn: target gguf does not write it yet")
     biased = {"q_proj": facts.qkv_bias, "o_proj": facts.output_bias, "down_proj": facts.mlp_bias}
     if odd := [name for name, has in biased.items() if has and name not in arch.biases]:
         raise Refusal(f"biases of {odd[0]}: llama.cpp's {arch.name} does not add them")
