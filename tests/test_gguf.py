@@ -122,9 +122,8 @@ def test_trained_on_again_it_starts_from_exactly_its_integers(tmp_path: Path, fa
         assert torch.equal(weight, folded.dense(layer)), name
         assert torch.equal(quantize(weight, scales, zero_points, layer.grid), layer.codes), name
     ids = torch.arange(3, 60)[None, : facts.max_positions]
-    with torch.no_grad():
-        difference = (loaded.model(ids).logits - pretrained.model(tmp_path / "folded")(ids).logits).abs().max()
-    assert difference <= (1e-4 if facts.norm_offset else 0)  # the file holds 1 + w, rounded to float32
+    with torch.no_grad():  # a gain that the file holds as 1 + w is less exact as w, and the same again as 1 + w
+        assert torch.equal(loaded.model(ids).logits, pretrained.model(tmp_path / "folded")(ids).logits)
 
 
 @pytest.mark.parametrize("name", ["smollm", "refact"])
