@@ -223,6 +223,14 @@ FAMILY: dict[str, tuple[str, Callable[[Patch, FoldedModel], FoldedModel]]] = {
         "granite",
         meaning(attention_scale=lambda facts: facts.head_dim**-0.5),
     ),
+    "ministral3: rotary positions without YaRN": (
+        "ministral3",
+        meaning(ropes=lambda facts: {name: {**rope, "rope_type": "default"} for name, rope in facts.ropes.items()}),
+    ),
+    "ministral3: attention without YaRN's factor": (
+        "ministral3",
+        meaning(attention_scale=lambda facts: facts.head_dim**-0.5),
+    ),
     "smollm3: a layer without positions has some": ("smollm3", meaning(rotary=lambda _: ("", ""))),
     "gemma3: ropes of the layers exchanged": ("gemma3_text", meaning(rotary=lambda facts: facts.rotary[::-1])),
     "gemma3: windows of the layers exchanged": ("gemma3_text", meaning(windows=lambda facts: facts.windows[::-1])),

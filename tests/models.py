@@ -24,7 +24,7 @@ SCALED_LOCAL_ROPE: dict[str, Any] = {
 """A change of gemma3_text that neither llama.cpp nor mlx-lm computes."""
 FAMILIES = (
     *("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3"),
-    *("ministral", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),
+    *("ministral", "ministral3", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),
 )
 
 WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text")
@@ -48,6 +48,21 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 32},
     "ministral": {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": {
+        "head_dim": 16,
+        "pad_token_id": 0,
+        "max_position_embeddings": 256,  # 128 of them before queries are scaled by their position
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "beta_fast": 8.0,
+            "beta_slow": 1.0,
+            "attention_factor": 1.25,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
     "internlm3": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
     "iquestcoder": {"head_dim": 16, "mlp_bias": True},
     "smollm3": {"no_rope_layers": [1, 0], "pad_token_id": 0},

@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models
 from dlqat import architecture
@@ -21,6 +23,9 @@ from toy_tokenizer import byte_tokenizer
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 TARGETS = {**GRAPHS, "gguf": ("gguf", None), "mlx": ("mlx", None)}
 VARIANTS = {name for name in models.FAMILIES if name in architecture.FAMILIES}
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -73,7 +78,10 @@ def test_a_cell_is_what_the_target_says(folded: Any, family: str, column: str) -
     ("family", "changes", "says"),
     [
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
+        ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type 'longrope'"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type yarn without factor"),
+        ("smollm3", {"rope_parameters": YARN}, "is not that of all layers"),
+        ("ministral3", {"rope_parameters": YARN}, "lack llama_4_scaling_beta"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers tells of 1"),
         ("smollm3", {"no_rope_layers": None}, "lacks no_rope_layers"),
         ("cwm", {"layer_types": None}, "lacks layer_types"),
@@ -95,3 +103,29 @@ def test_a_variant_that_nobody_has_is_one_line(family: str, changes: dict[str, A
     with pytest.raises(Refusal, match=says) as refused:
         architecture.read({**config, **changes})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"factor": 4.0, "original_max_position_embeddings": 32768},  # Qwen2.5 and Qwen3, as their cards say
+        {"factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
+         "mscale_all_dim": 1.0},
+        {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 0.707, "mscale_all_dim": 0.5},
+        {"factor": 8.0, "original_max_position_embeddings": 4096, "truncate": False, "attention_factor": 1.3},
+    ],
+)  # fmt: skip
+def test_yarn_is_that_of_transformers(rope: dict[str, Any]) -> None:
+    theta = {"rope_type": "yarn", "rope_theta": 1e6, **rope}
+    config = models.tiny("qwen3", head_dim=128, max_position_embeddings=131072, rope_parameters=theta).config
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](config, None)
+    found = architecture.read(config.to_dict())
+    np.testing.assert_allclose(found.inverse_frequencies(), frequencies, rtol=2e-6)
+    assert found.attention_scale == pytest.approx(128**-0.5 * factor**2)
+
+
+def test_ministral3_ends_where_its_queries_would_be_scaled() -> None:
+    assert architecture.read(models.tiny("ministral3").config.to_dict()).max_positions == 128
+    assert (
+        architecture.read(models.tiny("ministral3", max_position_embeddings=100).config.to_dict()).max_positions == 100
+    )

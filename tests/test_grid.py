@@ -15,7 +15,7 @@ from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, 
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
 from dlqat.trainer import reach
-from dlqat.trainer.rounding.search import search
+from dlqat.trainer.rounding.search import COARSE, refit, search
 from models import tiny
 
 GRIDS = [Grid(b, g, s) for b in BITS for g in (*GROUP_SIZES, None) for s in (True, False)]
@@ -87,6 +87,30 @@ def test_search_beats_min_max_and_gives_scales_of_the_grid(grid: Grid) -> None:
         plain = grid.round_scales((high - low) / (grid.qmax - grid.qmin))
         zeros = (grid.qmin - (low / plain).round()).clamp(grid.qmin, grid.qmax).to(torch.int8)
         assert error(scales, zero_points) <= error(plain, zeros)
+
+
+ON_GRID = (
+    Grid(2, 32),
+    Grid(3, 32, mirrored=True),
+    Grid(4, 32),
+    Grid(4, None),
+    Grid(4, 32, symmetric=False),
+    Grid(8, 64),
+)
+
+
+@pytest.mark.parametrize("largest", [2, 3, 6, 8, 100])
+@pytest.mark.parametrize("grid", ON_GRID, ids=str)
+def test_search_keeps_a_weight_that_lies_on_the_grid(grid: Grid, largest: int) -> None:
+    """Whatever the largest code is: training has moved it away from the end of the grid."""
+    ends = grid.folded
+    low, high = max(-largest, ends.qmin, -4 if grid.mirrored else ends.qmin), min(largest, grid.qmax)
+    codes = torch.randint(low, high + 1, (16, 256), dtype=torch.int8)
+    scales = grid.round_scales(torch.rand(16, grid.groups(256)) * 0.02)
+    weight = dequantize(codes, scales, None)
+    for found in (search(weight, grid), search(weight, grid, torch.rand(256), COARSE)):
+        refitted = refit(weight, found, grid, torch.rand(256)), found[1]
+        assert torch.equal(dequantize(quantize(weight, *refitted, grid), *refitted), weight)
 
 
 def test_search_knows_which_inputs_matter() -> None:

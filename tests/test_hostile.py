@@ -117,7 +117,7 @@ def test_what_lies_beside_a_gguf_file_is_not_seen(tmp_path: Path, monkeypatch: p
         "from_pretrained",
         lambda folder, **_: seen.append(sorted(p.name for p in Path(folder).iterdir())) or toy_tokenizer(),
     )
-    pretrained.gguf_tokenizer(tmp_path / "model.gguf")
+    pretrained.gguf_tokenizer(tmp_path / "model.gguf", known=True)
     assert seen == [["model.gguf"]]
 
 

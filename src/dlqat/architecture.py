@@ -130,7 +130,21 @@ def read(config: Config) -> Decoder:
     decoder = replace(decoder, ropes={name: ropes[name] for name in ropes if name in decoder.rotary})
     for name in decoder.ropes:
         decoder.inverse_frequencies(name)  # refuses an unknown rope_type now
-    return decoder
+    return replace(decoder, attention_scale=decoder.attention_scale * _sharpened(decoder))
+
+
+def _sharpened(decoder: Decoder) -> float:
+    """What YaRN's factor of cos and sin makes of the attention scale: all layers must have the same."""
+    factors = {1.0 if name is None else rope.attention_factor(decoder.ropes[name]) for name in decoder.rotary}
+    if len(factors) > 1:
+        raise Refusal(
+            f"the attention factor of this {decoder.family}'s rope is not that of all layers, which no builder has"
+        )
+    return factors.pop() ** 2
+
+
+_ALL_LAYERS = ("mistral", "ministral", "ministral3")
+"""Families of which every layer has the window where no layer_types say otherwise: before transformers 4.53, and Ministral 3."""
 
 
 def _windows(config: Config, family: Family) -> tuple[int | None, ...]:
@@ -138,9 +152,9 @@ def _windows(config: Config, family: Family) -> tuple[int | None, ...]:
     if not family.windows or window is None:
         return (None,) * layers
     kind = config["model_type"]
-    if config.get("layer_types") is not None or kind not in ("mistral", "ministral", "qwen2", "qwen3"):
+    if config.get("layer_types") is not None or kind not in (*_ALL_LAYERS, "qwen2", "qwen3"):
         kinds = _kinds(config)
-    elif kind in ("mistral", "ministral"):  # before transformers 4.53 every layer had the window
+    elif kind in _ALL_LAYERS:
         kinds = ("sliding_attention",) * layers
     else:  # and of a Qwen those from max_window_layers on
         first = int(config.get("max_window_layers", layers)) if config.get("use_sliding_window") else layers

@@ -29,6 +29,12 @@ class Rope(msgspec.Struct, frozen=True):
     low_freq_factor: Positive | None = None
     high_freq_factor: Positive | None = None
     original_max_position_embeddings: Positive | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    llama_4_scaling_beta: float | None = None
 
 
 class Ropes(msgspec.Struct, frozen=True):

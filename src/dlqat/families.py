@@ -81,6 +81,17 @@ def _granite(config: Config) -> dict[str, Any]:
     return {**scales, "logits_scale": 1 / float(given(config, "logits_scaling"))}
 
 
+def _ministral3(config: Config) -> dict[str, Any]:
+    """Behind the original context queries grow with the logarithm of their position, which no builder has: it ends there."""
+    rope = given(config, "rope_parameters")
+    if rope.get("llama_4_scaling_beta") is None or rope.get("original_max_position_embeddings") is None:
+        raise Refusal(
+            "rope_parameters of this ministral3 lack llama_4_scaling_beta or original_max_position_embeddings"
+        )
+    longest = int(config.get("max_position_embeddings") or 2048)
+    return {"max_positions": min(longest, int(rope["original_max_position_embeddings"]))}
+
+
 def _gemma3(config: Config) -> dict[str, Any]:
     """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size)."""
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
@@ -101,6 +112,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(mlp_bias=True),  # Llama 1, 2, 3.x, SmolLM2, TinyLlama
     "mistral": Family(qkv_bias=False, windows=True, genai="mistral"),
     "ministral": Family(qkv_bias=False, windows=True, genai="mistral"),
+    "ministral3": Family(qkv_bias=False, windows=True, genai="mistral", read=_ministral3),
     "qwen2": Family(qkv_bias=True, windows=True, genai="qwen2"),  # Qwen2, Qwen2.5
     "qwen3": Family(qk_norm="heads", windows=True, genai="qwen3"),
     "olmo2": Family(qk_norm="rows", genai="olmo", read=lambda config: {"norms": POST}),

@@ -31,7 +31,7 @@ def name_of(tensor: str) -> str:
 
 
 def inverse_frequencies(rope: Rope, size: int) -> NDArray[np.float32]:
-    """float32 [size / 2] for heads of `size`; rope types default, linear and llama3."""
+    """float32 [size / 2] for heads of `size`; rope types default, linear, llama3 and yarn."""
     exponent = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     inverse = (1.0 / np.float32(rope["rope_theta"]) ** exponent).astype(np.float32)
     match rope["rope_type"]:
@@ -41,8 +41,24 @@ def inverse_frequencies(rope: Rope, size: int) -> NDArray[np.float32]:
             return (inverse / np.float32(rope["factor"])).astype(np.float32)
         case "llama3":
             return _llama3(inverse, rope)
+        case "yarn":
+            return _yarn(inverse, rope, size)
         case other:
-            raise Refusal(f"rope_type {other!r} is not known; known: default, linear, llama3")
+            raise Refusal(f"rope_type {other!r} is not known; known: default, linear, llama3, yarn")
+
+
+def attention_factor(rope: Rope) -> float:
+    """What transformers multiplies cos and sin by, of queries and of keys: attention is sharper by its square."""
+    if rope["rope_type"] != "yarn":
+        return 1.0
+    if (said := rope.get("attention_factor")) is not None:
+        return float(said)
+
+    def of(scale: float) -> float:
+        return 0.1 * scale * math.log(rope["factor"]) + 1.0 if rope["factor"] > 1 else 1.0
+
+    above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+    return of(above) / of(below) if above and below else of(1.0)
 
 
 def _llama3(inverse: NDArray[np.float32], rope: Rope) -> NDArray[np.float32]:
@@ -54,3 +70,27 @@ def _llama3(inverse: NDArray[np.float32], rope: Rope) -> NDArray[np.float32]:
     ramp = (1 - smooth) * inverse / factor + smooth * inverse
     scaled = np.where(wavelength > context / low, inverse / factor, ramp)
     return np.where(wavelength < context / high, inverse, scaled).astype(np.float32)
+
+
+def _yarn(inverse: NDArray[np.float32], rope: Rope, size: int) -> NDArray[np.float32]:
+    """YaRN (arXiv 2309.00071): pairs that turn more than beta_fast times within the original context are kept, those that turn
+    less than beta_slow times divided by factor, a straight ramp over the pairs between."""
+    for key in ("factor", "original_max_position_embeddings"):
+        if rope.get(key) is None:
+            raise Refusal(
+                f"rope_type yarn without {key}: transformers would take it from elsewhere; config.json must say it"
+            )
+    context, base = rope["original_max_position_embeddings"], rope["rope_theta"]
+
+    def pair(turns: float) -> float:
+        return size * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = pair(rope.get("beta_fast") or 32), pair(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    if first == last:
+        last += 0.001
+    ramp = np.clip((np.arange(size // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first), 0, 1)
+    slow = inverse / np.float32(rope["factor"])
+    return (slow * ramp + inverse * (1 - ramp)).astype(np.float32)

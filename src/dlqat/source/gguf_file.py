@@ -25,7 +25,7 @@ from torch import Tensor
 from dlqat.refusal import Refusal
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _SHORT, _DIMENSIONS = 1024, 8
 """Numbers in an array that are kept (scores of a vocabulary are not needed), and dimensions of a tensor at most."""
 _FLOATS = {0: "<f4", 1: "<f2"}
@@ -106,7 +106,8 @@ class _Cursor:
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:
-            return self.take(_scalar(kind))
+            value = self.take(_scalar(kind))
+            return float(str(np.float32(value))) if kind == _FLOAT32 else value  # 0.22, not 0.2199999988079071
         kind, count = self.many("IQ")
         if kind == _STRING:  # a vocabulary: walk over it, nobody here wants it
             for _ in range(count):

@@ -17,26 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlqat import architecture, json_file
+from dlqat import architecture, json_file, rope
+from dlqat.llamacpp import ARCHITECTURES, OUTER, ROPE_FREQS, inner
 from dlqat.refusal import Refusal
-from dlqat.source import float_model, gguf_file, gguf_gemma3
+from dlqat.source import float_model, gguf_file
 from dlqat.source.float_model import FloatModel
+from dlqat.source.gguf_families import READINGS
 from dlqat.source.gguf_file import Gguf
-
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
-"""general.architecture values that are read (llama.cpp writes Mistral as llama)."""
+from dlqat.source.sidecar import DIGITS
 
 _FIELDS = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "block_count": "num_hidden_layers",
     "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "context_length": "max_position_embeddings",
 }
 _READ = {
     *_FIELDS,
+    "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
     "rope.dimension_count",
@@ -47,27 +47,13 @@ _READ = {
 }
 _HARMLESS = {"tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 
-_MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
-# How llama.cpp's converter names the text splitting that transformers rebuilds right from a GGUF.
-# smollm's extra split at digits changes nothing: that vocabulary has no merge with a digit.
-_SPLITTERS = {None, "default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "tekken", "smollm"}
+# How llama.cpp's converter names the text splitting that transformers, or sidecar.py, rebuilds right from a GGUF.
+_LLAMA3 = {"llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"}  # the last two: OLMo 2 and SmolLM3
+_SPLITTERS = {None, "default", "gpt-2", *_LLAMA3, "qwen2", "tekken", *DIGITS}
 
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+_Factor = Annotated[float, msgspec.Meta(ge=0, lt=1e12)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
 
 
@@ -81,6 +67,11 @@ class Metadata(msgspec.Struct, frozen=True):
     kv_heads: _Count | None = msgspec.field(default=None, name="attention.head_count_kv")
     key: _Count | None = msgspec.field(default=None, name="attention.key_length")
     window: _Count | None = msgspec.field(default=None, name="attention.sliding_window")
+    scale: _Factor | None = msgspec.field(default=None, name="attention.scale")
+    embedding: _Factor | None = msgspec.field(default=None, name="embedding_scale")
+    residual: _Factor | None = msgspec.field(default=None, name="residual_scale")
+    logits: _Factor | None = msgspec.field(default=None, name="logit_scale")
+    local_base: _Positive | None = msgspec.field(default=None, name="rope.freq_base_swa")
     base: _Positive | None = msgspec.field(default=None, name="rope.freq_base")
     scaling: str | None = msgspec.field(default=None, name="rope.scaling.type")
     factor: _Positive | None = msgspec.field(default=None, name="rope.scaling.factor")
@@ -91,40 +82,38 @@ def open_file(path: Path) -> FloatModel:
     """The model of a .gguf file, in float32."""
     file = gguf_file.read(path)
     complete = float_model.complete(config(file), torch.float32)
-    table = names(file)
-    shapes = {name: file.table[inner].shape for name, inner in table.items()}
-    return FloatModel(complete, shapes, torch.float32, parameter(file, architecture.read(complete)), (path,))
+    decoder = architecture.read(complete)
+    shapes = {name: file.table[stored].shape for name, stored in names(file, decoder).items()}
+    return FloatModel(complete, shapes, torch.float32, parameter(file, decoder), (path,))
 
 
 def config(file: Gguf) -> dict[str, Any]:
     """The config.json that the file's metadata amounts to. Refusal for what transformers cannot express."""
-    arch = file.metadata.get("general.architecture")
-    if arch not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    arch = str(file.metadata.get("general.architecture"))
+    if arch not in READINGS:
+        known = ", ".join(READINGS)
         raise Refusal(f"{file.path}: GGUF architecture {arch!r} is not known; known: {known}")
     parts = file.metadata.get("split.count", 1)
     if not isinstance(parts, int) or parts > 1:
         raise Refusal(f"{file.path} is one of {parts} parts; join them with llama.cpp's llama-gguf-split --merge")
     found = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items() if k.startswith(f"{arch}.")}
     json_file.convert({**file.metadata, **found}, Metadata, f"{file.path} is damaged: its metadata")
-    known = _READ | _HARMLESS | (gguf_gemma3.READ if arch == "gemma3" else set[str]())
-    unknown = sorted(k for k, v in found.items() if k not in known and v)
+    reading = READINGS[arch]
+    unknown = sorted(k for k, v in found.items() if k not in _READ | _HARMLESS | reading.keys and v)
     if unknown:
         raise Refusal(
             f"{file.path}: cannot read {arch}.{unknown[0]} = {found[unknown[0]]!r}; use the HF folder instead"
         )
     if (splitter := file.metadata.get("tokenizer.ggml.pre")) not in _SPLITTERS:
         raise Refusal(f"{file.path}: tokenizer.ggml.pre = {splitter!r} is not known; use the HF folder instead")
-    try:
-        fields: dict[str, Any] = {hf: found[key] for key, hf in _FIELDS.items() if key != "attention.head_count_kv"}
-    except KeyError as error:
-        raise Refusal(f"{file.path}: the metadata lacks {arch}.{error.args[0]}") from error
+    if lacking := [key for key in (*_FIELDS, *reading.needed) if key not in found]:
+        raise Refusal(f"{file.path}: the metadata lacks {arch}.{lacking[0]}")
+    fields: dict[str, Any] = {hf: found[key] for key, hf in _FIELDS.items()}
     heads = fields["num_attention_heads"]
     head_dim = found.get("attention.key_length", fields["hidden_size"] // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if found.get(key, head_dim) != head_dim:
             raise Refusal(f"{file.path}: {arch}.{key} = {found[key]} differs from the head size {head_dim}")
-    ids = {f"{k}_token_id": file.metadata.get(f"tokenizer.ggml.{v}_token_id") for k, v in _SPECIAL.items()}
     base = {
         **fields,
         "model_type": arch,
@@ -134,51 +123,56 @@ def config(file: Gguf) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.table,
         "attention_bias": "blk.0.attn_output.bias" in file.table,
         "mlp_bias": "blk.0.ffn_down.bias" in file.table,
-        **ids,
+        **_special(file),
     }
-    base["rope_parameters"] = _rope(file, found, base)
-    if arch != "gemma3":
-        return base
-    if "attention.sliding_window" not in found:
-        raise Refusal(f"{file.path}: the metadata lacks gemma3.attention.sliding_window")
-    return gguf_gemma3.config(found, base)
+    base["rope_parameters"] = _rope(file, found, head_dim)
+    return reading.config(found, base)
 
 
-_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
+def _special(file: Gguf) -> dict[str, Any]:
+    """Token ids. llama.cpp stops at the end of the text, of a turn and of a message."""
+    ids = {kind: file.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "padding", *_ENDS)}
+    ends = list(dict.fromkeys(ids[kind] for kind in _ENDS if ids[kind] is not None))
+    eos = ends if len(ends) > 1 else next(iter(ends), None)
+    return {"bos_token_id": ids["bos"], "eos_token_id": eos, "pad_token_id": ids["padding"]}
 
 
-def names(file: Gguf) -> dict[str, str]:
+_ENDS = ("eos", "eot", "eom")
+
+
+def names(file: Gguf, decoder: architecture.Decoder) -> dict[str, str]:
     """transformers' parameter name -> the file's tensor name."""
     result: dict[str, str] = {}
-    modules = _MODULES | (gguf_gemma3.MODULES if file.metadata["general.architecture"] == "gemma3" else {})
+    outer = {name: module for module, name in OUTER.items()}
+    modules = {name: module for module, name in inner(decoder.norms).items()}
     for name in file.table:
         stem, _, suffix = name.rpartition(".")
         block = stem.split(".")
-        if stem in _OUTER:
-            result[f"{_OUTER[stem]}.{suffix}"] = name
+        if stem in outer:
+            result[f"{outer[stem]}.{suffix}"] = name
         elif len(block) == 3 and block[0] == "blk" and block[2] in modules:
             result[f"model.layers.{block[1]}.{modules[block[2]]}.{suffix}"] = name
-        elif name != "rope_freqs.weight":  # that one is in the config
+        elif name != ROPE_FREQS or not ARCHITECTURES[decoder.family].rope_factors:  # that one is in the config
             raise Refusal(f"{file.path}: tensor {name} is not known; use the HF folder instead")
     return result
 
 
 def parameter(file: Gguf, decoder: architecture.Decoder) -> Callable[[str], Tensor]:
     """A function from transformers' parameter name to its float32 values."""
-    table = names(file)
+    table, interleaved = names(file, decoder), ARCHITECTURES[decoder.family].interleaved
 
     def load(name: str) -> Tensor:
         value = file.tensor(table[name])
         if decoder.norm_offset and name.endswith("norm.weight"):
             return value - decoder.norm_offset
         heads = {"q_proj": decoder.heads, "k_proj": decoder.kv_heads}.get(name.split(".")[-2])
-        return value if heads is None or decoder.family != "llama" else _rows(value, heads)
+        return _rows(value, heads) if heads is not None and interleaved else value
 
     return load
 
 
 def _rows(value: Tensor, heads: int) -> Tensor:
-    """Llama's q and k rows from ggml's order (pairs rotated side by side) to transformers' (halves)."""
+    """Rows of q and k from ggml's order (pairs rotated side by side) to transformers' (halves)."""
     return value.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(value.shape).contiguous()
 
 
@@ -188,37 +182,34 @@ def _shape(file: Gguf, name: str) -> tuple[int, ...]:
     return file.table[name].shape
 
 
-def _rope(file: Gguf, found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(found.get("rope.freq_base", 10000.0))}
-    if "rope_freqs.weight" in file.table:
-        return _llama3(file, {**base, "rope_parameters": rope})
+def _rope(file: Gguf, found: dict[str, Any], head_dim: int) -> dict[str, Any]:
+    plain: dict[str, Any] = {"rope_type": "default", "rope_theta": float(found.get("rope.freq_base", 10000.0))}
+    if ROPE_FREQS in file.table:
+        return _llama3(file, plain, head_dim)
     match found.get("rope.scaling.type", "none"):
         case "none":
-            return rope
+            return plain
         case "linear":
-            return {**rope, "rope_type": "linear", "factor": float(found.get("rope.scaling.factor", 1.0))}
+            return {**plain, "rope_type": "linear", "factor": float(found.get("rope.scaling.factor", 1.0))}
         case other:
             raise Refusal(f"{file.path}: rope scaling {other!r} is not known; use the HF folder instead")
 
 
-def _llama3(file: Gguf, base: dict[str, Any]) -> dict[str, Any]:
+def _llama3(file: Gguf, plain: dict[str, Any], head_dim: int) -> dict[str, Any]:
     """Llama 3.1's scaling, which GGUF keeps only as the divisor of every frequency.
 
     The one number in which the released models differ is the factor (8 in 3.1, 32 in 3.2), and that is
     the largest divisor. Whether it explains all the divisors is checked, so a wrong guess is refused."""
-    divisors = file.tensor("rope_freqs.weight").numpy()
+    divisors = file.tensor(ROPE_FREQS).numpy()
     guess = {
-        **base["rope_parameters"],
+        **plain,
         "rope_type": "llama3",
         "factor": float(divisors.max()),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain, scaled = (
-        architecture.read({**base, "rope_parameters": rope}).inverse_frequencies()
-        for rope in (base["rope_parameters"], guess)
-    )
-    if plain.shape != divisors.shape or not np.allclose(plain / scaled, divisors, rtol=1e-5, atol=0):
+    own, scaled = (rope.inverse_frequencies(one, head_dim) for one in (plain, guess))
+    if own.shape != divisors.shape or not np.allclose(own / scaled, divisors, rtol=1e-5, atol=0):
         raise Refusal(f"{file.path}: rope_freqs.weight is not Llama 3's scaling; use the HF folder instead")
     return guess

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlqat import adapter, json_file, plain_file, tensor_file
 from dlqat.refusal import Refusal
-from dlqat.source import float_model, pretrained
+from dlqat.source import float_model, language_part, pretrained
 from dlqat.source.float_model import FloatModel, Shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -26,8 +26,9 @@ class Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-def config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands. Refusal where there is none, or where the model is quantized already."""
+def config(folder: Path, *, text_only: bool = False) -> dict[str, Any]:
+    """config.json as it stands; `text_only`: of the language part. Refusal where there is none, where the model is quantized
+    already, or has other parts and nobody said that one is enough."""
     path = folder / "config.json"
     if not path.is_file():
         raise Refusal(f"{folder} has no config.json; {_hint(folder)}")
@@ -35,7 +36,7 @@ def config(folder: Path) -> dict[str, Any]:
     if quantization := raw.pop("quantization_config", None):  # {} says nothing
         method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         raise Refusal(f"{folder} is quantized already ({method}); training starts from the float model")
-    return raw
+    return language_part.config(raw, str(folder), text_only=text_only)
 
 
 def _hint(folder: Path) -> str:
@@ -48,31 +49,37 @@ def _hint(folder: Path) -> str:
     return f"give the file itself: {folder / others[0]}" if others else "is it a Hugging Face model folder?"
 
 
-def open_folder(folder: Path) -> FloatModel:
-    """The model of a folder. Refusal names the file or tensor that is missing, truncated or no float."""
-    raw = config(folder)
+def open_folder(folder: Path, *, text_only: bool = False) -> FloatModel:
+    """The model of a folder, or its language part. Refusal names the file or tensor that is missing, truncated or no float."""
+    raw = config(folder, text_only=text_only)
     pretrained.look(folder)
     float_model.complete(raw, torch.float32)  # an unknown architecture is refused before the weights are looked at
     files = _weight_files(folder)
     where: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
+    inner: dict[str, str] = {}
+    everything: list[str] = []
     dtypes: set[torch.dtype] = set()
     for path in files:
         with tensor_file.opened(path) as file:
-            for name in sorted(file.keys()):
+            stored = sorted(file.keys())
+            everything += stored
+            found = language_part.names(stored) if text_only else {name: name for name in stored}
+            for own, name in found.items():
                 header = file.get_slice(name)
-                where[name], shapes[name] = path, tuple(header.get_shape())
+                inner[own], where[own], shapes[own] = name, path, tuple(header.get_shape())
                 if header.get_dtype() not in _FLOATS:
                     raise Refusal(f"{path}: tensor {name} is {header.get_dtype()}; a float model is needed")
                 dtypes.add(_FLOATS[header.get_dtype()])
     if not dtypes:
-        raise Refusal(f"{folder}: its weight files hold no tensors")
+        raise Refusal(f"{folder}: its weight files hold no tensors{' of a language part' if text_only else ''}")
     dtype = reduce(torch.promote_types, dtypes)  # no value changes: bfloat16 with float32 becomes float32
 
     def tensor(name: str) -> Tensor:
-        return tensor_file.tensor(where[name], name).to(dtype)
+        return tensor_file.tensor(where[name], inner[name]).to(dtype)
 
-    return FloatModel(float_model.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files))
+    notes = (language_part.left_out(everything, inner),) if text_only else ()
+    return FloatModel(float_model.complete(raw, dtype), shapes, dtype, tensor, (folder / "config.json", *files), notes)
 
 
 def shards(folder: Path) -> list[str]:

@@ -88,13 +88,13 @@ def family_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def gguf_tokenizer(path: Path) -> Any:
-    """The tokenizer inside a .gguf file; what lies beside the file (transformers would read that too) is not seen."""
+def gguf_tokenizer(path: Path, known: bool) -> Any:
+    """The tokenizer inside a .gguf file; what lies beside the file (transformers would read that too) is not seen. `known`:
+    transformers knows the file's architecture, and a class of tokenizers for it."""
+    auto: Any = AutoTokenizer if known else TokenizersBackend
     with tempfile.TemporaryDirectory() as alone:
         Path(alone, path.name).symlink_to(path.resolve())
-        found: Any = AutoTokenizer.from_pretrained(
-            alone, gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
+        found: Any = auto.from_pretrained(alone, gguf_file=path.name, local_files_only=True, trust_remote_code=False)
     found.name_or_path = str(path)
     return found
 

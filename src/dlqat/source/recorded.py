@@ -22,12 +22,13 @@ class Record(msgspec.Struct, frozen=True):
     fingerprint: str
     base: str | None = None
     """The base of a PEFT adapter, which `source` is then."""
+    text_only: bool = False
 
 
 def again(record: Record, named: str | None) -> Source:
     """The recorded model, or the place that the user names because it has moved: of an adapter either half may have."""
     if record.base is None:
-        return resolve(named or record.source)
+        return resolve(named or record.source, text_only=record.text_only)
     if named and peft_adapter.is_adapter(Path(named)):
         return resolve(named, record.base)
     return resolve(record.source, named or record.base)

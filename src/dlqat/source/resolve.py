@@ -46,6 +46,8 @@ class Source:
     stored: FloatModel
     adapter: Path | None = None
     """A PEFT adapter that is merged into the model in `path`; `text` names it then."""
+    text_only: bool = False
+    """Whether it is the language part of what is in `path`."""
 
     @property
     def config(self) -> Config:
@@ -82,10 +84,10 @@ class Loaded:
             self.model.generation_config.save_pretrained(target)
 
 
-def resolve(text: str, base: str | None = None) -> Source:
+def resolve(text: str, base: str | None = None, *, text_only: bool = False) -> Source:
     """Find and check the model that `text` names: the path of a folder or of a .gguf file, or, if no such
     path exists, org/name[@revision] of the hub (the only case in which the network is used). A PEFT adapter is merged into
-    the folder `base`, or the one that it names itself.
+    the folder `base`, or the one that it names itself. `text_only`: the language part of a model with others.
 
     Refusal: nothing there, an unknown architecture, pickled, quantized or damaged weights, a tensor too
     many or too few."""
@@ -93,7 +95,7 @@ def resolve(text: str, base: str | None = None) -> Source:
     if path.exists():  # of a file its own name: in the hub's cache it is a link to one without a suffix
         text = str(path.parent.resolve() / path.name if path.is_file() else path.resolve())
     elif match := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", text):
-        path = _download(match[1], match[2])
+        path = _download(match[1], match[2], text_only=text_only)
         text = f"{match[1]}@{path.name}"
     else:
         raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
@@ -102,15 +104,19 @@ def resolve(text: str, base: str | None = None) -> Source:
     if path.is_file() and path.suffix != ".gguf" and not gguf_file.is_gguf(path):
         raise Refusal(f"{path} is neither a folder nor a .gguf file")
     adapter = path if path.is_dir() and peft_adapter.is_adapter(path) else None
+    if text_only and (adapter is not None or not path.is_dir()):
+        raise Refusal(f"{path} is not a folder of a model with several parts; leave --text-only out")
     if adapter is not None:
         path = peft_adapter.base_of(adapter, base).resolve()
         found = float_model.as_stored(peft_adapter.merge(adapter, path))
     elif base is not None:
         raise Refusal(f"{text} is not a PEFT adapter, so it has no other base; leave --base {base} out")
     else:
-        found = float_model.as_stored(hf_folder.open_folder(path) if path.is_dir() else gguf_model.open_file(path))
+        folder = path.is_dir()
+        found = hf_folder.open_folder(path, text_only=text_only) if folder else gguf_model.open_file(path)
+        found = float_model.as_stored(found)
     float_model.check(found, str(path))
-    return Source(text, path, architecture.read(found.config), found, adapter)
+    return Source(text, path, architecture.read(found.config), found, adapter, text_only)
 
 
 def weights(source: Source) -> Mapping[str, Tensor]:
@@ -164,12 +170,12 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, *, text_only: bool) -> Path:
     """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
     tokenizer = [*disk.TOKENIZER_FILES, disk.MORE_TEMPLATES]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
-        float_model.complete(hf_folder.config(folder), torch.float32)
+        float_model.complete(hf_folder.config(folder, text_only=text_only), torch.float32)
         pretrained.look(folder)
         wanted = ["config.json", hf_folder.SINGLE, hf_folder.INDEX, *tokenizer]
         snapshot_download(name, revision=folder.name, allow_patterns=wanted)

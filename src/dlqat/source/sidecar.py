@@ -14,11 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tokenizers import pre_tokenizers
 from transformers import GenerationConfig
 
 from dlqat import corpus, json_file
 from dlqat.refusal import Refusal
-from dlqat.source import pretrained
+from dlqat.source import gguf_file, pretrained
 
 _ANY_OF = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -84,7 +85,21 @@ def _unlike_sentencepiece(tokenizer: Any, model: Path) -> str | None:
 
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer inside a .gguf file. Refusal if it cannot be read."""
-    return _converted(_read(path, pretrained.gguf_tokenizer), path)
+    metadata = gguf_file.read(path).metadata
+    known = metadata.get("general.architecture") not in _NO_GGUF
+    found = _read(path, lambda file: pretrained.gguf_tokenizer(file, known))
+    if metadata.get("tokenizer.ggml.pre") in DIGITS:
+        pieces: Any = pre_tokenizers
+        found.backend_tokenizer.pre_tokenizer = pieces.Sequence(
+            [pieces.Digits(individual_digits=True), pieces.ByteLevel(add_prefix_space=False)]
+        )
+    return _converted(found, path)
+
+
+_NO_GGUF = ("smollm3", "granite", "olmo2")
+"""Of which transformers refuses .gguf files; the tokenizers in them are byte-level ones that any file may have."""
+DIGITS = ("smollm", "refact")
+"""Splittings of llama.cpp that transformers takes for GPT-2's: each digit is a piece."""
 
 
 def _read(where: Path, load: Callable[[Path], Any]) -> Any:

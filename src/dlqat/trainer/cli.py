@@ -46,6 +46,10 @@ def train(
         str | None,
         typer.Option(help="Folder of a PEFT adapter's base model, if it is not where adapter_config.json says."),
     ] = None,
+    text_only: Annotated[
+        bool,
+        typer.Option("--text-only", help="Take the language part of a model that sees or hears as well."),
+    ] = False,
     method: Annotated[
         str,
         typer.Option(
@@ -236,6 +240,7 @@ def train(
         init=init,
         base_bits=base_bits,
         base=base,
+        text_only=text_only,
         chat_template=chat_template,
         parallel=parallel,
         options=options,

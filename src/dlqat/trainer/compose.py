@@ -48,6 +48,7 @@ def request(
     init: str | None = None,
     base_bits: int = 0,
     base: str | None = None,
+    text_only: bool = False,
     chat_template: Path | None = None,
     parallel: str = "ddp",
     options: Options = DEFAULT,
@@ -78,7 +79,7 @@ def request(
     sources = tuple(data) if needed else ()
     with _installed():
         from dlqat.trainer.request import TrainRequest
-    return TrainRequest(model, output, sources, checked, options, start, parallel, chat_template, base)
+    return TrainRequest(model, output, sources, checked, options, start, parallel, chat_template, base, text_only)
 
 
 def for_own_loop(model: str, data: Sequence[str] = (), **choices: Any) -> TrainRequest:

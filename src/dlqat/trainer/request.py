@@ -45,6 +45,8 @@ class TrainRequest:
     """A file; None: the model's own."""
     base: str | None = None
     """The base of a PEFT adapter; None: as the adapter says."""
+    text_only: bool = False
+    """Only the language part of a model that has others."""
 
     @property
     def calibration(self) -> int:
@@ -58,6 +60,7 @@ def record(request: TrainRequest, origin: Source, names: list[str]) -> dict[str,
         "format": 1,
         "source": origin.text,
         **({"base": str(origin.path)} if origin.adapter else {}),
+        **({"text_only": True} if origin.text_only else {}),
         "fingerprint": source.fingerprint(origin),
         "recipe": recipe.tables(request.recipe),
         "data": training_data.digests(names),

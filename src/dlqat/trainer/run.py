@@ -112,7 +112,7 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
 
 def _origin(request: TrainRequest, console: Terminal) -> Source:
     """The float model. Refusal, before a weight is read, if the recipe or the sequences do not fit it."""
-    origin = source.resolve(request.model, request.base)
+    origin = source.resolve(request.model, request.base, text_only=request.text_only)
     for note in origin.stored.notes:
         console.print(note, soft_wrap=True)
     preflight.check(request.recipe, origin.decoder)

@@ -7,18 +7,12 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from dlqat.architecture import Decoder
-from dlqat.exporters.gguf.names import ARCHITECTURES, architecture
+from dlqat.exporters.gguf.names import architecture
+from dlqat.llamacpp import ARCHITECTURES, GEMMA_LARGE, GEMMA_LOCAL_BASE, GEMMA_PERIOD, SMOLLM3_PERIOD
 from dlqat.refusal import Refusal
 from dlqat.rope import Rope
 
 Value = bool | int | float | str
-ROPE_FREQS = "rope_freqs.weight"
-
-
-GEMMA_PERIOD, GEMMA_LOCAL_BASE, GEMMA_LARGE = 6, 10000.0, 62
-"""What llama.cpp's gemma3 has where the file does not say it: every 6th layer sees all, the base of the others; in the model of
-62 layers queries are scaled by the width of all heads."""
-SMOLLM3_PERIOD = 4
 
 
 def refuse(facts: Decoder, context: int) -> None:
@@ -33,6 +27,8 @@ def refuse(facts: Decoder, context: int) -> None:
     if any(rope["rope_type"] == "llama3" for rope in facts.ropes.values()) and not arch.rope_factors:
         readers = ", ".join(sorted({a.name for a in ARCHITECTURES.values() if a.rope_factors}))
         raise Refusal(f"rope_type llama3: llama.cpp reads its factors for {readers} only, not for {arch.name}")
+    if any(rope["rope_type"] == "yarn" for rope in facts.ropes.values()):
+        raise Refusal("rope_type yarn: target gguf does not write it yet")
     biased = {"q_proj": facts.qkv_bias, "o_proj": facts.output_bias, "down_proj": facts.mlp_bias}
     if odd := [name for name, has in biased.items() if has and name not in arch.biases]:
         raise Refusal(f"biases of {odd[0]}: llama.cpp's {arch.name} does not add them")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama.cpp's names of architectures and tensors, and the order of rows in them (its convert_hf_to_gguf.py).
+"""llama.cpp's names of a model's tensors, and the order of rows in them (its convert_hf_to_gguf.py).
 
 llama.cpp rotates pairs of neighbours in some architectures (llama, and what was made from it), transformers the two halves
 of a head: so rows of q and k, and their biases, change places. A group of inputs lies within a row and stays whole. Gains
@@ -8,8 +8,8 @@ are stored as they are multiplied with: Gemma's as 1 + w.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,52 +17,8 @@ from dlqat.architecture import EMBEDDING, HEAD, Decoder
 from dlqat.exporters.storage import Leaf, weight
 from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
+from dlqat.llamacpp import ARCHITECTURES, OUTER, Architecture, inner
 from dlqat.refusal import Refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What llama.cpp's forward of one name has (src/models/NAME.cpp)."""
-
-    name: str
-    interleaved: bool = False
-    """Whether it rotates neighbours."""
-    rope_factors: bool = False
-    """Whether it reads rope_freqs.weight."""
-    biases: tuple[str, ...] = ()
-    """Linears whose biases it adds."""
-    multipliers: bool = False
-    """Whether it reads scales of embedding, attention, residuals and logits."""
-    windows: bool = False
-    """Whether it reads a window, and in which layers it is."""
-
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_ALL = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
-_LLAMA = Architecture("llama", interleaved=True, rope_factors=True, biases=_ALL)
-ARCHITECTURES: Mapping[str, Architecture] = {
-    **dict.fromkeys(("llama", "mistral", "ministral", "internlm3", "iquestcoder", "cwm"), _LLAMA),
-    "qwen2": Architecture("qwen2", biases=_ATTENTION[:3]),
-    "qwen3": Architecture("qwen3", biases=_ATTENTION[:3]),
-    "smollm3": Architecture("smollm3", interleaved=True, biases=_ATTENTION[:3]),
-    "granite": Architecture("granite", interleaved=True, rope_factors=True, biases=_ALL, multipliers=True),
-    "gemma3_text": Architecture("gemma3", windows=True),
-    "olmo2": Architecture("olmo2"),
-}
-"""By model_type."""
-
-_OUTER = {EMBEDDING: "token_embd", "model.norm": "output_norm", HEAD: "output"}
-_INNER = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def architecture(facts: Decoder) -> Architecture:
@@ -74,7 +30,7 @@ def architecture(facts: Decoder) -> Architecture:
 
 def modules(model: FoldedModel, facts: Decoder) -> list[str]:
     """Everything that has parameters, in the order of the forward; a tied head has none of its own."""
-    blocks = [f"model.layers.{i}.{name}" for i in range(facts.layers) for name in _inner(facts)]
+    blocks = [f"model.layers.{i}.{name}" for i in range(facts.layers) for name in inner(facts.norms)]
     known = {name.rpartition(".")[0] for name in model.tensors} | set(model.layers)
     wanted = [EMBEDDING, *blocks, "model.norm", *([] if model.tied else [HEAD])]
     found = [name for name in wanted if name in known]
@@ -85,7 +41,7 @@ def modules(model: FoldedModel, facts: Decoder) -> list[str]:
 
 def parameters(model: FoldedModel, facts: Decoder, module: str) -> Iterator[tuple[str, Leaf]]:
     """(name in the file, what it holds) of a module's weight and bias, rows in llama.cpp's order."""
-    stem = _OUTER.get(module) or _block(facts, module)
+    stem = OUTER.get(module) or _block(facts, module)
     heads = {"q_proj": facts.heads, "k_proj": facts.kv_heads}.get(module.rpartition(".")[2])
     paired = heads if architecture(facts).interleaved else None
     w = weight(model, module)
@@ -97,21 +53,9 @@ def parameters(model: FoldedModel, facts: Decoder, module: str) -> Iterator[tupl
         yield f"{stem}.bias", bias if paired is None else _rows(bias, paired)
 
 
-def _inner(facts: Decoder) -> dict[str, str]:
-    """Module in a block -> name in the file."""
-    norms = facts.norms
-    placed = {
-        norms.before_attention: "attn_norm",
-        norms.after_attention: "post_attention_norm",
-        norms.before_mlp: "ffn_norm",
-        norms.after_mlp: "post_ffw_norm",
-    }
-    return {**_INNER, **{module: name for module, name in placed.items() if module is not None}}
-
-
 def _block(facts: Decoder, module: str) -> str:
-    _, _, number, inner = module.split(".", 3)
-    return f"blk.{number}.{_inner(facts)[inner]}"
+    _, _, number, name = module.split(".", 3)
+    return f"blk.{number}.{inner(facts.norms)[name]}"
 
 
 def _pairs(w: Leaf, heads: int) -> Leaf:

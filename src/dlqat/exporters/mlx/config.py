@@ -18,6 +18,8 @@ def refuse(facts: Decoder, model: FoldedModel) -> None:
     """Refusal for what mlx-lm's model of that name computes otherwise."""
     if facts.family not in FAMILIES:
         raise Refusal(f"target mlx does not know {facts.family} yet; known: {', '.join(FAMILIES)}")
+    if any(rope["rope_type"] == "yarn" for rope in facts.ropes.values()):
+        raise Refusal("rope_type yarn: target mlx does not write it yet")
     if facts.family == "gemma3_text":
         _refuse_gemma3(facts)
     elif any(w is not None and w < facts.max_positions for w in facts.windows):

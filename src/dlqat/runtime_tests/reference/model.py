@@ -48,7 +48,7 @@ class Reference:
         self.model: FoldedModel = disk.read(folder)
         self.network: Any = _load(folder)
         self.eos: tuple[int, ...] = _eos(self.network.generation_config, self.model.config)
-        self.max_positions = int(self.model.config.get("max_position_embeddings", 2048))
+        self.max_positions = architecture.read(self.model.config).max_positions
         self.vocab_size = int(self.model.config["vocab_size"])
 
     def logits(self, token_ids: Sequence[int], *, rotary: torch.dtype | None = None) -> NDArray[np.float32]:
@@ -110,13 +110,14 @@ class Reference:
 
     @contextlib.contextmanager
     def _rotary(self, dtype: torch.dtype | None) -> Generator[None]:
-        """The rotary tables rounded as a runtime of that type stores them."""
+        """The rotary tables rounded as a runtime of that type stores them: without a factor that YaRN has beside them."""
         if dtype is None:
             yield
             return
+        factor: float = getattr(self.network.model.rotary_emb, "attention_scaling", 1.0)
 
         def round_tables(_: Any, __: Any, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(t.to(dtype).to(t.dtype) for t in tables)
+            return tuple((t / factor).to(dtype).to(t.dtype) * factor for t in tables)
 
         handle = self.network.model.rotary_emb.register_forward_hook(round_tables)
         try:

@@ -4,12 +4,14 @@
 Min-max scales serve the largest weight of a group; at 3 bits and below the many small ones matter more.
 The search tries shrunken ranges and keeps, group by group, the one of least squared error among scales
 that the grid may have (snapped), so that training starts from what will ship. `refit` then moves each scale to
-where it serves the codes that it gave best.
+where it serves the codes that it gave best. A weight that lies on the grid already (a .gguf file that dlqat wrote, read
+again) keeps its scales: whatever the largest code of a group is, the step that makes it one is tried first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -33,11 +35,17 @@ def search(
     as parts of the whole one.
     """
     size = max(1, BLOCK.get(weight.device.type, BLOCK["cpu"]) // weight.shape[1])
-    parts = [_search_rows(rows, grid, importance, shrink) for rows in weight.split(size)]
-    scales = torch.cat([s for s, _ in parts])
+    steps = _lies_on(weight[:1], grid)
+    parts = [_search_rows(rows, grid, importance, shrink, steps=steps) for rows in weight.split(size)]
+    scales = torch.cat([s for _, s, _ in parts])
     if not grid.zero_points:
         return scales, None
-    return scales, torch.cat([z for _, z in parts if z is not None])
+    return scales, torch.cat([z for *_, z in parts]).to(torch.int8)
+
+
+def _lies_on(row: Tensor, grid: Grid) -> bool:
+    """Whether a weight's first row lies on the grid."""
+    return bool(len(row)) and not _search_rows(row, grid, None, SHRINK[:0], steps=True)[0].any()
 
 
 ROUNDS = 2
@@ -73,13 +81,16 @@ def _refit_rows(weight: Tensor, scales: Tensor, zeros: Tensor, grid: Grid, impor
     return best
 
 
-def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None, shrink: Tensor) -> tuple[Tensor, Tensor | None]:
+def _search_rows(
+    weight: Tensor, grid: Grid, importance: Tensor | None, shrink: Tensor, *, steps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Error, scales and zero-points [out, groups]. `steps`: try first those of a weight that lies on the grid."""
     out, inputs = weight.shape
     w = weight.to(torch.float32).view(out, grid.groups(inputs), -1)
     h = None if importance is None else importance.to(torch.float32).view(1, w.shape[1], -1)
     low, high = w.amin(-1), w.amax(-1)
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    for scales, zero_points in _candidates(low, high, grid, shrink):
+    for scales, zero_points in chain(_steps(low, high, grid) if steps else (), _candidates(low, high, grid, shrink)):
         error = _error(w, scales, zero_points, grid, h)
         if best is None:
             best = error, scales, zero_points
@@ -91,7 +102,26 @@ def _search_rows(weight: Tensor, grid: Grid, importance: Tensor | None, shrink: 
             torch.where(better, zero_points, best[2]),
         )
     assert best is not None
-    return best[1], best[2].to(torch.int8) if grid.zero_points else None
+    return best
+
+
+def _steps(low: Tensor, high: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and zero-points with which a group's largest code is 1, 2 and so on; with zero-points: its whole range."""
+    zero = torch.zeros_like(low)
+    if not grid.symmetric:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        for code in range(1, grid.qmax - grid.qmin + 1):
+            yield _with_zero(low, grid.round_scales((high - low) / code), grid)
+        return
+    for code in _powers(grid.bits) if grid.power_of_two else range(1, -grid.qmin + 1):
+        scales = grid.round_scales(torch.maximum(high, -low) / code)
+        yield scales, zero
+        if grid.mirrored:
+            yield scales, zero - 1
+
+
+def _powers(bits: int) -> list[int]:
+    return [1 << i for i in range(bits)]
 
 
 def _candidates(low: Tensor, high: Tensor, grid: Grid, shrink: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,7 +140,10 @@ def _candidates(low: Tensor, high: Tensor, grid: Grid, shrink: Tensor) -> Iterat
 
 def _range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scales = grid.round_scales((high - low) / (grid.qmax - grid.qmin))
+    return _with_zero(low, grid.round_scales((high - low) / (grid.qmax - grid.qmin)), grid)
+
+
+def _with_zero(low: Tensor, scales: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return scales, (grid.qmin - torch.round(low / scales)).clamp_(grid.qmin, grid.qmax)
 
 
