@@ -239,7 +239,7 @@ def test_sources_are_joined(tmp_path: Path, loaded: Loaded) -> None:
 
 
 BAD_ROWS = {
-    "no-json": ('{"text": ', r"bad.jsonl:2 is no JSON"),
+    "no-json": ('{"text": ', r"bad.jsonl:2 is not JSON"),
     "no-object": ('["text"]', r'bad.jsonl:2: a row is an object \{"text"\}'),
     "unknown-keys": ({"question": "x", "answer": "y"}, r"bad.jsonl:2: .*ShareGPT.*found the keys question, answer"),
     "no-text": ({"text": 3}, r'bad.jsonl:2: "text" must be a text, found 3'),
@@ -248,7 +248,7 @@ BAD_ROWS = {
     "role": ({"messages": [{"content": "hi"}]}, r'bad.jsonl:2: "messages" must be a list'),
     "content": ({"messages": [{"role": "user", "content": 3}]}, r"content of role 'user' is no text"),
     "messages-text": ({"messages": "[]"}, r'bad.jsonl:2: "messages" must be a list of .* found \[\]'),
-    "messages-json": ({"messages": "[{"}, r'bad.jsonl:2: "messages", which is given as text, is no JSON'),
+    "messages-json": ({"messages": "[{"}, r'bad.jsonl:2: "messages", which is given as text, is not JSON'),
     "tools": ({"messages": [{"role": "user", "content": "hi"}], "tools": "3"}, r'bad.jsonl:2: "tools" must be a list'),
     "sharegpt": ({"conversations": [{"from": "human"}]}, r'"conversations" must be a list .* role .human. is no text'),
     "unknown-role": (
@@ -313,7 +313,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, loaded: Loaded) -> N
         ([" , "], "no training data"),
         (["missing.jsonl"], "missing.jsonl does not exist"),
         (["org/missing.txt"], "org/missing.txt does not exist"),
-        (["words"], "words does not exist, and it is no hub dataset"),
+        (["words"], "words does not exist, and it is not a hub dataset"),
         (["self,words"], "words does not exist"),
     ],
 )
@@ -359,9 +359,9 @@ def test_hub_dataset(tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyP
     assert sorted(texts("org/name:default", 99)) == [f"row {i}</s>" for i in range(9)]
     assert len(texts("org/name::train", 4)) == 4
     assert texts("org/name:default:test", 99) == ["other</s>"]
-    with pytest.raises(Refusal, match=r"org/name::nosuch is no path here and cannot be had from the hub"):
+    with pytest.raises(Refusal, match=r"org/name::nosuch is not a path here and cannot be had from the hub"):
         texts("org/name::nosuch", 1)
-    with pytest.raises(Refusal, match="org/absent is no path here and cannot be had from the hub"):
+    with pytest.raises(Refusal, match="org/absent is not a path here and cannot be had from the hub"):
         texts("org/absent", 1)
 
 
@@ -471,17 +471,17 @@ def test_kinds_of_files(tmp_path: Path, loaded: Loaded, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl.gz", b'{"text": "x"}', "a.jsonl.gz is no gzip file, or a damaged one"),
+        ("a.jsonl.gz", b'{"text": "x"}', "a.jsonl.gz is not a gzip file, or a damaged one"),
         (
             "a.jsonl.gz",
             gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-9],
-            "a.jsonl.gz is no gzip file, or a damaged one",
+            "a.jsonl.gz is not a gzip file, or a damaged one",
         ),
         ("a.csv", b'text,id\n"x",1,2\n', r"a.csv:2: the row has not as many cells as the first line has names"),
         ("a.csv", b'text\n"x"y\n', r"a.csv:2 is no CSV"),
-        ("a.json", b'{\n "data": []\n}', "a.json:1 is no JSON"),
+        ("a.json", b'{\n "data": []\n}', "a.json:1 is not JSON"),
         ("a.json", b'["text"]', r"a.json \(row 1\): a row is an object"),
-        ("a.parquet", b"PAR1nothing", "a.parquet is no parquet file"),
+        ("a.parquet", b"PAR1nothing", "a.parquet is not a parquet file"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(
@@ -717,7 +717,7 @@ def test_a_damaged_chunk_is_refused(tmp_path: Path, loaded: Loaded) -> None:
     self_data.load(loaded, 12, 5, 7, tmp_path)
     (chunk,) = tmp_path.glob("self-*/*.jsonl")
     chunk.write_text(chunk.read_text()[:-20])
-    with pytest.raises(Refusal, match=f"{chunk.name} is no JSON .*; delete it"):
+    with pytest.raises(Refusal, match=f"{chunk.name} is not JSON .*; delete it"):
         self_data.load(loaded, 12, 5, 7, tmp_path)
 
 

@@ -180,8 +180,8 @@ def test_find_without_a_manifest(tmp_path: Path) -> None:
     ("manifest", "says"),
     [
         (None, "holds no program"),
-        ("{", "is no JSON"),
-        ("[]", "is no JSON object"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
         ('{"model": "model.onnx"}', "model.onnx is missing"),
         ('{"model": "../model.onnx"}', "no program of this folder"),
         ('{"model": "model.bin"}', "no program of this folder"),

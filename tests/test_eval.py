@@ -784,7 +784,7 @@ def test_a_mistake_is_named_before_anything_is_measured(exported: Path, data: Pa
     ask = ("--tasks", "arc_easy", "--data")
     cases = [
         ((exported, "--reference", tmp_path / "float"), "float/dlqat.json does not exist; is"),
-        ((model / "ort",), "folded/config.json is no JSON object"),
+        ((model / "ort",), "folded/config.json is not a JSON object"),
         ((exported, *ask, tmp_path / "cut"), "cut/arc_easy_test.jsonl: lm_eval cannot make questions"),
         ((exported, *ask, tmp_path / "bare"), "bare/arc_easy_test.jsonl: lm_eval cannot make questions"),
     ]

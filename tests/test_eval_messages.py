@@ -69,7 +69,7 @@ def test_without_the_template_contents_follow_each_other(tmp_path: Path) -> None
     [
         ('{"text": "x"}', "a.jsonl:2: Object missing required field messages"),
         ('{"messages": [{"role": "user", "content": 3}]}', r"a.jsonl:2: Expected str, got int at \$.messages"),
-        ("{", "a.jsonl:2 is no JSON"),
+        ("{", "a.jsonl:2 is not JSON"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "a.jsonl has no answer of an assistant to measure"),
     ],
 )

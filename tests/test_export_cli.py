@@ -226,7 +226,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "end token that is no number": (lambda path: [model_dir(path, generation={"eos_token_id": "</s>"})], "no token id"),
     "a list for generation_config": (
         lambda path: [with_file(path, "generation_config.json", "[]")],
-        "generation_config.json is no JSON object",
+        "generation_config.json is not a JSON object",
     ),
     "a tokenizer that was cut": (
         lambda path: [with_file(path, "tokenizer.json", '{"version": "1.0"')],

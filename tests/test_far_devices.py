@@ -149,7 +149,7 @@ def test_half_a_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "or not wholly; dlqat-devices --set-up web" in str(DEVICES["node"].available())
     (tmp_path / "npm" / "ready").touch()
     monkeypatch.setenv("DLQAT_CHROMIUM", "/no/such/chromium")
-    assert DEVICES["browser-wasm"].available() == "DLQAT_CHROMIUM names /no/such/chromium, which is no program"
+    assert DEVICES["browser-wasm"].available() == "DLQAT_CHROMIUM names /no/such/chromium, which is not a program"
     (tmp_path / "node").write_text("#!/bin/sh\nexec sleep 100\n")
     (tmp_path / "node").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -191,7 +191,7 @@ def test_a_truncated_file_and_a_foreign_folder_are_refused(tmp_path: Path) -> No
 def test_what_is_no_object_is_refused(tmp_path: Path, name: str) -> None:
     write_folded(tmp_path / "folded")
     (tmp_path / "folded" / name).write_text("[]")
-    with pytest.raises(Refusal, match=f"{name} is no JSON object"):
+    with pytest.raises(Refusal, match=f"{name} is not a JSON object"):
         disk.read(tmp_path / "folded")
 
 

@@ -119,7 +119,7 @@ BAD = {
     "dora": ({"use_dora": True}, "use_dora = 'True' is not read; merge it with peft"),
     "new switch": ({"use_nothing_known": True}, "use_nothing_known = 'True' is not read"),
     "start": ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not read"),
-    "pattern": ({"alpha_pattern": {"(a+)+$": 3}}, r"alpha_pattern '\(a\+\)\+\$' is no plain name"),
+    "pattern": ({"alpha_pattern": {"(a+)+$": 3}}, r"alpha_pattern '\(a\+\)\+\$' is not a plain name"),
     "base": ({"base_model_name_or_path": "org/absent"}, r"its base model \(org/absent\) is not on this machine; .*--base"),
     "no-base": ({"base_model_name_or_path": None}, r"its base model \(not named\) is not on this machine"),
 }  # fmt: skip

@@ -231,7 +231,7 @@ DAMAGES = {
     "quantized": (lambda f: change(f, quantization_config={"quant_method": "gptq"}), r"quantized already \(gptq\)"),
     "no-config": (lambda f: (f / "config.json").unlink(), "no config.json; is it a Hugging Face"),
     "only-gguf": (only_gguf, r"give the file itself: .*tiny\.gguf"),
-    "broken-config": (truncate("config.json"), "config.json is no JSON"),
+    "broken-config": (truncate("config.json"), "config.json is not JSON"),
     "no-weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "pickled": (pickled, r"only pickled weights \(pytorch_model.bin\)"),
     "truncated": (truncate("model.safetensors"), "model.safetensors is damaged or truncated"),
@@ -241,7 +241,7 @@ DAMAGES = {
     "partial-rope": (lambda f: change(f, partial_rotary_factor=0.5), "partial_rotary_factor 0.5 of this llama is not"),
     "peft": (only("adapter_config.json"), "adapter_config.json: Object missing required field peft_type"),
     "model-dir": (only("dlqat.json"), "is a model_dir that dlqat-train writes: give it to dlqat-export"),
-    "no-object": (no_object("config.json"), "config.json is no JSON object"),
+    "no-object": (no_object("config.json"), "config.json is not a JSON object"),
     "no-number": (lambda f: change(f, hidden_size="64"), r"config.json: Expected int, got str at \$.hidden_size"),
     "integers": (add(f"{K_PROJ}.weight", torch.ones(32, 64, dtype=torch.int8)), "is I8; a float model is needed"),
 }
@@ -282,12 +282,12 @@ def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tokenizer_config.json", "[]", "tokenizer_config.json is no JSON object"),
-        ("tokenizer.json", "[]", "tokenizer.json is no JSON object"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is not a JSON object"),
+        ("tokenizer.json", "[]", "tokenizer.json is not a JSON object"),
         ("tokenizer.json", "{}", "the tokenizer cannot be read"),
-        ("generation_config.json", "{", "generation_config.json is no JSON"),
-        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id 'x' is no token id"),
-        ("generation_config.json", '{"eos_token_id": [2, null]}', "is no token id"),
+        ("generation_config.json", "{", "generation_config.json is not JSON"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id 'x' is not a token id"),
+        ("generation_config.json", '{"eos_token_id": [2, null]}', "is not a token id"),
     ],
 )
 def test_damage_beside_the_weights_is_named_before_they_are_read(
@@ -357,7 +357,7 @@ def test_shards_are_downloaded_under_the_names_of_the_index(hub: Path, monkeypat
 
 
 def test_hub_refusals(hub: Path) -> None:
-    with pytest.raises(Refusal, match="acme/absent is no path here and cannot be had from the hub"):
+    with pytest.raises(Refusal, match="acme/absent is not a path here and cannot be had from the hub"):
         source.resolve("acme/absent")
     change(hub, model_type="mamba")
     with pytest.raises(Refusal, match="'mamba' is not known"):
@@ -501,8 +501,8 @@ def test_gguf_refusals(tmp_path: Path) -> None:
         with pytest.raises(Refusal, match=message):
             source.resolve(str(tmp_path / "bad.gguf"))
 
-    refused(b"", "is no GGUF file")
-    refused(b"PK" + whole, "is no GGUF file")
+    refused(b"", "is not a GGUF file")
+    refused(b"PK" + whole, "is not a GGUF file")
     refused(whole[:-10], "is truncated: its tensors end at byte")
     refused(whole[:200], "is damaged or truncated")
     refused(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_op.weight"), "tensor blk.1.ffn_op.weight is not known")

@@ -171,7 +171,7 @@ def test_a_template_for_a_base_model_ships_with_it(base: Path) -> None:
     ("text", "says"),
     [
         ("{% for %}", "mine.jinja: the chat template refuses this conversation: TemplateSyntaxError"),
-        ("<s>", "mine.jinja is no chat template: it leaves out what the user says"),
+        ("<s>", "mine.jinja is not a chat template: it leaves out what the user says"),
         (None, "mine.jinja does not exist"),
     ],
 )
@@ -416,7 +416,7 @@ def test_a_start_of_impossible_numbers_is_refused() -> None:
 
 def test_a_damaged_tokenizer_leaves_no_model_dir(base: Path) -> None:
     (base / "tokenizer_config.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(Refusal, match="is no JSON object"):
+    with pytest.raises(Refusal, match="is not a JSON object"):
         call(base)
     assert not (base.parent / "out").exists()
 

@@ -103,7 +103,7 @@ def _generator(folder: Path, manifest: Manifest) -> Path | None:
 def _named(folder: Path, name: str, where: str) -> Path:
     program = folder / name
     if plain_file.name_fault(name) is not None or program.suffix not in SUFFIXES or not _inside(program, folder):
-        raise Refusal(f"{folder / where} names the model {name!r}, which is no program of this folder")
+        raise Refusal(f"{folder / where} names the model {name!r}, which is not a program of this folder")
     if not program.exists():
         raise Refusal(f"{program} is missing, and {where} names it; export again")
     return _whole(program)
@@ -142,7 +142,7 @@ def damage(artifact: Artifact) -> Iterator[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file. Refusal if it is no JSON object."""
+    """The object in a JSON file; empty if there is no such file. Refusal if it is not a JSON object."""
     return json_file.read_if_there(path, _AGAIN)
 
 

@@ -29,7 +29,7 @@ def read(path: Path, advice: str = "") -> dict[str, Any]:
         raise Refusal(f"{path} does not exist; is {path.parent} a folded/ folder?")
     found = parse(plain_file.text(path, advice), str(path), advice)
     if not isinstance(found, dict):
-        raise Refusal(f"{path} is no JSON object{advice}")
+        raise Refusal(f"{path} is not a JSON object{advice}")
     return cast("dict[str, Any]", found)
 
 
@@ -48,7 +48,7 @@ def parse(text: str | bytes, where: str, advice: str = "") -> Any:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python converts
-        raise Refusal(f"{where} is no JSON ({error}){advice}") from error
+        raise Refusal(f"{where} is not JSON ({error}){advice}") from error
     return _shallow(found, where, advice)
 
 

@@ -139,7 +139,7 @@ class Record(source.Record, frozen=True, kw_only=True):
 def _record(model_dir: Path) -> dict[str, Any]:
     path = model_dir / RECORD
     if not path.exists():
-        raise Refusal(f"{model_dir} holds no {RECORD}: it is no model_dir of dlqat-train")
+        raise Refusal(f"{model_dir} holds no {RECORD}: it is not a model_dir of dlqat-train")
     found = json_file.read(path, "; train again")
     json_file.convert(found, Record, f"{path} is not a record of dlqat-train")
     return found

@@ -48,7 +48,7 @@ def read(folder: Path, config: Config) -> SpecialTokens | None:
     for key, values in (("eos", eos), ("bos", bos), ("pad", pad)):
         if unknown := [v for v in values if v not in ids.values()]:
             raise Refusal(
-                f"{folder}: {key}_token_id {unknown[0]} is no token of tokenizer.json; correct generation_config.json"
+                f"{folder}: {key}_token_id {unknown[0]} is not a token of tokenizer.json; correct generation_config.json"
             )
     own = ids.get(text(settings.get("eos_token")) or "")
     if own is not None and own not in eos:

@@ -69,10 +69,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def read(path: Path) -> Gguf:
-    """Parse the header. Refusal if the file is no GGUF, truncated, or holds a block type nobody decodes."""
+    """Parse the header. Refusal if the file is not a GGUF, truncated, or holds a block type nobody decodes."""
     blob = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     if bytes(blob[:4]) != b"GGUF":
-        raise Refusal(f"{path} is no GGUF file (it does not begin with the bytes GGUF)")
+        raise Refusal(f"{path} is not a GGUF file (it does not begin with the bytes GGUF)")
     try:
         return _parse(path, _Cursor(blob, 4))
     except (struct.error, UnicodeDecodeError, OverflowError) as error:

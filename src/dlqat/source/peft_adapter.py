@@ -126,7 +126,9 @@ def _config(folder: Path) -> Config:
         raise Refusal(f"{path}: {key} = {str(value)[:60]!r} is not read; merge it with peft (merge_and_unload)")
     for pattern in found.alpha_pattern or {}:
         if not re.fullmatch(r"[\w.]+", pattern):
-            raise Refusal(f"{path}: alpha_pattern {pattern!r} is no plain name; merge it with peft (merge_and_unload)")
+            raise Refusal(
+                f"{path}: alpha_pattern {pattern!r} is not a plain name; merge it with peft (merge_and_unload)"
+            )
     return found
 
 

@@ -98,7 +98,7 @@ def resolve(text: str, base: str | None = None, *, text_only: bool = False) -> S
         path = _download(match[1], match[2], text_only=text_only)
         text = f"{match[1]}@{path.name}"
     else:
-        raise Refusal(f"{text} does not exist, and it is no hub id (org/name)")
+        raise Refusal(f"{text} does not exist, and it is not a hub id (org/name)")
     if not path.is_dir() and (reason := plain_file.fault(path)) is not None:
         raise Refusal(f"{path} {reason}")
     if path.is_file() and path.suffix != ".gguf" and not gguf_file.is_gguf(path):
@@ -185,4 +185,4 @@ def _download(name: str, revision: str | None, *, text_only: bool) -> Path:
         raise
     except Exception as error:  # the hub, httpx and the cache raise unrelated classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refusal(f"{name} is no path here and cannot be had from the hub: {reason}") from error
+        raise Refusal(f"{name} is not a path here and cannot be had from the hub: {reason}") from error

@@ -117,13 +117,13 @@ def _read(where: Path, load: Callable[[Path], Any]) -> Any:
 
 
 def generation(folder: Path) -> GenerationConfig | None:
-    """generation_config.json, if there is one. Refusal if it cannot be read, or names an end that is no token id."""
+    """generation_config.json, if there is one. Refusal if it cannot be read, or names an end that is not a token id."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return None
     ends = json_file.read(path).get("eos_token_id")
     if ends is not None and not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends])):
-        raise Refusal(f"{path}: eos_token_id {ends!r} is no token id; generation would not end")
+        raise Refusal(f"{path}: eos_token_id {ends!r} is not a token id; generation would not end")
     try:
         return pretrained.generation_config(folder)
     except Refusal:

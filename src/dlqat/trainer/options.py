@@ -76,7 +76,7 @@ class Options:
         }
         for name, value in rates.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
-                return f"{name} {value} is no number of 0 or more"
+                return f"{name} {value} is not a number of 0 or more"
         if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
             return f"--epochs {self.epochs:g} is not a number above 0"
         if self.eval_share is not None and not 0 <= self.eval_share <= LARGEST_SHARE:

@@ -74,7 +74,7 @@ class Prepared:
 
 def prepare(request: TrainRequest, console: Terminal) -> Prepared:
     """The model of `request` at its start. `request.data` are for the start alone, and may be empty if it needs none."""
-    origin = source.resolve(request.model, request.base)
+    origin = source.resolve(request.model, request.base, text_only=request.text_only)
     for note in origin.stored.notes:
         console.print(note, soft_wrap=True)
     preflight.check(request.recipe, origin.decoder)

@@ -87,7 +87,7 @@ def finished(output: Path, wanted: dict[str, Any]) -> bool:
         raise Refusal(f"{output} is not a folder; choose another --output")
     if not path.exists():
         if output.exists() and any(output.iterdir()):
-            raise Refusal(f"{output} exists and is no model_dir; choose another --output")
+            raise Refusal(f"{output} exists and is not a model_dir; choose another --output")
         return False
     old = _recorded(path)
     if not begun(output):

@@ -35,7 +35,7 @@ def fault() -> str | None:
     found = executable()
     if found is None:
         return "no Chromium; dlqat-devices --set-up chromium, or name one in DLQAT_CHROMIUM"
-    return None if shutil.which(found) else f"DLQAT_CHROMIUM names {found}, which is no program"
+    return None if shutil.which(found) else f"DLQAT_CHROMIUM names {found}, which is not a program"
 
 
 def environment() -> dict[str, str | float | bool]:

@@ -38,7 +38,7 @@ def _gzipped(path: Path) -> Iterator[Row]:
         with gzip.open(path) as file:
             yield from _lines(file, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise Refusal(f"{path} is no gzip file, or a damaged one ({error})") from error
+        raise Refusal(f"{path} is not a gzip file, or a damaged one ({error})") from error
 
 
 def _lines(file: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[Row]:
@@ -86,7 +86,9 @@ def _parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield f"{path} (row {number})", row
     except (OSError, ValueError, KeyError, NotImplementedError) as error:  # Arrow's own are of these
-        raise Refusal(f"{path} is no parquet file, or a damaged one ({' '.join(str(error).split())[:200]})") from error
+        raise Refusal(
+            f"{path} is not a parquet file, or a damaged one ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 _KINDS: Mapping[str, Callable[[Path], Iterator[Row]]] = {

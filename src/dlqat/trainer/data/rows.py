@@ -35,7 +35,7 @@ def dataset(text: str, seed: int) -> Iterator[Row]:
         raise
     except Exception as error:  # datasets, the hub and httpx raise unrelated classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refusal(f"{text} is no path here and cannot be had from the hub: {reason}") from error
+        raise Refusal(f"{text} is not a path here and cannot be had from the hub: {reason}") from error
 
 
 def mark(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Marked]:

@@ -35,7 +35,7 @@ def put(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     except Refusal as reason:
         raise Refusal(f"{path}: {reason}") from reason
     if "hello" not in written:
-        raise Refusal(f"{path} is no chat template: it leaves out what the user says")
+        raise Refusal(f"{path} is not a chat template: it leaves out what the user says")
     tokenizer.chat_template = text
 
 

@@ -77,7 +77,7 @@ def sources(data: Sequence[str]) -> list[str]:
         elif path.exists():
             _kind(path)
         elif files.kind(path) or (name != SELF and not re.fullmatch(rows.DATASET, name)):
-            raise Refusal(f"{name} does not exist, and it is no hub dataset (org/name[:config][:split]) nor 'self'")
+            raise Refusal(f"{name} does not exist, and it is not a hub dataset (org/name[:config][:split]) nor 'self'")
     return names
 
 

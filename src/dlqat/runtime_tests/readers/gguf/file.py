@@ -49,7 +49,7 @@ class File:
 
 
 def read(path: Path) -> File:
-    """Unreadable if the file is no GGUF, or its table points outside."""
+    """Unreadable if the file is not a GGUF, or its table points outside."""
     if path.stat().st_size < 24:
         raise Unreadable(f"{path.name} is too short for a GGUF file")
     blob = np.memmap(path, np.uint8, "r")
