@@ -249,6 +249,23 @@ def test_the_pages_name_files_that_exist() -> None:
     assert len(named) > 60
 
 
+def test_troubleshooting_quotes_what_is_said() -> None:
+    """Every line of its first table stands in the source: a message that changes takes the page with it."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = page.partition("## The lines")[2].partition("\n## ")[0]
+    quoted = [
+        part
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for part in re.findall("`([^`]+)`", row.split(" | ")[0])
+    ]
+    source = "".join(p.read_text() for p in (ROOT / "src" / "dlqat").rglob("*.py"))
+    source = re.sub(r'"\n\s*f?"', "", source)  # a text that goes on in the next line
+    patterns = [re.escape(text).replace(r"dlqat\[train\]", r"dlqat\[\{?\w+\}?\]") for text in quoted]
+    assert [text for text, pattern in zip(quoted, patterns, strict=True) if not re.search(pattern, source)] == []
+    assert len(quoted) > 20
+
+
 def test_the_pages_show_the_committed_results() -> None:
     found = run(sys.executable, ROOT / "benchmarks" / "table.py", "--check")
     assert found.returncode == 0, f"run python benchmarks/table.py: {found.stdout}{found.stderr}"
