@@ -106,14 +106,15 @@ def _search_rows(
 
 
 def _steps(low: Tensor, high: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scales and zero-points with which a group's largest code is 1, 2 and so on; with zero-points: its whole range."""
+    """Scales and zero-points with which a group's largest code is 1, 2 and so on; with zero-points: its whole range. The last
+    code first: a group with one weight that is not zero lies on every step, and a search puts that weight at the end."""
     zero = torch.zeros_like(low)
     if not grid.symmetric:
         low, high = low.clamp(max=0), high.clamp(min=0)
         for code in range(1, grid.qmax - grid.qmin + 1):
             yield _with_zero(low, grid.round_scales((high - low) / code), grid)
         return
-    for code in _powers(grid.bits) if grid.power_of_two else range(1, -grid.qmin + 1):
+    for code in _powers(grid.bits) if grid.power_of_two else (grid.qmax, *range(1, -grid.qmin + 1)):
         scales = grid.round_scales(torch.maximum(high, -low) / code)
         yield scales, zero
         if grid.mirrored:
