@@ -7,7 +7,7 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +15,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dlqat import plain_file, source
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
-from dlqat.trainer.data import chat, examples, files, forms, self_data, training_data
+from dlqat.trainer.data import chat, examples, files, forms, long_text, self_data, training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import IGNORED, Examples, Marked
 from dlqat.trainer.data.training_data import DataPlan
 from models import tiny
-from toy_tokenizer import CHATML, toy_tokenizer
+from toy_tokenizer import CHATML, byte_tokenizer, qwen_tokenizer, sentencepiece_tokenizer, toy_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -728,3 +728,29 @@ def test_a_row_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     bomb.write_bytes(gzip.compress(b'{"text": "' + b"a" * 10**6 + b'"}'))
     with pytest.raises(Refusal, match=r"data\.jsonl\.gz:1 is longer than a row may be"):
         list(files.rows(bomb))
+
+
+@pytest.mark.parametrize(
+    ("make", "cut"),
+    [
+        (byte_tokenizer, True),
+        (qwen_tokenizer, True),
+        (lambda: sentencepiece_tokenizer("never"), True),
+        (lambda: sentencepiece_tokenizer("legacy"), False),  # a space before every piece: no place is the same
+    ],
+)
+def test_a_long_text_in_pieces_has_the_tokens_of_the_whole(
+    make: Callable[[], PreTrainedTokenizerFast], cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words, code, blank lines, spaces before line ends and letters of several bytes; pieces of some 500 characters."""
+    text = "".join(
+        f" = Part {i} =\n\n\nThe river  runs;\r\n\tif x:\n    return {i} \n \n第{i}章 naïve 🙂\n" for i in range(60)
+    )
+    tokenizer = make()
+    whole = tokenizer(text, add_special_tokens=False).input_ids
+    monkeypatch.setattr(long_text, "PIECE", 500)
+    assert long_text.token_ids(text, tokenizer) == whole
+    assert (len(list(long_text._pieces(text, tokenizer))) > 5) == cut
+    assert "".join(long_text._pieces(text, tokenizer)) == text
+    one_line = text.replace("\n", " ").replace("\r", " ")
+    assert list(long_text._pieces(one_line, tokenizer)) == [one_line]

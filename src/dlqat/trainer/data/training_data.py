@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from dlqat import atomic, plain_file
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
-from dlqat.trainer.data import examples, files, rows, self_data
+from dlqat.trainer.data import examples, files, long_text, rows, self_data
 from dlqat.trainer.data.examples import Examples
 from dlqat.trainer.data.self_data import Progress, silent
 
@@ -117,7 +117,7 @@ def blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Examp
     """A text file, tokenized whole and cut into blocks of exactly `length`; the rest at its end is left out. One that does
     not fill a block is an example as it is."""
     text = plain_file.text(path)
-    ids: list[int] = [*examples.opening(tokenizer), *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
+    ids: list[int] = [*examples.opening(tokenizer), *long_text.token_ids(text, tokenizer)]
     whole = max(len(ids) // length * length, min(len(ids), length))
     return examples.gather([(ids[:whole], [True] * whole)], length)
 
