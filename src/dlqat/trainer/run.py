@@ -288,11 +288,9 @@ def _tell(console: Terminal, course: Course) -> None:
     whole = sum(p.numel() for p in model.parameters()) - learn
     console.print(f"trained parameters: {learn:,} beside {whole:,} frozen ({100 * learn / whole:.2f} %)")
     count, seen = len(batches.examples), options.steps * options.batch_size
-    part = (
-        f", {100 * seen / count:.0f} % of the data; all of it: --epochs 1"
-        if seen < count
-        else f", {seen / count:.2g} times all of it"
-    )
+    part = f", every example {seen / count:.2g} times"
+    if seen < count:
+        part = f", {100 * seen / count:.0f} % of the examples; all of them: --epochs 1"
     work = f"{options.steps} steps of {options.batch_size} sequences"
     console.print(f"data: {batches.examples.summary()}; {work}{part}", soft_wrap=True)
     if course.held is not None:
