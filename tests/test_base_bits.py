@@ -124,7 +124,7 @@ def test_what_folds_from_the_float_weights_is_what_training_multiplied_with(
     road(tmp_path)
     seen: list[nn.Module] = []
     train = run.train
-    monkeypatch.setattr(run, "train", lambda model, *rest: seen.append(model) or train(model, *rest))
+    monkeypatch.setattr(run, "train", lambda model, *rest, **more: seen.append(model) or train(model, *rest, **more))
     arguments = [tmp_path / "base", "-o", tmp_path / "out", "-d", tmp_path / "text.txt", "--steps", 3, "--rank", 4]
     options = ["--sequence-length", 16, "--precision", "fp32", "--base-bits", 8, "--bits", 3, "--group-size", 16]
     result = CliRunner().invoke(cli.app, [str(a) for a in [*arguments, *options]], catch_exceptions=False)

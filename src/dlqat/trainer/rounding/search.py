@@ -44,8 +44,8 @@ def search(
 
 
 def _lies_on(row: Tensor, grid: Grid) -> bool:
-    """Whether a weight's first row lies on the grid."""
-    return bool(len(row)) and not _search_rows(row, grid, None, SHRINK[:0], steps=True)[0].any()
+    """Whether a weight's first row lies on the grid; one without values (meta) does not."""
+    return bool(len(row)) and not row.is_meta and not _search_rows(row, grid, None, SHRINK[:0], steps=True)[0].any()
 
 
 ROUNDS = 2
