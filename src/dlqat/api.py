@@ -55,7 +55,7 @@ def prepare(
     options: Options = compose.DEFAULT,
     **choices: Any,
 ) -> Prepared:
-    """`model` with QAT layers, to be trained by a loop of your own, transformers.Trainer or trl (docs/training.md).
+    """`model` with QAT layers, to be trained by a loop of your own or transformers.Trainer (docs/training.md).
 
     data: for the start, as in `train`; without data it is plain scales. choices: as in `train`. `save` writes the result."""
     request = compose.for_own_loop(os.fspath(model), data, options=options, **choices)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model for a loop of one's own (plain PyTorch, transformers.Trainer, trl), and the way from there into a model_dir.
+"""A model for a loop of one's own (plain PyTorch, transformers.Trainer), and the way from there into a model_dir.
 
     prepared = dlqat.prepare("./my-finetune", ["chats.jsonl"])      # QAT layers in place of the linears
     adam = torch.optim.AdamW(prepared.parameter_groups(), weight_decay=0.0)
