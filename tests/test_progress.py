@@ -121,6 +121,16 @@ def test_training_says_whether_it_helped(chats: Path) -> None:
     assert not (out / "training").exists()
 
 
+def test_blocks_that_recompute_answer_the_same(chats: Path) -> None:
+    """Gradient checkpointing switches the cache off in blocks that train: answers must not come from such."""
+    rates = ("--steps", "25", "--lr", "0.02")
+    call(chats, *rates, output="plain")
+    call(chats, *rates, "--gradient-checkpointing")
+    plain, found = (samples.read(chats.parent / name / samples.FILE) for name in ("plain", "out"))
+    assert found == plain
+    assert any(len(sample.trained) > 1 for sample in found)  # more than the first token
+
+
 def test_no_share_holds_out_nothing(chats: Path) -> None:
     said = call(chats, "--steps", "2", "--eval-share", "0")
     assert "40 examples" in said and "held" not in said

@@ -176,7 +176,8 @@ def _shared_out(
     rest, held = held_out.split(examples, options.eval_share if options.steps else 0.0, options.seed)
     options = options.over(len(rest))
     batches = Batches(rest, options.batch_size, options.seed, pad)
-    watched = Batches(held, options.batch_size, options.seed, pad) if len(held) else None
+    at_once = options.micro_batch or options.batch_size  # what fits into memory while training
+    watched = Batches(held, at_once, options.seed, pad) if len(held) else None
     return replace(request, options=options), batches, watched
 
 

@@ -69,6 +69,7 @@ def after(
 
 @torch.no_grad()
 def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: list[Tensor]) -> list[str]:
+    model.eval()  # a block that recomputes has no cache, and is in training mode for that
     longest = max(map(len, asked))
     ids = torch.zeros(len(asked), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
