@@ -44,8 +44,14 @@ def search(
 
 
 def _lies_on(row: Tensor, grid: Grid) -> bool:
-    """Whether a weight's first row lies on the grid; one without values (meta) does not."""
-    return bool(len(row)) and not row.is_meta and not _search_rows(row, grid, None, SHRINK[:0], steps=True)[0].any()
+    """Whether a weight's first row lies on the grid; one without values (meta) does not. GPTQ asks for every group, so what
+    has more numbers in a group than the grid has codes is told at once."""
+    if not len(row) or row.is_meta:
+        return False
+    group = row[0, : row.shape[1] // grid.groups(row.shape[1])]
+    if len(group.unique()) > grid.qmax - grid.qmin + 1:
+        return False
+    return not _search_rows(row, grid, None, SHRINK[:0], steps=True)[0].any()
 
 
 ROUNDS = 2
