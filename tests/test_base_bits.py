@@ -17,7 +17,7 @@ from dlqat.folded import dense, disk
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, LayerSpec, Recipe, Rule
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run
+from dlqat.trainer import cli, course
 from dlqat.trainer.layers.qat import QATLinear, teacher
 from dlqat.trainer.rounding.search import search
 from dlqat.trainer.starts import by_name
@@ -123,8 +123,8 @@ def test_what_folds_from_the_float_weights_is_what_training_multiplied_with(
 ) -> None:
     road(tmp_path)
     seen: list[nn.Module] = []
-    train = run.train
-    monkeypatch.setattr(run, "train", lambda model, *rest, **more: seen.append(model) or train(model, *rest, **more))
+    train = course.train
+    monkeypatch.setattr(course, "train", lambda model, *rest, **more: seen.append(model) or train(model, *rest, **more))
     arguments = [tmp_path / "base", "-o", tmp_path / "out", "-d", tmp_path / "text.txt", "--steps", 3, "--rank", 4]
     options = ["--sequence-length", 16, "--precision", "fp32", "--base-bits", 8, "--bits", 3, "--group-size", 16]
     result = CliRunner().invoke(cli.app, [str(a) for a in [*arguments, *options]], catch_exceptions=False)

@@ -32,8 +32,7 @@ from dlqat.trainer.layers.prepare import load, qat_layers
 from dlqat.trainer.layers.qat import teacher
 from dlqat.trainer.methods.nm import holds
 from dlqat.trainer.starts.restore import restore
-from models import tiny
-from toy_tokenizer import toy_tokenizer
+from toy_tokenizer import write_base
 
 UP, QUERY = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
 CASES: dict[str, list[str]] = {
@@ -59,15 +58,6 @@ KINDS = {"swsc": Sum, "casp": LowRank, "nm": Sum}
 Road = Callable[[str], Path]
 
 
-def base(folder: Path) -> Path:
-    """A tiny model with a tokenizer, and a text beside it."""
-    tokenizer = toy_tokenizer()
-    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
-    return folder / "base"
-
-
 def call(model: Path, output: Path, *extra: str, data: bool = True) -> None:
     text = ["--data", str(model.parent / "text.txt")] if data else []
     words = [str(model), "-o", str(output), *text, "--sequence-length", "16", "--precision", "fp32", *extra]
@@ -81,7 +71,7 @@ def call(model: Path, output: Path, *extra: str, data: bool = True) -> None:
 def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     """model_dir of a case, folded, trained once."""
     folder = tmp_path_factory.mktemp("methods")
-    model = base(folder)
+    model = write_base(folder)
 
     @cache
     def made(case: str) -> Path:
@@ -248,7 +238,7 @@ def test_the_record_says_the_method_and_another_one_is_refused(road: Road) -> No
 def test_wrong_options_are_refused_before_anything_is_written(
     tmp_path: Path, extra: list[str], data: bool, says: str
 ) -> None:
-    model = base(tmp_path)
+    model = write_base(tmp_path)
     with pytest.raises(Refusal, match=says):
         call(model, tmp_path / "out", *extra, data=data)
     assert not (tmp_path / "out").exists()
@@ -257,7 +247,7 @@ def test_wrong_options_are_refused_before_anything_is_written(
 @pytest.mark.parametrize("extra", [[], ["--data", "self"]])
 def test_rounding_to_nearest_needs_no_data(tmp_path: Path, extra: list[str]) -> None:
     """And looks at none."""
-    call(base(tmp_path), tmp_path / "out", "--method", "rtn", *extra, data=False)
+    call(write_base(tmp_path), tmp_path / "out", "--method", "rtn", *extra, data=False)
     assert disk.read(fold.fold(tmp_path / "out")).layers
 
 

@@ -16,19 +16,14 @@ import dlqat
 from dlqat import Options, Refusal
 from dlqat.trainer.layers.qat import QATLinear
 from dlqat.trainer.own_loop import Prepared
-from models import tiny
-from toy_tokenizer import toy_tokenizer
+from toy_tokenizer import write_base
 
 FLOAT = Options(precision="fp32")
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    tokenizer = toy_tokenizer()
-    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
-    return tmp_path / "base"
+    return write_base(tmp_path)
 
 
 def batch(seed: int) -> Tensor:

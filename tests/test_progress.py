@@ -26,7 +26,7 @@ from dlqat.trainer.held_out import HeldLog, HeldRow, Watched
 from dlqat.trainer.layers import prepare
 from dlqat.trainer.layers.qat import QATLinear, made_once
 from models import tiny
-from toy_tokenizer import CHATML, toy_tokenizer
+from toy_tokenizer import write_base
 
 
 class Screen(Terminal):
@@ -86,10 +86,7 @@ def test_quiet_bars_say_nothing() -> None:
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
     """Forty chats, and a tiny model beside them."""
-    tokenizer = toy_tokenizer()
-    tokenizer.chat_template = CHATML
-    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    write_base(tmp_path)
     talks = [[{"role": "user", "content": f"2+{i}?"}, {"role": "assistant", "content": f"{i + 2}."}] for i in range(40)]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks), encoding="utf-8")

@@ -21,11 +21,11 @@ from dlqat.exporters import fold, pipeline, templates
 from dlqat.folded import Quantized, dense, disk
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
-from dlqat.trainer import cli, run, state
+from dlqat.trainer import cli, course, run, state
 from dlqat.trainer.data import self_data
 from dlqat.trainer.layers import prepare
 from models import tiny
-from toy_tokenizer import CHATML, toy_tokenizer
+from toy_tokenizer import CHATML, toy_tokenizer, write_base
 
 TALK = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}]
 
@@ -33,11 +33,7 @@ TALK = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A tiny model with a tokenizer, as a Hugging Face folder."""
-    tokenizer = toy_tokenizer()
-    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
-    return tmp_path / "base"
+    return write_base(tmp_path)
 
 
 def call(base: Path, *extra: str, output: str = "out", data: str = "") -> None:
@@ -205,7 +201,7 @@ def kill_before_training(base: Path, *extra: str, output: str = "out", data: str
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run, "train", stop)
+        patch.setattr(course, "train", stop)
         call(base, *extra, output=output, data=data)
 
 

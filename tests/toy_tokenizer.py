@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import string
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from models import tiny
 
 CHATML = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] + '</s>\n' }}{% endfor %}"
@@ -25,6 +28,15 @@ def toy_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def write_base(folder: Path) -> Path:
+    """A tiny model with this tokenizer as the Hugging Face folder `folder`/base, and text.txt beside it."""
+    tokenizer = toy_tokenizer()
+    tiny("llama-tied", vocab_size=max(160, len(tokenizer))).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    return folder / "base"
 
 
 WORDS = "The river runs past the mill, and the miller's wheel turns.  if x:\n    return x + 1\n" * 3

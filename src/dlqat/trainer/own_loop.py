@@ -21,19 +21,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import adapter, atomic, folder_lock, json_file, own_folder, plan, source
+from dlqat import adapter, atomic, folder_lock, json_file, own_folder, plan
 from dlqat.adapter import ADAPTERS, RECORD
-from dlqat.folded import disk
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import precision, preflight, reach
-from dlqat.trainer.data import self_data, template, training_data
+from dlqat.trainer import opened, precision
+from dlqat.trainer.data import self_data, training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import IGNORED
 from dlqat.trainer.distill import Mix
 from dlqat.trainer.layers.prepare import fixed, qat_layers
-from dlqat.trainer.layers.qat import QATLinear
 from dlqat.trainer.request import TrainRequest, record
 from dlqat.trainer.starts.start import Made, Site
 from dlqat.trainer.train import Loss, optimizer
@@ -74,25 +72,13 @@ class Prepared:
 
 def prepare(request: TrainRequest, console: Terminal) -> Prepared:
     """The model of `request` at its start. `request.data` are for the start alone, and may be empty if it needs none."""
-    origin = source.resolve(request.model, request.base, text_only=request.text_only)
-    for note in origin.stored.notes:
-        console.print(note, soft_wrap=True)
-    preflight.check(request.recipe, origin.decoder)
-    loaded = source.load(origin)
-    if request.chat_template is not None:
-        template.put(request.chat_template, loaded.tokenizer)
-    reach.check(loaded.model, request.recipe)
-    device = precision.device()
-    if precision.chosen(request.options.precision, device) == "fp32":
-        loaded.model.float()
-    loaded.model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
+    loaded = opened.load(request, opened.origin(request, console))
+    device = torch.device(precision.device())
+    opened.place(request, loaded, device)
     made = request.start.prepare(
         Site(loaded.model, request.recipe, request.options.seed, lambda: _text(request, loaded))
     )
-    for layer in qat_layers(loaded.model).values():
-        if isinstance(layer, QATLinear):
-            layer.shrink_base()
-    loaded.model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
+    opened.settle(loaded, device)
     mix = Mix(*request.options.objective(answers=True))
     return Prepared(loaded, request, made, Loss(loaded.model, mix))
 
@@ -120,10 +106,7 @@ def save(prepared: Prepared, output: Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         (output / ADAPTERS).unlink(missing_ok=True)
         atomic.text(output / RECORD, json.dumps(wanted | {"trained": OWN_LOOP}, indent=1) + "\n")
-        prepared.loaded.files(output)
-        if request.chat_template is not None:
-            template.write(str(prepared.tokenizer.chat_template), output)
-        own_folder.note(output, *(output / name for name in disk.tokenizer_files(output)))
+        opened.write_files(request, prepared.loaded, output)
         if prepared.made.plan:
             plan.write(prepared.made.plan, output)
             own_folder.note(output, output / plan.FILE)

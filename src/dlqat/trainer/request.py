@@ -26,6 +26,7 @@ from dlqat.trainer.options import Options
 from dlqat.trainer.starts import by_name
 from dlqat.trainer.starts.start import Start
 
+TRAINING = "training"
 START = "training/start.safetensors"
 
 

@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlqat import adapter, atomic, folder_lock, own_folder, plan, source, tensor_file
+from dlqat import adapter, atomic, folder_lock, own_folder, plan, tensor_file
 from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.folded import disk
 from dlqat.progress import Bars
 from dlqat.refusal import Refusal
-from dlqat.source import Loaded, Source
+from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import held_out, log, plot, precision, preflight, reach, samples, state
-from dlqat.trainer.data import self_data, template, training_data
+from dlqat.trainer import held_out, log, opened, plot, samples, state
+from dlqat.trainer.course import Course
+from dlqat.trainer.data import self_data, training_data
 from dlqat.trainer.data.batches import Batches
 from dlqat.trainer.data.examples import Examples
-from dlqat.trainer.layers.prepare import fixed, load, qat_layers
-from dlqat.trainer.layers.qat import QATLinear
-from dlqat.trainer.request import START, TrainRequest, begun, finished, record
+from dlqat.trainer.layers.prepare import fixed, load
+from dlqat.trainer.request import START, TRAINING, TrainRequest, begun, finished, record
 from dlqat.trainer.starts import by_name
 from dlqat.trainer.starts.restore import restore
 from dlqat.trainer.starts.start import Site
-from dlqat.trainer.train import accelerator, train
+from dlqat.trainer.train import accelerator
 
-TRAINING = "training"
 EXAMPLES = "training/examples.sha256"
 
 
@@ -64,7 +63,7 @@ def run(request: TrainRequest, console: Terminal) -> Path:
 
 
 def _run(request: TrainRequest, console: Terminal) -> Path:
-    origin = _origin(request, console)
+    origin = opened.origin(request, console)
     if (told := request.start.foretell(request.recipe, origin.decoder)) is not None:
         console.print(told)
     names = training_data.sources(request.data) if request.data else []
@@ -74,16 +73,11 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
         return request.output
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
-    loaded = source.load(origin)  # refuses a damaged tokenizer: before there is a model_dir
-    if request.chat_template is not None:
-        template.put(request.chat_template, loaded.tokenizer)
-    reach.check(loaded.model, request.recipe)
+    loaded = opened.load(request, origin)
     if first:
         _clear(request.output)
     with Bars(console, quiet=not first) as progress:
-        if precision.chosen(request.options.precision, runtime.device.type) == "fp32":
-            loaded.model.float()  # whatever it is stored in: exact, and fold reads the same numbers
-        loaded.model.to(runtime.device)
+        opened.place(request, loaded, runtime.device)
         examples = _examples(request, names, loaded, runtime, progress) if names else None
         batches = held = None
         if examples is not None:
@@ -100,25 +94,14 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
         )
         if course is not None:
             if first:
-                _tell(console, course)
-            trained = _train(course, progress, console)
+                course.tell(console)
+            trained = course.train(progress, console)
     if first:
         _finish(request, trained, course)
         if course is not None:
-            _show(course, console)
+            course.show(console)
     runtime.wait_for_everyone()
     return request.output
-
-
-def _origin(request: TrainRequest, console: Terminal) -> Source:
-    """The float model. Refusal, before a weight is read, if the recipe or the sequences do not fit it."""
-    origin = source.resolve(request.model, request.base, text_only=request.text_only)
-    for note in origin.stored.notes:
-        console.print(note, soft_wrap=True)
-    preflight.check(request.recipe, origin.decoder)
-    if request.data:
-        preflight.check_length(request.options.sequence_length, origin.decoder)
-    return origin
 
 
 def _clear(output: Path) -> None:
@@ -135,10 +118,7 @@ def _begin(request: TrainRequest, loaded: Loaded, wanted: Mapping[str, Any]) -> 
     (output / TRAINING).mkdir(parents=True, exist_ok=True)
     atomic.text(output / RECORD, json.dumps(wanted, indent=1) + "\n")
     if fresh:
-        loaded.files(output)
-        if request.chat_template is not None:
-            template.write(str(loaded.tokenizer.chat_template), output)
-        own_folder.note(output, *(output / name for name in disk.tokenizer_files(output)))
+        opened.write_files(request, loaded, output)
 
 
 def _examples(
@@ -227,10 +207,7 @@ def _start(
         more = (request.output / plan.FILE).exists()
         restore(model, request.recipe, plan.read(request.output) if more else {}, tensors, seed)
     load(model, tensors)
-    for layer in qat_layers(model).values():
-        if isinstance(layer, QATLinear):
-            layer.shrink_base()
-    model.to(runtime.device)
+    opened.settle(loaded, runtime.device)
     progress.update(task, total=1, completed=1, note="")
 
 
@@ -261,99 +238,13 @@ def _make_start(
     return {**made.tensors, **fixed(model)}
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Course:
-    """What a run trains, on what."""
-
-    request: TrainRequest
-    loaded: Loaded
-    batches: Batches
-    held: Batches | None
-    runtime: Accelerator
-
-    @property
-    def output(self) -> Path:
-        return self.request.output
-
-    @property
-    def asked(self) -> Batches | None:
-        """What is held out, where its answers can be asked for: a model whose weights lie in shards cannot generate."""
-        answers = self.held is not None and self.held.examples.answers and self.request.parallel != "fsdp"
-        return self.held if answers else None
-
-
-def _tell(console: Terminal, course: Course) -> None:
-    """Trained parameters as count and percentage, and the size of the work."""
-    model, batches, options = course.loaded.model, course.batches, course.request.options
-    learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in model.parameters()) - learn
-    console.print(f"trained parameters: {learn:,} beside {whole:,} frozen ({100 * learn / whole:.2f} %)")
-    count, seen = len(batches.examples), options.steps * options.batch_size
-    part = f", every example {seen / count:.2g} times"
-    if seen < count:
-        part = f", {100 * seen / count:.0f} % of the examples; all of them: --epochs 1"
-    work = f"{options.steps} steps of {options.batch_size} sequences"
-    console.print(f"data: {batches.examples.summary()}; {work}{part}", soft_wrap=True)
-    if course.held is not None:
-        console.print(f"held out, to see whether training helps: {len(course.held.examples)} examples (--eval-share)")
-    console.print(f"objective: {_objective(*options.objective(answers=batches.examples.answers))}", soft_wrap=True)
-
-
-def _objective(kd: float, ce: float, blocks: float | None) -> str:
-    """In words."""
-    held = "" if blocks == 0 else f", and every block, weight {'by its bits' if blocks is None else f'{blocks:g}'}"
-    learn, stay = (
-        f"learn the data (cross entropy, weight {ce:g})",
-        f"stay near the float model (KL, weight {kd:g}{held})",
-    )
-    if not ce:
-        return f"{stay}; what the data say is not learned, for that: --ce 1"
-    return f"{learn} and {stay}" if kd else learn
-
-
-def _train(course: Course, progress: Bars, console: Terminal) -> Mapping[str, Tensor]:
-    model, options, output = course.loaded.model, course.request.options, course.output
-    folder = output / TRAINING
-    if not course.runtime.is_main_process:
-        watched = course.held and held_out.Watched(course.held, lambda row: None)
-        return train(model, course.batches, options, folder, course.runtime, lambda row: None, watched=watched)
-    if course.asked is not None and not (folder / samples.FILE).exists():
-        asked = samples.before(model, course.loaded.tokenizer, course.asked.examples)
-        samples.write(asked, folder / samples.FILE)
-    done = state.done(folder)
-    if done:
-        console.print(f"going on after step {done} of {options.steps}")
-    watched = course.held and held_out.Watched(course.held, held_out.HeldLog(output / held_out.FILE, done))
-    rows = log.Log(output / log.FILE, progress, options.steps, done)
-    try:
-        return train(model, course.batches, options, folder, course.runtime, rows, watched=watched)
-    except KeyboardInterrupt:
-        kept = state.done(folder)
-        what = f"{output} keeps what {kept} of {options.steps} steps learned" if kept else f"{output} keeps the start"
-        console.print(f"{what}; the same command goes on from there", soft_wrap=True)
-        raise
-    finally:
-        rows.close()
-
-
-def _show(course: Course, console: Terminal) -> None:
-    """Whether training helped."""
-    output, held = course.output, course.held
-    if held is not None:
-        console.print(held_out.verdict(held_out.read(output / held_out.FILE), len(held.examples)), soft_wrap=True)
-    if course.asked is not None and (output / samples.FILE).exists():
-        samples.show(samples.read(output / samples.FILE), console)
-
-
 def _finish(request: TrainRequest, trained: Mapping[str, Tensor], course: Course | None) -> None:
     """Write the adapters, last of all; the resumable state is not needed any more."""
     output = request.output
     if request.options.steps:
         plot.write(output / log.FILE, output / "loss.png")
-    if course is not None and course.asked is not None:
-        kept = samples.read(output / TRAINING / samples.FILE)
-        found = samples.after(course.loaded.model, course.loaded.tokenizer, course.asked.examples, kept)
-        samples.write(found, output / samples.FILE)
+    if course is not None:
+        course.ask_again()
     start_file = tensor_file.every(output / START)
     adapters = {**start_file, **{name: tensor.cpu() for name, tensor in trained.items()}}
     adapter.write(adapters, output / ADAPTERS)
