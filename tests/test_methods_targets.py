@@ -13,7 +13,8 @@ import pytest
 from dlqat.exporters import fold, pipeline
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
-from test_methods_road import base, call
+from test_methods_road import call
+from toy_tokenizer import write_base
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 TARGETS = {
@@ -48,7 +49,7 @@ ROWS = table()
 def models(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The folded model of a row's options, made once."""
     folder = tmp_path_factory.mktemp("targets")
-    model = base(folder)
+    model = write_base(folder)
 
     @cache
     def made(options: str) -> tuple[FoldedModel, Path]:
