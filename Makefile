@@ -38,11 +38,13 @@ test: .venv/ready
 fuzz: .venv/ready
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 .venv/bin/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
 
+# Collecting imports every test file: one that names what moved fails here, not after half an hour of tests.
 check: .venv/ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports
+	@mkdir -p .cache; .venv/bin/pytest --collect-only -qqq >.cache/collected || { cat .cache/collected; exit 1; }
 
 # What runs artifacts beside the packages of .venv: browsers and Node, emulated ARM64, other versions of the runtimes.
 DEVICES := web wllama transformers-js transformers-js@4.0 chromium qemu qemu-executorch llamacpp mlx kotlin \
