@@ -49,9 +49,9 @@ def export_model(folder: Path, form: str, model: FoldedModel, tokenizer: Any = N
 
 def export_folded(folder: Path, form: str, context: int = CONTEXT) -> Path:
     """folder/FORM from folder/folded."""
-    if form in ("gguf", "mlx"):
-        target: Any = pipeline.load(form)
-        options = target.Options(context, target.FORMS[0])
+    if form in ("gguf", "q2_0", "mlx"):
+        target: Any = pipeline.load("gguf" if form == "q2_0" else form)
+        options = target.Options(context, "q2_0" if form == "q2_0" else target.FORMS[0])
     else:
         target = executorch_target if form in executorch_target.FORMS else onnx_target
         options = target.Options(context, form)

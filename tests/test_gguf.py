@@ -74,12 +74,34 @@ SPECS: dict[str, dict[str, Any]] = {
     "8 bits": {"bits": 8, "group_size": 32},
     "2 bits with zero-points": {"bits": 2, "group_size": 32, "symmetric": False},
     "3 bits with zero-points": {"bits": 3, "group_size": 32, "symmetric": False},
+    "4 bits with zero-points and scales of 7 bits": {"bits": 4, "group_size": 32, "symmetric": False, "scale_bits": 7},
 }
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_grid_that_fits(tmp_path: Path, spec: dict[str, Any]) -> None:
     assert wrong(export(tmp_path, "llama", recipe(**spec))) == []
+
+
+@pytest.mark.parametrize("group_size", [64, 128, 0])
+def test_two_bits_in_two_bits(tmp_path: Path, group_size: int) -> None:
+    """Held as folded/ has them, and read back for training as these integers."""
+    model = models.tiny("llama", vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256)
+    folded_model = models.fold_model(model, recipe(bits=2, group_size=group_size))
+    artifact = artifacts.export_model(tmp_path, "q2_0", folded_model, byte_tokenizer())
+    assert wrong(artifact) == []
+    name = "model.layers.0.mlp.down_proj"
+    row = (artifact / "model.gguf").stat().st_size
+    wide = artifacts.export_model(tmp_path / "wide", "gguf", folded_model, byte_tokenizer()) / "model.gguf"
+    assert row < wide.stat().st_size
+    loaded = source.resolve(str(artifact / "model.gguf")).stored.tensor(f"{name}.weight")
+    assert torch.equal(loaded, folded.dense(folded_model.layers[name]))
+
+
+def test_what_would_not_be_smaller_as_q2_0_is_refused(tmp_path: Path) -> None:
+    model = models.fold_model(models.tiny("llama", vocab_size=VOCABULARY), recipe(bits=2, group_size=32))
+    with pytest.raises(Refusal, match=r"^--form q2_0 holds symmetric 2 bits in groups of 64, 128 or whole rows"):
+        target.plan(model, tmp_path, target.Options(64, "q2_0"))
 
 
 def test_linears_that_stay_float(tmp_path: Path) -> None:
@@ -154,7 +176,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "groups of 16": ({"bits": 4, "group_size": 16}, "one scale for 32 inputs; recipe: group_size = 32"),
     "4-bit zero-points": (
         {"bits": 4, "group_size": 32, "symmetric": False},
-        "would be rounded; recipe: symmetric = true",
+        "would be rounded; recipe: scale_bits = 7",
     ),
     "8-bit zero-points": ({"bits": 8, "group_size": 32, "symmetric": False}, "no GGUF type has 8 bits and zero-points"),
 }

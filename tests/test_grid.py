@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlqat import adapter, folded
-from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, power_of_two, quantize, snap
+from dlqat.grid import BITS, GROUP_SIZES, SNAP_MAX, SNAP_MIN, Grid, dequantize, largest, power_of_two, quantize, snap
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
 from dlqat.trainer import reach
@@ -45,6 +45,17 @@ def test_a_snapped_scale_is_the_same_number_in_every_format(value: float) -> Non
     assert torch.equal(snap(s), s)
     if SNAP_MIN <= value <= SNAP_MAX:
         assert abs(float(s) - value) <= value * 2.0**-8  # half a unit of 8 significant bits
+
+
+@given(st.floats(min_value=0, max_value=1e6, allow_nan=False, width=32))
+def test_with_seven_bits_every_lowest_value_of_a_group_is_a_number_of_fp16(value: float) -> None:
+    s = snap(torch.tensor([value]), 7)
+    assert SNAP_MIN <= float(s) <= largest(7) and torch.equal(snap(s, 7), s) and torch.equal(snap(s), s)
+    if SNAP_MIN <= value <= largest(7):
+        assert abs(float(s) - value) <= value * 2.0**-7
+    lowest = s * torch.arange(-15, 1)
+    inside = lowest[lowest >= -65504]
+    assert torch.equal(inside.half().float(), inside)
 
 
 @given(st.floats(min_value=2.0**-20, max_value=30000.0, width=32))

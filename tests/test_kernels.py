@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -143,14 +144,14 @@ def test_random_weights_differ_at_most_where_the_low_rank_sum_meets_a_tie() -> N
     assert float((got != want).float().mean()) < 1e-4
 
 
-@pytest.mark.parametrize("power_of_two", [False, True])
-def test_scales_are_snapped_as_the_grid_snaps_them(power_of_two: bool) -> None:
-    """Ties between two 8-bit numbers, both ends of the range, and every exponent between."""
+@pytest.mark.parametrize("rounding", [{"power_of_two": True}, {"scale_bits": 7}, {"scale_bits": 8}], ids=str)
+def test_scales_are_snapped_as_the_grid_snaps_them(rounding: dict[str, Any]) -> None:
+    """Ties between two 7-bit and two 8-bit numbers, both ends of the range, and every exponent between."""
     bits = torch.arange(0x3F800000, 0x3F800000 + 4 * 65536, 4096, dtype=torch.int32)
     ties = bits.view(torch.float32)
     edges = torch.tensor([SNAP_MIN, SNAP_MIN / 3, 1e-30, SNAP_MAX, SNAP_MAX * 1.01, 3e38, 2.0**15, 2.0**15 * 1.5])
     scales = torch.cat([ties, ties * 2.0**-10, ties * 2.0**13, edges])[:, None].to(DEVICE)
-    grid = Grid(8, None, power_of_two=power_of_two)
+    grid = Grid(8, None, **rounding)
     weight = torch.randn(len(scales), 8, device=DEVICE) * scales.clamp(SNAP_MIN, SNAP_MAX)
     adapter = Adapter(grid, scales)
     got = triton.weight_forward(weight, adapter, torch.float32)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 SNAP_MIN = 2.0**-14  # fp16's smallest normal number
-SNAP_MAX = 65280.0  # 255 * 2^8: the largest number of 8 significant bits that fp16 holds
+SNAP_MAX = 65280.0  # largest(8)
+SCALE_BITS = (7, 8)
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128)
@@ -38,6 +39,9 @@ class Grid:
     `mirrored` (3 bits): a symmetric grid has one level more below zero than above, and each group may have it on the
     side where its weights need it: codes -4..3 or -3..4. While a layer trains the second is a zero-point of -1; it
     folds into codes of int4, where most targets store 3 bits anyway.
+
+    `scale_bits`: significant bits of a scale. With 7 the lowest value of a group, s (qmin - z), of 4 bits has 11 at most,
+    which is what fp16 holds: so GGUF's Q4_1 and MLX's float16 take zero-points.
     """
 
     bits: int = 4
@@ -45,12 +49,15 @@ class Grid:
     symmetric: bool = True
     power_of_two: bool = False
     mirrored: bool = False
+    scale_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ValueError(f"bits = {self.bits} is not one of {BITS}")
         if self.mirrored and (self.bits != 3 or not self.symmetric):
             raise ValueError("only symmetric 3 bits can be mirrored: 4 and 8 fill their type, 2 have one of their own")
+        if self.scale_bits not in SCALE_BITS:
+            raise ValueError(f"scale_bits = {self.scale_bits} is not one of {SCALE_BITS}")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size = {self.group_size} is not one of {GROUP_SIZES} or per channel")
 
@@ -69,8 +76,9 @@ class Grid:
 
     @property
     def folded(self) -> Grid:
-        """The grid of the codes that ship."""
-        return Grid(4, self.group_size, power_of_two=self.power_of_two) if self.mirrored else self
+        """The grid of the codes that ship: scales of 7 bits are scales of 8."""
+        bits = 4 if self.mirrored else self.bits
+        return Grid(bits, self.group_size, self.symmetric, self.power_of_two)
 
     def groups(self, in_features: int) -> int:
         """How many groups one row of `in_features` has. ValueError if the group does not divide it."""
@@ -90,16 +98,25 @@ class Grid:
 
     def round_scales(self, scales: Tensor) -> Tensor:
         """The nearest scales that this grid may have (float32, same shape)."""
-        return power_of_two(scales) if self.power_of_two else snap(scales)
+        return power_of_two(scales) if self.power_of_two else snap(scales, self.scale_bits)
 
     def __str__(self) -> str:
         group = "per channel" if self.group_size is None else f"g{self.group_size}"
         return f"int{self.bits} {'mirrored' if self.mirrored else 'sym' if self.symmetric else 'asym'} {group}"
 
 
-def snap(x: Tensor) -> Tensor:
-    """The nearest float32 with 8 significant bits inside fp16's normal range (ties to even)."""
-    return x.to(torch.bfloat16).to(torch.float32).clamp(SNAP_MIN, SNAP_MAX)
+def snap(x: Tensor, bits: int = 8) -> Tensor:
+    """The nearest float32 with 8 significant bits, or 7, inside fp16's normal range (ties to even)."""
+    if bits == 8:
+        return x.to(torch.bfloat16).to(torch.float32).clamp(SNAP_MIN, SNAP_MAX)
+    mantissa, exponent = torch.frexp(x.to(torch.float32))
+    rounded = torch.ldexp(torch.round(mantissa * 2**bits), exponent - bits)
+    return rounded.clamp(SNAP_MIN, largest(bits))
+
+
+def largest(bits: int) -> float:
+    """The largest number of so many significant bits that fp16 holds."""
+    return (2.0**bits - 1) * 2.0 ** (16 - bits)
 
 
 def power_of_two(x: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class LayerSpec:
     symmetric: bool = True
     power_of_two: bool = False
     """Scales restricted to 2^k (embedding and head)."""
+    scale_bits: int = 8
+    """Significant bits of a scale. 7: with zero-points of 4 bits GGUF and MLX's float16 hold the layer, too."""
     mirrored: bool = True
     """Symmetric 3 bits only: each group has its one level more on the side that needs it, and codes ship as int4."""
     activation_bits: int = 0
@@ -55,7 +57,7 @@ class LayerSpec:
     @property
     def grid(self) -> Grid:
         mirrored = self.mirrored and self.symmetric and self.bits == 3
-        return Grid(self.bits, self.group_size or None, self.symmetric, self.power_of_two, mirrored)
+        return Grid(self.bits, self.group_size or None, self.symmetric, self.power_of_two, mirrored, self.scale_bits)
 
     @property
     def scaling(self) -> float:

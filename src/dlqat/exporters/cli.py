@@ -37,6 +37,7 @@ def export(
         str | None,
         typer.Option(
             help="onnx: qdq (standard operators, the default), ort (ONNX Runtime's own) or web (browsers); "
+            "gguf: exact (the default) or q2_0 (2 bits in 2 bits, for llama.cpp from July 2026 on); "
             "mlx: float32 (the default), float16 or bfloat16."
         ),
     ] = None,

@@ -67,7 +67,7 @@ def request(
         **({"base_bits": base_bits} if base_bits else {}),
     }
     grid = recipe.portable(bits, group_size, 8 if activations else 0)
-    checked = _rules(grid, {"symmetric": symmetric}, adapters if trained else None, recipe_file)
+    checked = _rules(grid, _zero_points(bits, symmetric), adapters if trained else None, recipe_file)
     start = _start(method, init, settings, checked)
     _check(options, parallel)
     if not trained:
@@ -112,6 +112,11 @@ def _installed() -> Generator[None]:
         yield
     except ModuleNotFoundError as error:
         raise Refusal(f"training needs {error.name}: pip install 'dlqat[train]'") from error
+
+
+def _zero_points(bits: int, symmetric: bool) -> dict[str, Any]:
+    """4 bits with zero-points have scales of 7 bits, so that GGUF holds them; fewer bits fit with any scale."""
+    return {"symmetric": symmetric, **({"scale_bits": 7} if bits == 4 and not symmetric else {})}
 
 
 def _rules(grid: Recipe, blocks: Mapping[str, Any], adapters: Mapping[str, Any] | None, file: Path | None) -> Recipe:

@@ -36,6 +36,10 @@ class HostLlamacpp:
     def available(self) -> str | None:
         return None
 
+    def lacks(self, form: str) -> str | None:
+        """Why it does not load artifacts of a form of its format, or None."""
+        return "its llama.cpp is older than Q2_0; --device node-llamacpp has it" if form == "q2_0" else None
+
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         del program
         return (Setting("int8", True, threads),)

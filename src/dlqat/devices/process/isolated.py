@@ -34,6 +34,11 @@ class Isolated:
     def available(self) -> str | None:
         return self._inner.available()
 
+    def lacks(self, form: str) -> str | None:
+        """Why it does not load artifacts of a form of its format, or None; most devices load all."""
+        ask = getattr(self._inner, "lacks", None)
+        return None if ask is None else ask(form)
+
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         return self._inner.settings(program, threads)
 

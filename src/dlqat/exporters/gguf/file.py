@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,22 @@ import gguf
 from torch import Tensor
 
 from dlqat.architecture import Decoder
-from dlqat.exporters.gguf import metadata, names, storage
+from dlqat.exporters.gguf import metadata, names
+from dlqat.exporters.gguf.storage import TYPES, Storage, stored
 from dlqat.exporters.gguf.vocabulary import Vocabulary
 from dlqat.exporters.storage import Leaf
 from dlqat.folded.disk import FoldedModel
 from dlqat.llamacpp import ROPE_FREQS
 
-FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
-"""general.file_type, by the type that most linears have."""
+FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q2_0": 41}
+"""llama.cpp's llama_ftype in general.file_type, by the type that most linears have."""
 
 
 class Writer:
     """A file's metadata, then its tensors in the order in which they were announced."""
 
-    def __init__(self, path: Path, architecture: str) -> None:
-        self.path, self._inner = path, gguf.GGUFWriter(path, architecture)
+    def __init__(self, path: Path, architecture: str, storage: Storage) -> None:
+        self.path, self._inner, self._storage = path, gguf.GGUFWriter(path, architecture), storage
 
     def text(self, key: str, value: str) -> None:
         self._inner.add_string(key, value)
@@ -47,13 +49,9 @@ class Writer:
 
     def announce(self, name: str, weight: Leaf) -> int:
         """Bytes of the tensor."""
-        kind = gguf.GGMLQuantizationType[storage.kind(weight)]
+        kind, block, size = TYPES[self._storage.kind(weight)]
         shape = tuple(weight.shape if isinstance(weight, Tensor) else weight.codes.shape)
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        total = 1
-        for n in shape:
-            total *= n
-        total = total // block * size
+        total = prod(shape) // block * size
         self._inner.add_tensor_info(name, shape, None, total, kind)  # pyright: ignore[reportArgumentType]
         return total
 
@@ -63,7 +61,7 @@ class Writer:
         self._inner.write_ti_data_to_file()
 
     def tensor(self, weight: Leaf) -> None:
-        self._inner.write_tensor_data(storage.stored(weight))
+        self._inner.write_tensor_data(stored(weight, self._storage.kind(weight)))
 
     def close(self) -> None:
         self._inner.close()
@@ -74,14 +72,15 @@ def write(
     model: FoldedModel,
     facts: Decoder,
     context: int,
+    storage: Storage,
     vocabulary: Vocabulary,
     template: str | None,
     done: Callable[[str], None],
 ) -> dict[str, int]:
     """Write the file; bytes by parameter, by transformers' names."""
     arch = names.architecture(facts).name
-    writer = Writer(path, arch)
-    _general(writer, model, facts)
+    writer = Writer(path, arch, storage)
+    _general(writer, model, facts, storage)
     for key, value in metadata.keys(facts, context).items():
         writer.value(f"{arch}.{key}", value)
     _tokenizer(writer, vocabulary, template)
@@ -106,7 +105,7 @@ def _all(model: FoldedModel, facts: Decoder) -> Iterator[tuple[str, str, Leaf]]:
             yield module, name, weight
 
 
-def _general(writer: Writer, model: FoldedModel, facts: Decoder) -> None:
+def _general(writer: Writer, model: FoldedModel, facts: Decoder, storage: Storage) -> None:
     kinds = [storage.kind(model.layers[n]) for n in facts.linears() if n in model.layers]  # pyright: ignore[reportArgumentType]
     main = max(FILE_TYPES, key=kinds.count) if kinds else "F32"
     writer.text("general.type", "model")

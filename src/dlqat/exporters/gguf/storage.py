@@ -4,12 +4,17 @@
     Q4_0   fp16 d, 32 nibbles u            w = d * (u - 8)    symmetric 2, 3 and 4 bits
     Q4_1   fp16 d, fp16 m, 32 nibbles u    w = d * u + m      zero-points, where m = s * (qmin - z) is an fp16 number
     Q8_0   fp16 d, 32 int8 q               w = d * q          symmetric 8 bits
+    Q2_0   fp16 d, 64 pairs of bits u      w = d * (u - 1)    symmetric 2 bits, with d = -s and u = 1 - q; form q2_0 only
 
 A group of 64, 128 or a whole row repeats its scale in every block. Nibble i of a block stands in the low half of byte i,
-nibble i + 16 in its high half. K-quants quantize their scales, so they hold nothing exactly.
+nibble i + 16 in its high half; four pairs of bits make a byte, the first one lowest. K-quants quantize their scales, so they
+hold nothing exactly. Q2_0 is llama.cpp's since July 2026 (id 42, pull request 24448); older builds do not load it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,15 +24,26 @@ from torch import Tensor
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
-BLOCK = 32
+BLOCK, WIDE_BLOCK = 32, 64
+TYPES: Mapping[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4),
+    "Q4_0": (2, BLOCK, 18),
+    "Q4_1": (3, BLOCK, 20),
+    "Q8_0": (8, BLOCK, 34),
+    "Q2_0": (42, WIDE_BLOCK, 18),
+}
+"""ggml's id of a type, numbers in a block, bytes of it."""
 COMPOUND = (
     "llama.cpp multiplies with one matrix a layer, and this one is low-rank, clustered or a sum; "
     "train it on one grid (--method dlqat)"
 )
 
 
+@dataclass(frozen=True, slots=True)
 class Storage:
-    """`storage.Storage`."""
+    """`storage.Storage`. `narrow`: 2 bits in 2 bits, where the groups allow it."""
+
+    narrow: bool = False
 
     def supports(self, name: str, weight: Leaf) -> str | None:
         if isinstance(weight, Tensor):
@@ -48,35 +64,41 @@ class Storage:
         if lost:
             return (
                 f"{grid}: Q4_1 keeps a group's lowest value as fp16, and {lost} of {lowest.numel()} would be rounded; "
-                "recipe: symmetric = true, or bits = 3"
+                "recipe: scale_bits = 7, and train again"
             )
         return None
 
     def describe(self, name: str, weight: Leaf) -> str:
-        return kind(weight)
+        return self.kind(weight)
+
+    def kind(self, weight: Leaf) -> str:
+        """The type's name in ggml."""
+        if isinstance(weight, Tensor):
+            return "F32"
+        grid, inputs = weight.grid, weight.codes.shape[1]
+        if grid.bits == 8:
+            return "Q8_0"
+        if weight.zero_points is not None:
+            return "Q4_1"
+        fits = grid.bits == 2 and (grid.group_size or inputs) % WIDE_BLOCK == 0
+        return "Q2_0" if self.narrow and fits else "Q4_0"
 
 
-def kind(weight: Leaf) -> str:
-    """The type's name in ggml."""
-    if isinstance(weight, Tensor):
-        return "F32"
-    if weight.grid.bits == 8:
-        return "Q8_0"
-    return "Q4_0" if weight.zero_points is None else "Q4_1"
-
-
-def stored(weight: Leaf) -> NDArray[np.generic]:
+def stored(weight: Leaf, kind: str) -> NDArray[np.generic]:
     """What stands in the file: bytes uint8 [out, bytes of a row], or float32."""
     if isinstance(weight, Tensor):
         return weight.float().contiguous().numpy()
-    out = weight.codes.shape[0]
-    codes, scales = weight.codes.numpy().reshape(out, -1, BLOCK), _blockwise(weight, weight.scales)
-    if weight.grid.bits == 8:
-        parts = [scales, codes.view(np.uint8)]
-    elif weight.zero_points is None:
-        parts = [scales, _nibbles(codes + 8)]
-    else:
-        parts = [scales, _blockwise(weight, _lowest(weight)), _nibbles(codes - weight.grid.qmin)]
+    out, block = weight.codes.shape[0], TYPES[kind][1]
+    codes, scales = weight.codes.numpy().reshape(out, -1, block), _blockwise(weight, weight.scales, block)
+    match kind:
+        case "Q8_0":
+            parts = [scales, codes.view(np.uint8)]
+        case "Q4_0":
+            parts = [scales, _nibbles(codes + 8)]
+        case "Q2_0":
+            parts = [_blockwise(weight, -weight.scales, block), _pairs(1 - codes)]
+        case _:
+            parts = [scales, _blockwise(weight, _lowest(weight), block), _nibbles(codes - weight.grid.qmin)]
     return np.concatenate(parts, axis=-1).reshape(out, -1)
 
 
@@ -86,12 +108,17 @@ def _lowest(weight: Quantized) -> Tensor:
     return weight.scales * (weight.grid.qmin - weight.zero_points.float())
 
 
-def _blockwise(weight: Quantized, values: Tensor) -> NDArray[np.uint8]:
+def _blockwise(weight: Quantized, values: Tensor, block: int) -> NDArray[np.uint8]:
     """fp16 bytes [out, blocks, 2] of one number a group."""
-    repeat = weight.codes.shape[1] // BLOCK // values.shape[1]
+    repeat = weight.codes.shape[1] // block // values.shape[1]
     return np.repeat(values.half().numpy(), repeat, axis=1)[..., None].view(np.uint8)
 
 
 def _nibbles(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     u = values.astype(np.uint8)
     return u[..., : BLOCK // 2] | (u[..., BLOCK // 2 :] * np.uint8(16))
+
+
+def _pairs(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    u = values.astype(np.uint8).reshape(*values.shape[:-1], -1, 4)
+    return (u << np.arange(0, 8, 2, dtype=np.uint8)).sum(-1, dtype=np.uint8)

@@ -12,11 +12,12 @@ from dlqat.exporters import generation, target, templates, tokens
 from dlqat.exporters.gguf import file, metadata, names, vocabulary
 from dlqat.exporters.gguf.storage import COMPOUND, Storage
 from dlqat.exporters.manifest import Written
-from dlqat.exporters.storage import LayerRow, rows
+from dlqat.exporters.storage import LayerRow, leaves, rows, weights
 from dlqat.exporters.target import choice, parameters, sizes
 from dlqat.folded.disk import FoldedModel
+from dlqat.refusal import Refusal
 
-FORMS = ("exact",)
+FORMS = ("exact", "q2_0")
 NAME = "model.gguf"
 
 
@@ -32,7 +33,14 @@ def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
     names.modules(model, facts)
     vocabulary.read(source, tokens.read(source, model.config), facts.vocab_size)
     templates.read(source)
-    return rows(Storage(), model, COMPOUND)
+    storage = _storage(options)
+    if storage.narrow and all(storage.kind(w) != "Q2_0" for _, top in weights(model) for _, w in leaves("", top)):
+        raise Refusal("--form q2_0 holds symmetric 2 bits in groups of 64, 128 or whole rows, and no layer is so")
+    return rows(storage, model, COMPOUND)
+
+
+def _storage(options: Options) -> Storage:
+    return Storage(narrow=options.form == "q2_0")
 
 
 def write(
@@ -43,7 +51,9 @@ def write(
     special = tokens.read(source, model.config)
     found = vocabulary.read(source, special, facts.vocab_size)
     chats = templates.read(source)
-    by_tensor = file.write(folder / NAME, model, facts, options.context, found, chats.get(templates.DEFAULT), done)
+    by_tensor = file.write(
+        folder / NAME, model, facts, options.context, _storage(options), found, chats.get(templates.DEFAULT), done
+    )
     by_component = sizes(by_tensor)
     ready = f"not set up: {source} has no tokenizer.json"
     if special is not None:

@@ -25,10 +25,10 @@ from dlqat.trainer.kernels.choose import choose
 
 _ADAPTER = (
     "Tensor weight, Tensor scales, Tensor? zero_points, Tensor? magnitude, Tensor? lora_a, Tensor? lora_b, "
-    "Tensor? offset, float scaling, int bits, bool power_of_two"
+    "Tensor? offset, float scaling, int bits, bool power_of_two, int scale_bits"
 )
 TENSORS = 7
-"""Arguments of an adapter that are tensors, `weight` first; three numbers follow."""
+"""Arguments of an adapter that are tensors, `weight` first; four numbers follow."""
 
 
 def arguments(weight: Tensor, adapter: Adapter) -> tuple[Any, ...]:
@@ -36,14 +36,16 @@ def arguments(weight: Tensor, adapter: Adapter) -> tuple[Any, ...]:
     return (
         weight, adapter.scales, adapter.zero_points, adapter.magnitude, adapter.lora_a, adapter.lora_b,
         adapter.offset, adapter.scaling, adapter.grid.bits, adapter.grid.power_of_two,
+        adapter.grid.scale_bits,
     )  # fmt: skip
 
 
 def _adapter(args: tuple[Any, ...]) -> tuple[Tensor, Adapter]:
     """What `arguments` took apart."""
-    weight, scales, zero_points, magnitude, lora_a, lora_b, offset, scaling, bits, power_of_two = args
+    weight, scales, zero_points, magnitude, lora_a, lora_b, offset, scaling, bits, power_of_two, scale_bits = args
     groups = scales.shape[1]
-    grid = Grid(bits, None if groups == 1 else weight.shape[1] // groups, zero_points is None, power_of_two)
+    group_size = None if groups == 1 else weight.shape[1] // groups
+    grid = Grid(bits, group_size, zero_points is None, power_of_two, scale_bits=scale_bits)
     return weight, Adapter(grid, scales, zero_points, magnitude, lora_a, lora_b, scaling, offset)
 
 
@@ -106,7 +108,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     need_dx = ctx.needs_input_grad[0]
     found = torch.ops.dlqat.linear_backward(dy, x, *tensors, *ctx.numbers, need_dx)
     dx, magnitude, lora_a, lora_b, scales = (t if t.numel() else None for t in found)
-    return dx, None, scales, None, magnitude, lora_a, lora_b, *(None,) * 5
+    return dx, None, scales, None, magnitude, lora_a, lora_b, *(None,) * 6
 
 
 linear.register_autograd(_backward, setup_context=_save)

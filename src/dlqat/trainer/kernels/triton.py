@@ -161,7 +161,7 @@ def _constants(weight: Tensor, adapter: Adapter, tiles: Tiles) -> dict[str, Any]
         "DOT": "tf32x3" if nvidia else "ieee",
         "QMIN": grid.qmin,
         "QMAX": grid.qmax,
-        "POWER_OF_TWO": grid.power_of_two,
+        "SCALE_BITS": 1 if grid.power_of_two else grid.scale_bits,
         "BASE_UNIT": base_unit(grid),
         "GROUPS": tiles.columns // tiles.group,
         "GROUP": tiles.group,

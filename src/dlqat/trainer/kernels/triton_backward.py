@@ -19,7 +19,7 @@ from dlqat.trainer.kernels.triton_tile import indices, latent_levels, low_rank, 
 def epilogue(
     g, weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made, grad_magnitude, grad_scales, grad_b,
     first_row, tile, out_features, in_features, groups, parts, rank, scaling, lsq,
-    QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
+    QMIN: tl.constexpr, QMAX: tl.constexpr, SCALE_BITS: tl.constexpr, BASE_UNIT: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr,
     DOT: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
@@ -33,7 +33,7 @@ def epilogue(
     at, inside, at_scales, inside_scales = indices(
         first_row, first_column, out_features, in_features, groups, ROWS, GROUPS, GROUP
     )
-    s, folded, low, high = scales_of(scales, zero_points, magnitude, at_scales, inside_scales, QMIN, QMAX, POWER_OF_TWO)
+    s, folded, low, high = scales_of(scales, zero_points, magnitude, at_scales, inside_scales, QMIN, QMAX, SCALE_BITS)
     product = None
     if lora_a is not None:
         a, b = low_rank(lora_a, lora_b, first_row, first_column, out_features, in_features, rank, ROWS, COLUMNS, RANK)
@@ -83,7 +83,7 @@ def weight_backward_kernel(
     g, weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made,
     grad_magnitude, grad_scales, grad_a, grad_b,
     out_features, in_features, groups, parts, rank, scaling, lsq,
-    QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
+    QMIN: tl.constexpr, QMAX: tl.constexpr, SCALE_BITS: tl.constexpr, BASE_UNIT: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr, STEPS: tl.constexpr,
     DOT: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +98,7 @@ def weight_backward_kernel(
             tl.load(g + at, inside, other=0.0).to(tl.float32),
             weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made, grad_magnitude, grad_scales, grad_b,
             first_row, tile, out_features, in_features, groups, parts, rank, scaling, lsq,
-            QMIN, QMAX, POWER_OF_TWO, BASE_UNIT, ROWS, GROUPS, GROUP, RANK, DOT, NVIDIA,
+            QMIN, QMAX, SCALE_BITS, BASE_UNIT, ROWS, GROUPS, GROUP, RANK, DOT, NVIDIA,
         )  # fmt: skip
         if part is not None:
             total += part

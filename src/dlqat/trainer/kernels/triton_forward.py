@@ -19,7 +19,7 @@ from dlqat.trainer.kernels.triton_tile import indices, latent_levels, low_rank, 
 def weight_forward_kernel(
     weight, scales, zero_points, magnitude, lora_a, lora_b, offset, made,
     out_features, in_features, groups, rank, scaling,
-    QMIN: tl.constexpr, QMAX: tl.constexpr, POWER_OF_TWO: tl.constexpr, BASE_UNIT: tl.constexpr,
+    QMIN: tl.constexpr, QMAX: tl.constexpr, SCALE_BITS: tl.constexpr, BASE_UNIT: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, RANK: tl.constexpr, STEPS: tl.constexpr,
     DOT: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
@@ -31,7 +31,7 @@ def weight_forward_kernel(
             first_row, first_column, out_features, in_features, groups, ROWS, GROUPS, GROUP
         )
         s, folded, low, high = scales_of(
-            scales, zero_points, magnitude, at_scales, inside_scales, QMIN, QMAX, POWER_OF_TWO
+            scales, zero_points, magnitude, at_scales, inside_scales, QMIN, QMAX, SCALE_BITS
         )
         product = None
         if lora_a is not None:

@@ -40,12 +40,15 @@ def narrow(x, dtype: tl.constexpr, NVIDIA: tl.constexpr):
 
 
 @triton.jit
-def round_scales(x, POWER_OF_TWO: tl.constexpr):
-    """dlqat.grid.snap, or the smallest power of two >= x; x > 0."""
-    if POWER_OF_TWO:
-        bits = x.to(tl.uint32, bitcast=True)
+def round_scales(x, SCALE_BITS: tl.constexpr):
+    """dlqat.grid.snap to so many significant bits, or, of one bit, the smallest power of two >= x; x > 0."""
+    bits = x.to(tl.uint32, bitcast=True)
+    if SCALE_BITS == 1:
         p = (((bits + 0x7FFFFF) >> 23) << 23).to(tl.float32, bitcast=True)
         return tl.minimum(tl.maximum(p, 6.103515625e-05), 32768.0)
+    if SCALE_BITS == 7:
+        bits += 0xFFFF + ((bits >> 17) & 1)
+        return tl.minimum(tl.maximum(((bits >> 17) << 17).to(tl.float32, bitcast=True), 6.103515625e-05), 65024.0)
     return tl.minimum(tl.maximum(round_bf16(x), 6.103515625e-05), 65280.0)
 
 
@@ -79,12 +82,12 @@ def low_rank(lora_a, lora_b, first_row, first_column, out_features, in_features,
 
 @triton.jit
 def scales_of(scales, zero_points, magnitude, at, inside, QMIN: tl.constexpr, QMAX: tl.constexpr,
-              POWER_OF_TWO: tl.constexpr):  # fmt: skip
+              SCALE_BITS: tl.constexpr):  # fmt: skip
     """s, snap(m s) and the ends of q - z, each [ROWS, GROUPS]; 1 beyond the ends of the matrix."""
-    s = round_scales(tl.load(scales + at, inside, other=1.0), POWER_OF_TWO)
+    s = round_scales(tl.load(scales + at, inside, other=1.0), SCALE_BITS)
     folded = s
     if magnitude is not None:
-        folded = round_scales(tl.load(magnitude + at, inside, other=1.0) * s, POWER_OF_TWO)
+        folded = round_scales(tl.load(magnitude + at, inside, other=1.0) * s, SCALE_BITS)
     z = tl.zeros_like(s)
     if zero_points is not None:
         z = tl.load(zero_points + at, inside, other=0).to(tl.float32)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of 32 as ggml defines them (ggml-quants.c, dequantize_row_*), as integers of a grid.
+"""Blocks as ggml defines them (ggml-quants.c, dequantize_row_*), as integers of a grid.
 
 Q4_0   d (u - 8)                     codes u - 8
 Q8_0   d q                           codes q
 Q4_1   d u + m = d (u - z), z = -m / d, which must be a whole number
+Q2_0   d (u - 1)                     codes 1 - u of the scale -d, for our 2 bits reach from -2 to 1; blocks of 64
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.runtime_tests.readers.contents import Integers, Unreadable
+from dlqat.runtime_tests.readers.gguf.file import BLOCKS
 
 BLOCK = 32
-Q4_0, Q4_1, Q8_0 = 2, 3, 8
+Q4_0, Q4_1, Q8_0, Q2_0 = 2, 3, 8, 42
+OF_A_GRID = (Q4_0, Q4_1, Q8_0, Q2_0)
 
 
 def integers(kind: int, content: NDArray[np.uint8], shape: tuple[int, ...], name: str) -> Integers:
     """Codes, scales and zero-points of a tensor's bytes."""
-    blocks = content.reshape(shape[0], shape[1] // BLOCK, -1)
+    block = BLOCKS[kind][0]
+    blocks = content.reshape(shape[0], shape[1] // block, -1)
     scales = _halves(blocks, 0)
     match kind:
+        case 42:
+            pairs = blocks[..., 2:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)
+            return Integers(1 - pairs.astype(np.int8).reshape(shape), -scales, None, block)
         case 8:
             codes = blocks[..., 2:].view(np.int8)
             return Integers(codes.reshape(shape), scales, None, BLOCK)

@@ -43,7 +43,7 @@ def read(program: Path) -> Contents:
 def _weights(m: Meaning) -> Iterator[Weight]:
     for name, tensor in m.file.tensors.items():
         module = m.module(name)
-        if module is None or tensor.kind not in (layouts.Q4_0, layouts.Q4_1, layouts.Q8_0):
+        if module is None or tensor.kind not in layouts.OF_A_GRID:
             continue
         if module == meaning.OUTER["token_embd"]:
             yield _weight(m, name, module, "gather")
@@ -92,7 +92,7 @@ def _program(m: Meaning, name: str, module: str, use: Literal["matmul", "gather"
 def _tensors(m: Meaning) -> Iterator[tuple[str, NDArray[np.float32]]]:
     for name, tensor in m.file.tensors.items():
         module = m.module(name)
-        if module is None or tensor.kind in (layouts.Q4_0, layouts.Q4_1, layouts.Q8_0):
+        if module is None or tensor.kind in layouts.OF_A_GRID:
             continue
         values = layouts.floats(tensor.kind, m.file.bytes_of(name), tensor.shape)
         heads = m.rows(module)
