@@ -127,6 +127,11 @@ def test_sixteen_bits_where_nothing_is_rounded(tmp_path: Path) -> None:
     refused = {r.refused for r in target.plan(other, tmp_path, target.Options(64, "bfloat16")) if r.refused}
     assert refused
     assert all("lowest values" in str(r) and "use --form float32" in str(r) for r in refused)
+    for spec in ({"bits": 3}, {"bits": 4, "scale_bits": 7}):
+        fits = models.fold_model(models.tiny("llama"), recipe(group_size=32, symmetric=False, **spec))
+        for name, values in fits.tensors.items():
+            fits.tensors[name] = values.bfloat16().half().float()  # pyright: ignore[reportIndexIssue]
+        assert not [r for r in target.plan(fits, tmp_path, target.Options(64, "float16")) if r.refused], spec
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:

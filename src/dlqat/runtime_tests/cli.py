@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,12 @@ COLOURS = {"passed": "green", "failed": "red", "not verified": "yellow"}
 
 @app.command(no_args_is_help=True)
 def check(
-    artifact: Annotated[Path, typer.Argument(help="The folder that dlqat-export wrote: model_dir/onnx.")],
+    artifact: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder that dlqat-export wrote: model_dir/onnx. Or a .gguf file that something else made of the model."
+        ),
+    ],
     reference: Annotated[
         Path | None, typer.Option(help="folded/ of the model. Default: the one beside the artifact.")
     ] = None,
@@ -66,9 +72,19 @@ def check(
 
     dlqat-check model_dir/onnx
     dlqat-check model_dir/onnx --device browser-wasm --output reports/browser
+
+    A .gguf file of another converter: how many of the trained values it still has, layer by layer.
+
+    dlqat-check other.gguf --reference model_dir/folded
     """
     refusal.unwind_when_terminated()
     starting()
+    if artifact.is_file():
+        if device_name or level or quick or output:
+            raise Refusal(
+                f"{artifact} is a file, and is compared only; leave out --device, --level, --quick and --output"
+            )
+        sys.exit(_compare(artifact, reference or artifacts.folded_beside(artifact), as_json=as_json))
     found = artifacts.find(artifact)
     request = CheckRequest(
         artifact=found,
@@ -96,6 +112,36 @@ def check(
     if not as_json:
         console.print(f"report: {paths[1]}, {paths[2].name} and {paths[0].name}")
     sys.exit(1 if result.verdict == "failed" else 0)
+
+
+def _compare(file: Path, reference: Path, *, as_json: bool) -> int:
+    """The exit code: 0 where every value is the trained one."""
+    from dlqat.runtime_tests.check import other_file
+
+    console = Terminal(stderr=as_json)
+    with console.status(Text(f"comparing {file.name}")):
+        rows = list(other_file.compare(file, reference))
+    if as_json:
+        say_json([asdict(row) for row in rows])
+    else:
+        kept = all(row.kept == row.total for row in rows)
+        title = "holds the trained values" if kept else "does not hold the trained values"
+        table = Table(title=Text(f"{file.name} {title}"), title_style="")
+        for column in ("parameter", "type", "values kept", "codes moved", "distance"):
+            table.add_column(column, overflow="fold", justify="left" if column in ("parameter", "type") else "right")
+        for row in other_file.together(rows):
+            shares = (f"{100 * n / row.total:.1f} %" for n in (row.kept, row.moved))
+            table.add_row(
+                Text(row.name.removeprefix("model.").removesuffix(".weight")),
+                row.kind,
+                *shares,
+                f"{100 * row.distance:.2f} %",
+            )
+        console.print(table)
+        console.print(
+            "codes moved: values that another code of the trained grid would be nearer to\ndistance: root mean square, relative"
+        )
+    return 0 if all(row.kept == row.total for row in rows) else 1
 
 
 def _rungs(level: list[str] | None, *, quick: bool) -> Sequence[str]:

@@ -68,6 +68,12 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
+def type_name(kind: int) -> str:
+    """ggml's name of a type that `read` lets pass."""
+    names = {0: "F32", 1: "F16", _BF16: "BF16", _Q2_0: "Q2_0"}
+    return names[kind] if kind in names else _gguf("this file").GGMLQuantizationType(kind).name
+
+
 def read(path: Path) -> Gguf:
     """Parse the header. Refusal if the file is not a GGUF, truncated, or holds a block type nobody decodes."""
     blob = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
