@@ -33,7 +33,7 @@ demo: .venv/ready
 
 # One process a core, each on one thread; the tests of a file share its fixtures, so they stay together.
 test: .venv/ready
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: .venv/ready
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 .venv/bin/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
