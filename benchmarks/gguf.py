@@ -107,7 +107,7 @@ def distance(tools: Tools, base: Path, file: Path, work: Path) -> dict[str, floa
     return {key: float(match[1]) for key, match in found.items() if match}
 
 
-def tasks(file: Path, base: Path, work: Path, limit: int) -> dict[str, float]:
+def tasks(file: Path, base: Path, work: Path, limit: int) -> dict[str, Any]:
     """ARC-Easy and PIQA of a file by itself: % right of the first `limit` questions of each."""
     folder = work / f"eval-{file.stem if file.parent == work else file.parent.parent.name}"
     folder.mkdir(exist_ok=True)
@@ -118,8 +118,7 @@ def tasks(file: Path, base: Path, work: Path, limit: int) -> dict[str, float]:
     (folder / "model.gguf").symlink_to(file.resolve())
     asked = ("--tasks", "arc_easy,piqa", "--data", DATA, "--limit", str(limit), "--threads", "1")
     subprocess.run(command("runtime_tests.eval_cli", folder, *asked), check=True, stdout=subprocess.DEVNULL)
-    said = json.loads(next(folder.glob("eval-*.json")).read_text(encoding="utf-8"))
-    return {name: found for name, found in said["tasks"].items()}
+    return json.loads(next(folder.glob("eval-*.json")).read_text(encoding="utf-8"))["tasks"]
 
 
 def speeds(tools: Tools, files: dict[str, Path]) -> dict[str, dict[str, Any]]:

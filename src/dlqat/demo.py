@@ -44,9 +44,10 @@ def demo() -> None:
     step("dlqat-export", "--target", "onnx", HOME, "--no-verify")
     step("dlqat-export", "--target", "onnx", "--form", "ort", HOME, "--no-verify")
     step("dlqat-export", "--target", "onnx", "--form", "web", HOME, "--no-verify")
-    for target in ("executorch", "coreml"):
+    others = ("executorch", "coreml", "gguf", "mlx")
+    for target in others:
         step("dlqat-export", "--target", target, HOME, "--no-verify")
-    folders = [HOME / name for name in ("onnx", "onnx-ort", "onnx-web", "executorch", "coreml")]
+    folders = [HOME / name for name in ("onnx", "onnx-ort", "onnx-web", *others)]
     for folder in folders:
         step("dlqat-check", folder, "--quick")
     for device, folder in ELSEWHERE.items():
