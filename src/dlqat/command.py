@@ -18,6 +18,7 @@ VERBS = {
     "run": ("dlqat.talk", "let an artifact answer one prompt"),
     "chat": ("dlqat.talk", "talk with an artifact"),
     "app": ("dlqat.apps.cli", "an artifact in a web, React Native, Android or iOS app"),
+    "push": ("dlqat.publish", "a checked artifact on the Hugging Face hub, with a model card"),
     "demo": ("dlqat.demo", "all of it on a real model, in minutes"),
 }
 

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import typer
@@ -16,14 +17,15 @@ from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
-from dlqat import refusal
+from dlqat import first_lines, refusal
 from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, refuse, write
 from dlqat.exporters.storage import LayerRow
 from dlqat.formats import FORMATS
 from dlqat.progress import Bars
+from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
 
-CHECK = "dlqat.runtime_tests.cli"
+CHECK, PUBLISH = "dlqat.runtime_tests.cli", "dlqat.publish"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Terminal(stderr=True)
@@ -58,11 +60,16 @@ def export(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
     verify: Annotated[bool, typer.Option(help="Run dlqat-check --quick on the result.")] = True,
+    push: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Put it on the Hugging Face hub when its check has passed.")
+    ] = None,
 ) -> None:
     """Write the integers of MODEL_DIR as an artifact that a runtime loads, and run dlqat-check --quick on it.
 
     Exit code 0: written, and no check failed. 1: written, and a check failed. 2: bad input. 3: a bug in dlqat.
     """
+    if push and (dry_run or not verify):
+        raise Refusal("--push needs the check; leave out --dry-run and --no-verify")
     module = load(target)
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
     folder = destination(model_dir, name, output)
@@ -87,8 +94,13 @@ def export(
     for client, state in summary["clients"].items():
         if state != "ready":
             console.print(f"{client}: {state}", soft_wrap=True)
+    console.print(
+        Text(f"to load it:\n{indent(first_lines.of(target, options.form, str(folder)), '    ')}"), soft_wrap=True
+    )
     if verify:
         check(folder, folded)
+    if push:
+        _child(PUBLISH, str(folder), push)
 
 
 def _advance(progress: Bars, task: TaskID, part: str) -> None:
@@ -100,10 +112,14 @@ def check(folder: Path, folded: Path) -> None:
     if find_spec(CHECK) is None:
         console.print("not verified: dlqat-check is not installed")
         return
-    command = [sys.executable, "-m", CHECK, str(folder), "--reference", str(folded), "--quick"]
-    if code := subprocess.run(command, check=False).returncode:
-        raise typer.Exit(code)
+    _child(CHECK, str(folder), "--reference", str(folded), "--quick")
     console.print(f"the whole proof: {shlex.join(['dlqat-check', str(folder)])}", soft_wrap=True)
+
+
+def _child(module: str, *words: str) -> None:
+    """One of our commands; its exit code, if it failed, becomes ours."""
+    if code := subprocess.run([sys.executable, "-m", module, *words], check=False).returncode:
+        raise typer.Exit(code)
 
 
 def table(plan: list[LayerRow], title: str) -> Table:
