@@ -47,7 +47,7 @@ check: .venv/ready
 	@mkdir -p .cache; .venv/bin/pytest --collect-only -qqq >.cache/collected || { cat .cache/collected; exit 1; }
 
 # What runs artifacts beside the packages of .venv: browsers and Node, emulated ARM64, other versions of the runtimes.
-DEVICES := web wllama transformers-js transformers-js@4.0 chromium qemu qemu-executorch llamacpp mlx kotlin \
+DEVICES := web wllama node-llamacpp transformers-js transformers-js@4.0 chromium qemu qemu-executorch llamacpp mlx kotlin \
   onnxruntime-genai@0.13 onnxruntime@1.24 onnxruntime@1.32 executorch@1.4 qemu-executorch@1.0 qemu-executorch@1.2
 
 # A set-up that fails (no Debian, no npm, no network) leaves its device out; its tests then skip with the reason.

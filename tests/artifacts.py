@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import models
 import unions
 from dlqat import artifact as artifacts
-from dlqat.devices.all import device
+from dlqat.devices.all import DEVICES, device
+from dlqat.devices.device import Device
 from dlqat.exporters import pipeline
 from dlqat.exporters.executorch import target as executorch_target
 from dlqat.exporters.onnx import target as onnx_target
@@ -76,3 +79,16 @@ def proof(artifact: Path, reference: Path, *, quick: bool = False) -> Proof:
 def checks(artifact: Path, reference: Path, *rungs: str) -> list[Check]:
     """Run rungs of the ladder."""
     return list(ladder.run(proof(artifact, reference), rungs))
+
+
+def runnable(name: str) -> Device:
+    """The device of that name; the test is skipped with its reason where it cannot run."""
+    if (reason := DEVICES[name].available()) is not None:
+        pytest.skip(f"{name}: {reason}")
+    return DEVICES[name]
+
+
+def climb(name: str, artifact: Path, *rungs: str, quick: bool = True) -> list[Check]:
+    """Run rungs on the device of that name, against the folded/ beside the artifact."""
+    found, reference = artifacts.find(artifact), Reference(artifact.parent / "folded")
+    return list(ladder.run(Proof(found, reference, runnable(name), 1, quick, lambda _: None), rungs))

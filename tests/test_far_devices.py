@@ -19,16 +19,13 @@ import torch
 import artifacts
 from dlqat import artifact as folders
 from dlqat.devices.all import DEVICES
-from dlqat.devices.device import Device, DeviceFailure, Rewindable, Session
+from dlqat.devices.device import DeviceFailure, Rewindable, Session
 from dlqat.devices.process.child import Limits
 from dlqat.devices.web import ort
 from dlqat.runtime_tests import tolerances
-from dlqat.runtime_tests.check import ladder
 from dlqat.runtime_tests.check.linears import relative_error
-from dlqat.runtime_tests.check.proof import Proof
 from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.reference.arithmetic import PER_TOKEN, Arithmetic
-from dlqat.runtime_tests.reference.model import Reference
 from processes import all_gone, browser, tree
 
 FLOAT32 = 2e-5
@@ -45,29 +42,15 @@ def exported_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifacts.export(tmp_path_factory.mktemp("far-pte"), "xnnpack", "llama-tied")
 
 
-def device(name: str) -> Device:
-    found = DEVICES[name]
-    if (reason := found.available()) is not None:
-        pytest.skip(f"{name}: {reason}")
-    return found
-
-
 def opened(name: str, exported: Path) -> Session:
-    program, found = folders.find(exported).program, device(name)
+    program, found = folders.find(exported).program, artifacts.runnable(name)
     return found.open(program, found.settings(program, 1)[0])
-
-
-def climb(name: str, exported: Path, *rungs: str, quick: bool = True) -> list[Any]:
-    proof = Proof(
-        folders.find(exported), Reference(exported.parent / "folded"), device(name), 1, quick, lambda _: None
-    )  # fmt: skip
-    return list(ladder.run(proof, rungs))
 
 
 @pytest.mark.parametrize("name", ["node", "node-transformers", "host-genai", "browser-wasm", "qemu-arm64-ort"])
 def test_the_ladder(exported: Path, name: str) -> None:
     """L1 and a short L2 in the device's first setting: every linear, logits of prefill and decode."""
-    found = climb(name, exported, "L1", "L2")
+    found = artifacts.climb(name, exported, "L1", "L2")
     assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
 
 
@@ -75,7 +58,7 @@ def test_the_ladder(exported: Path, name: str) -> None:
 def test_a_client_on_the_folder_that_an_app_gives_it(tmp_path: Path, name: str) -> None:
     """The qdq form on every rung: greedy text and a chat with turns taken back go through the client's own cache."""
     folder = artifacts.export(tmp_path, "qdq", "llama-tied")
-    found = climb(name, folder, "L1", "L2", "L3", "L5", quick=False)
+    found = artifacts.climb(name, folder, "L1", "L2", "L3", "L5", quick=False)
     assert {f"{c.rung} {c.name}": c.summary for c in found if c.status != "passed" and c.name != "stops"} == {}
     session = opened(name, folder)
     facts, client = session.facts(), "onnxruntime-genai" if name == "host-genai" else "transformers.js"
@@ -93,7 +76,7 @@ def test_genai_wants_its_config(tmp_path: Path) -> None:
 
 def test_executorch_on_arm64(exported_pte: Path) -> None:
     """KleidiAI's kernels behind XNNPACK round per token, as XNNPACK's own do on x86: linears, logits, greedy text."""
-    found = climb("qemu-arm64-executorch", exported_pte, "L1", "L2", "L3")
+    found = artifacts.climb("qemu-arm64-executorch", exported_pte, "L1", "L2", "L3")
     statuses = {f"{c.rung} {c.name}": c.status for c in found if c.name != "stops"}  # a random model seldom stops
     assert statuses == dict.fromkeys(statuses, "passed"), [c.summary for c in found]
     assert {c.rung for c in found} == {"L1", "L2", "L3"}
@@ -113,7 +96,7 @@ def test_executorch_on_arm64(exported_pte: Path) -> None:
 
 def test_i8mm(exported_pte: Path) -> None:
     """KleidiAI's kernels for newer CPUs: the same arithmetic, and facts that say so."""
-    found = device("qemu-arm64-executorch")
+    found = artifacts.runnable("qemu-arm64-executorch")
     program = folders.find(exported_pte).program
     first, second = found.settings(program, 1)
     contents = read(program)
@@ -131,7 +114,7 @@ def test_i8mm(exported_pte: Path) -> None:
 
 def test_facts_of_node(exported: Path) -> None:
     """Version, machine, threads and the level that runs: what a report must say of every setting."""
-    found, program = device("node"), folders.find(exported).program
+    found, program = artifacts.runnable("node"), folders.find(exported).program
     session = found.open(program, found.settings(program, 2)[0])
     facts = session.facts()
     session.close()
@@ -194,7 +177,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_qdq_form_in_node(wide: dict[str, Path]) -> None:
     """Linears and logits, in its first setting (float)."""
-    found = climb("node", wide["qdq"], "L1", "L2")
+    found = artifacts.climb("node", wide["qdq"], "L1", "L2")
     assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
 
 
@@ -209,7 +192,7 @@ def test_webgpu_in_float(wide: dict[str, Path]) -> None:
 
 def test_webgpu_at_level_4(wide: dict[str, Path]) -> None:
     """Each MatMulNBits of the ort form rounds in blocks of 128; attention is refused where subgroups are too small."""
-    program, found = folders.find(wide["ort"]).program, device("browser-webgpu")
+    program, found = folders.find(wide["ort"]).program, artifacts.runnable("browser-webgpu")
     (setting, *_) = found.settings(program, 1)
     assert setting.activations == "int8"
     weight = next(w for w in read(program).weights if w.kind == "matmul")
@@ -265,7 +248,7 @@ def test_a_truncated_program(exported: Path, tmp_path: Path) -> None:
 
 def test_kleidiai_rounds_per_token(exported: Path) -> None:
     """On ARM64 level 4 is KleidiAI's per-token rounding, and MLAS's blocks where KleidiAI is off: each as stated."""
-    program, found = folders.find(exported).program, device("qemu-arm64-ort")
+    program, found = folders.find(exported).program, artifacts.runnable("qemu-arm64-ort")
     weight = next(w for w in read(program).weights if w.kind == "matmul")
     integers = weight.load()
     dense = integers.codes.astype(np.float64) * np.repeat(integers.scales.astype(np.float64), integers.block, 1)
@@ -281,7 +264,7 @@ def test_kleidiai_rounds_per_token(exported: Path) -> None:
 
 def test_ties_on_arm64(exported: Path) -> None:
     """KleidiAI rounds halves away from zero, MLAS without it too, by the reciprocal of the scale: not as on x86."""
-    program, found = folders.find(exported).program, device("qemu-arm64-ort")
+    program, found = folders.find(exported).program, artifacts.runnable("qemu-arm64-ort")
     weight = next(w for w in read(program).weights if w.kind == "matmul" and w.load().codes.shape[1] == 64)
     integers = weight.load()
     dense = torch.from_numpy(integers.codes * np.repeat(integers.scales.astype(np.float64), integers.block, 1))

@@ -34,7 +34,6 @@ from dlqat.runtime_tests.readers import read
 from dlqat.runtime_tests.readers.contents import Unreadable
 from dlqat.runtime_tests.reference.arithmetic import PER_TOKEN_SYMMETRIC, Arithmetic, round_blocks
 from onnx_runs import Text, session
-from test_far_devices import climb, device
 
 LAYER = "model.layers.0.mlp.up_proj"
 INT8 = Setting("int8")
@@ -157,14 +156,14 @@ def test_it_is_unpacked_once_and_to_bytes(exported: Path, tmp_path: Path) -> Non
 
 def test_in_a_browser(exported: Path) -> None:
     """Real Chromium, WebAssembly: every linear as stated, and logits of prefill and decode within the noise floor."""
-    found = climb("browser-wasm", exported, "L1", "L2")
+    found = artifacts.climb("browser-wasm", exported, "L1", "L2")
     assert {c.rung: c.status for c in found} == {"L1": "passed", "L2": "passed"}, [c.summary for c in found]
 
 
 def test_float_weights_in_a_browser(tmp_path: Path) -> None:
     """The qdq form with its weights turned into float32 at load: the setting that docs/onnx.md names."""
     program = folders.find(artifacts.export(tmp_path, "qdq", "llama-tied")).program
-    browser, host, ids = device("browser-wasm"), DEVICES["host-ort"], [5, 9, 77]
+    browser, host, ids = artifacts.runnable("browser-wasm"), DEVICES["host-ort"], [5, 9, 77]
     (setting,) = [s for s in browser.settings(program, 1) if s.options]
     rows = browser.open(program, setting).logits(ids)
     np.testing.assert_allclose(rows, host.open(program, Setting()).logits(ids), atol=2e-5)

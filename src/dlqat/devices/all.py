@@ -12,7 +12,7 @@ from dlqat.devices.host.ort import HostOrt
 from dlqat.devices.phone.android import Android
 from dlqat.devices.releases import FETCHED, RELEASES
 from dlqat.devices.runner.arm64 import Emulated
-from dlqat.devices.web.llamacpp import WasmLlamacpp
+from dlqat.devices.web.llamacpp import NodeLlamacpp, WasmLlamacpp
 from dlqat.devices.web.ort import WebOrt
 from dlqat.devices.web.transformers import TRANSFORMERS_JS
 from dlqat.refusal import Refusal
@@ -33,6 +33,7 @@ ALL: tuple[Device, ...] = (
     Android("android-ort", "onnx"),
     Android("android-executorch", "executorch"),
     *FETCHED,
+    NodeLlamacpp(),
     WasmLlamacpp(),
     *RELEASES,
 )  # fmt: skip

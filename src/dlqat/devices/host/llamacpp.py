@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import machine
+from dlqat.devices import gguf_products, machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
 
 BATCH, CONTEXT = 512, 4096
@@ -54,31 +53,7 @@ class HostLlamacpp:
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        """A file with one product (readers/gguf/cut.py): rows to multiply go to its end, ids to look up are tokens."""
-        found: list[NDArray[np.float32]] = []
-        for batch in batches:
-            (given,) = batch.values()
-            content = bytearray(program)
-            lookup = np.issubdtype(given.dtype, np.integer)
-            if not lookup:
-                rows = np.ascontiguousarray(given, np.float32).tobytes()
-                size = _rows_at_the_end(content, given.shape[1])
-                content[len(content) - size : len(content) - size + len(rows)] = rows
-            ids = given.reshape(-1).tolist() if lookup else list(range(len(given)))
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "product.gguf"
-                path.write_bytes(content)
-                with closing(LlamacppSession(path, setting)) as session:
-                    logits = session.logits([int(i) for i in ids])
-                    found.append(logits[:, : session.width] if lookup else logits)
-        return found
-
-
-def _rows_at_the_end(content: bytearray, width: int) -> int:
-    """Bytes of token_embd, the last tensor of the file: float32 [vocabulary, width]."""
-    key = b"llama.vocab_size"
-    at = content.index(key) + len(key) + 4
-    return int.from_bytes(content[at : at + 4], "little") * width * 4
+        return gguf_products.evaluate(program, batches, lambda path: closing(LlamacppSession(path, setting)))
 
 
 class LlamacppSession:
@@ -117,10 +92,6 @@ class LlamacppSession:
         self._vocab: Any = self._model.get_vocab()
         self.timings.load_seconds = time.perf_counter() - start
         self._length = 0
-
-    @property
-    def width(self) -> int:
-        return int(self._model.n_embd)
 
     def reset(self) -> None:
         self.truncate(0)

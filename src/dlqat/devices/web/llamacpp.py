@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""wasm-llamacpp: llama.cpp's WebAssembly kernels in a headless Chromium, through wllama.
+"""llama.cpp behind an API of JavaScript: wasm-llamacpp in a headless Chromium (wllama), node-llamacpp in Node (node-llama-cpp).
 
-wllama gives the probabilities of the next token and no other numbers, so a single product cannot be run (L1 is not
-verified), and logits are the logarithms of probabilities. Its tokenizer is llama.cpp's own.
+Both tell a text's tokens by llama.cpp's own tokenizer. wllama gives the probabilities of the next token and no other
+numbers, so a single product cannot be run (L1 is not verified), and logits are the logarithms of probabilities.
+node-llama-cpp gives logits, and runs the weights as its apps do: repacked for this CPU, which cannot be switched off there.
 """
 
 from __future__ import annotations
@@ -10,19 +11,35 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import machine, setup
+from dlqat.devices import gguf_products, machine, setup
 from dlqat.devices.device import NoProducts, Setting
-from dlqat.devices.process.child import ChildSession, Limits, Worker
+from dlqat.devices.process.child import ChildSession, Limits, Worker, setting_fields
 from dlqat.devices.process.wire import Message
 from dlqat.devices.web import chromium
+from dlqat.devices.web.ort import node_fault
 
 LIMITS = Limits(load=300.0, call=240.0, token=5.0)
+
+
+class JsLlamacpp(ChildSession):
+    """A ChildSession that is told the file, and answers with tokens, too."""
+
+    def opening(self, program: str | Path, setting: Setting) -> Message:
+        path = Path(program).resolve()
+        spec = {"file": str(path), "name": path.name}
+        return Message({"op": "open", "spec": spec, "setting": setting_fields(setting)})
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, special ones included."""
+        return self._call({"op": "tokenize", "text": text}, self._limits.call).header["tokens"]
 
 
 class WasmLlamacpp:
@@ -47,9 +64,9 @@ class WasmLlamacpp:
         del program, setting
         return ()
 
-    def open(self, program: Path, setting: Setting) -> LlamacppPage:
+    def open(self, program: Path, setting: Setting) -> JsLlamacpp:
         command = [sys.executable, "-m", "dlqat.devices.web.browser_worker", "llamacpp", str(setting.threads)]
-        return LlamacppPage(Worker(self.name, command), program, setting, LIMITS, machine.facts())
+        return JsLlamacpp(Worker(self.name, command), program, setting, LIMITS, machine.facts())
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
@@ -58,13 +75,44 @@ class WasmLlamacpp:
         raise NoProducts("wllama gives the probabilities of whole models, so no product can be looked at by itself")
 
 
-class LlamacppPage(ChildSession):
-    """A ChildSession that is told the file, and answers with tokens, too."""
+@dataclass(eq=False)
+class NodeLlamacpp:
+    """llama.cpp in Node, on the CPU."""
 
-    def opening(self, program: str | Path, setting: Setting) -> Message:
-        path = Path(program).resolve()
-        return Message({"op": "open", "spec": {"file": str(path), "name": path.name}})
+    name: str = "node-llamacpp"
+    formats: tuple[str, ...] = ("gguf",)
+    own_process: bool = True
+    _evaluator: list[Worker] = field(default_factory=list[Worker])
 
-    def tokens(self, text: str) -> list[int]:
-        """The tokens of a text, special ones included."""
-        return self._call({"op": "tokenize", "text": text}, self._limits.call).header["tokens"]
+    def available(self) -> str | None:
+        folder = setup.home() / "node-llamacpp"
+        if not (folder / "ready").is_file():
+            return f"node-llama-cpp is not in {folder}; dlqat-devices --set-up node-llamacpp (npm)"
+        return node_fault()
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        del program
+        return (Setting("int8", True, threads),)
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program, setting
+        return ()
+
+    def open(self, program: Path, setting: Setting) -> JsLlamacpp:
+        return self._session(self._worker(), program, setting)
+
+    def evaluate(
+        self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
+    ) -> list[NDArray[np.float32]]:
+        if not (self._evaluator and self._evaluator[0].alive):
+            self._evaluator[:] = [self._worker()]
+        (worker,) = self._evaluator
+        return gguf_products.evaluate(program, batches, lambda path: nullcontext(self._session(worker, path, setting)))
+
+    def _session(self, worker: Worker, program: Path, setting: Setting) -> JsLlamacpp:
+        facts = machine.facts() | {"threads": setting.threads}
+        return JsLlamacpp(worker, program, setting, LIMITS, facts)
+
+    def _worker(self) -> Worker:
+        script = Path(__file__).with_name("node-llamacpp.mjs")
+        return Worker(self.name, ["node", str(script), str(setup.home() / "node-llamacpp")])
