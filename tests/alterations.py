@@ -214,6 +214,15 @@ def meaning(**changes: Callable[[Any], Any]) -> Callable[[Patch, FoldedModel], F
     return alter
 
 
+def ropes(**changes: Callable[[Any], Any]) -> Callable[[Patch, FoldedModel], FoldedModel]:
+    """Other parameters of every rope."""
+
+    def other(rope: Any) -> dict[str, Any]:
+        return {**rope, **{key: change(rope) for key, change in changes.items()}}
+
+    return meaning(ropes=lambda facts: {name: other(rope) for name, rope in facts.ropes.items()})
+
+
 FAMILY: dict[str, tuple[str, Callable[[Patch, FoldedModel], FoldedModel]]] = {
     "granite: embedding not scaled": ("granite", meaning(embedding_scale=lambda _: 1.0)),
     "granite: residuals not scaled": ("granite", meaning(residual_scale=lambda _: 1.0)),
@@ -225,12 +234,23 @@ FAMILY: dict[str, tuple[str, Callable[[Patch, FoldedModel], FoldedModel]]] = {
     ),
     "ministral3: rotary positions without YaRN": (
         "ministral3",
-        meaning(ropes=lambda facts: {name: {**rope, "rope_type": "default"} for name, rope in facts.ropes.items()}),
+        ropes(rope_type=lambda _: "default"),
     ),
-    "ministral3: attention without YaRN's factor": (
-        "ministral3",
-        meaning(attention_scale=lambda facts: facts.head_dim**-0.5),
+    "ministral3: cos and sin without YaRN's factor": ("ministral3", ropes(attention_factor=lambda _: 1.0)),
+    "phi3: parts of a product in another order": (
+        "phi3-long",
+        around(split=lambda b, name, x, sizes: b.split(name, x, sizes[::-1])[::-1]),
     ),
+    "phi3: all numbers of a head turn": (
+        "phi3-long",
+        ropes(
+            partial_rotary_factor=lambda _: 1.0,
+            short_factor=lambda rope: (rope["short_factor"] * 2)[:16],  # read again, it is not altered again
+            long_factor=lambda rope: (rope["long_factor"] * 2)[:16],
+        ),
+    ),
+    "phi3: long factors in a short text": ("phi3-long", ropes(short_factor=lambda rope: rope["long_factor"])),
+    "phi3: cos and sin without their factor": ("phi3-long", ropes(attention_factor=lambda _: 1.0)),
     "smollm3: a layer without positions has some": ("smollm3", meaning(rotary=lambda _: ("", ""))),
     "gemma3: ropes of the layers exchanged": ("gemma3_text", meaning(rotary=lambda facts: facts.rotary[::-1])),
     "gemma3: windows of the layers exchanged": ("gemma3_text", meaning(windows=lambda facts: facts.windows[::-1])),
@@ -822,6 +842,14 @@ GGUF_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
         "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
         "one bit of the keys' gain": gguf_first("blk.0.attn_k_norm.weight"),
     },
+    "phi3-long": {
+        "another part of a head turns": gguf_number("phi3.rope.dimension_count", 32, "I"),
+        "another factor of cos and sin": gguf_number("phi3.rope.scaling.attn_factor", 1.0, "f"),
+        "long factors from the start": gguf_number("phi3.rope.scaling.original_context_length", 127, "I"),
+        "one bit of a short factor": gguf_bytes("rope_factors_short.weight", flipped(3, 2)),
+        "two rows of keys exchanged": gguf_bytes("blk.0.attn_qkv.weight", swapped(70, 71)),
+        "gate and up exchanged": gguf_bytes("blk.1.ffn_up.weight", swapped(0, 128)),
+    },
     "olmo2": {
         "a window that nobody asked for": gguf_text(b"olmo2.rope.dimension_count", b"olmo2.attention.sliding_wi"),
         "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
@@ -869,6 +897,11 @@ MLX_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
         "residuals scaled by 0.23": in_json("config.json", "residual_multiplier", value=0.23),
         "logits not scaled": in_json("config.json", "logits_scaling", value=1.0),
         "attention scaled otherwise": in_json("config.json", "attention_multiplier", value=0.25),
+    },
+    "phi3": {
+        "all numbers of a head turn": in_json("config.json", "partial_rotary_factor", value=1.0),
+        "positions that are scaled": in_json("config.json", "rope_scaling", value={"type": "linear", "factor": 8.0}),
+        "rows of gate and up exchanged": mlx_bytes("model.layers.1.mlp.gate_up_proj.weight", swapped(0, 128)),
     },
     "gemma3_text": {
         "windows in other layers": in_json("config.json", "sliding_window_pattern", value=1),

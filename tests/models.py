@@ -25,9 +25,10 @@ SCALED_LOCAL_ROPE: dict[str, Any] = {
 FAMILIES = (
     *("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3"),
     *("ministral", "ministral3", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),
+    *("phi3", "phi3-long"),
 )
 
-WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text")
+WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text", "phi3")
 """Those whose window is shorter than a context: ExecuTorch has none."""
 
 _VARIANTS: dict[str, dict[str, Any]] = {
@@ -80,12 +81,29 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "pad_token_id": 0,
     },
+    "phi3": {"sliding_window": 8, "pad_token_id": 0},  # Phi-3-mini-4k
+    "phi3-long": {  # Phi-4-mini: tied, and a part of each head turns
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 128,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0 + i / 8 for i in range(8)],
+            "long_factor": [1.0 + i for i in range(8)],
+        },
+    },
     "cwm": {"head_dim": 16, "sliding_window": 8, "mlp_bias": True},
 }
 
 RELEASED: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
     "gemma3_text": {"query_pre_attn_scalar": 32},
+    "phi3-long": {"original_max_position_embeddings": 512},
 }
 """As the released models have it, where llama.cpp and mlx-lm have it in code and a tiny variant is something else."""
 

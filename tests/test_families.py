@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import models
@@ -25,6 +26,7 @@ TARGETS = {**GRAPHS, "gguf": ("gguf", None), "mlx": ("mlx", None)}
 VARIANTS = {name for name in models.FAMILIES if name in architecture.FAMILIES}
 
 
+LONG = models.tiny("phi3-long").config.rope_parameters
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
@@ -78,9 +80,21 @@ def test_a_cell_is_what_the_target_says(folded: Any, family: str, column: str) -
     ("family", "changes", "says"),
     [
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type 'longrope'"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type 'dynamic'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "lacks original_max_position"),
+        (
+            "phi3-long",
+            {"rope_parameters": {**LONG, "long_factor": None}},
+            "long_factor has 0 numbers, and 8 pairs turn",
+        ),
+        ("phi3-long", {"rope_parameters": {**LONG, "short_factor": [1.0] * 7}}, "short_factor has 7 numbers, and 8"),
+        ("phi3-long", {"rope_parameters": {**LONG, "short_factor": [0.0] * 8}}, "short_factor"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear' of this phi3"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.45}}, "7 numbers of a head would turn"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor"),
+        ("phi3", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type yarn without factor"),
-        ("smollm3", {"rope_parameters": YARN}, "is not that of all layers"),
         ("ministral3", {"rope_parameters": YARN}, "lack llama_4_scaling_beta"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers tells of 1"),
         ("smollm3", {"no_rope_layers": None}, "lacks no_rope_layers"),
@@ -121,7 +135,35 @@ def test_yarn_is_that_of_transformers(rope: dict[str, Any]) -> None:
     frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](config, None)
     found = architecture.read(config.to_dict())
     np.testing.assert_allclose(found.inverse_frequencies(), frequencies, rtol=2e-6)
-    assert found.attention_scale == pytest.approx(128**-0.5 * factor**2)
+    assert found.rope_tables(1)[0] == pytest.approx(factor)
+    assert found.attention_scale == 128**-0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({"hidden_size": 3072, "num_attention_heads": 24}, {"partial_rotary_factor": 0.75}),  # Phi-4-mini
+        ({"hidden_size": 3072, "num_attention_heads": 32}, {}),  # Phi-3.5-mini
+        ({"hidden_size": 3072, "num_attention_heads": 32}, {"attention_factor": 1.5}),
+        ({"hidden_size": 3072, "num_attention_heads": 32}, {"factor": 2.0}),
+        ({"hidden_size": 3072, "num_attention_heads": 32, "max_position_embeddings": 2048}, {}),
+    ],
+)
+def test_longrope_is_that_of_transformers_up_to_the_original_length(
+    changes: dict[str, Any], own: dict[str, Any]
+) -> None:
+    pairs = 48
+    factors = {"short_factor": [1 + i / 100 for i in range(pairs)], "long_factor": [1.5 + i for i in range(pairs)]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors, **own}
+    lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    config = AutoConfig.for_model(
+        "phi3", pad_token_id=0, num_key_value_heads=8, **{**lengths, **changes}, rope_parameters=rope
+    )
+    frequencies, factor = ROPE_INIT_FUNCTIONS["longrope"](config, None)
+    found = architecture.read(config.to_dict())
+    np.testing.assert_allclose(found.inverse_frequencies(), frequencies, rtol=2e-6)
+    assert found.rope_tables(1)[0] == pytest.approx(factor)
+    assert found.max_positions == min(4096, config.max_position_embeddings)
 
 
 def test_ministral3_ends_where_its_queries_would_be_scaled() -> None:
@@ -129,3 +171,11 @@ def test_ministral3_ends_where_its_queries_would_be_scaled() -> None:
     assert (
         architecture.read(models.tiny("ministral3", max_position_embeddings=100).config.to_dict()).max_positions == 100
     )
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml", "gguf", "mlx"])
+def test_no_artifact_goes_where_longrope_has_other_factors(target: str) -> None:
+    config = models.tiny("phi3-long").config.to_dict()
+    with pytest.raises(Refusal, match="positions for 1 to 128 tokens; behind them it computes otherwise"):
+        pipeline.choose(pipeline.load(target), target, config, 129)
+    assert pipeline.choose(pipeline.load(target), target, config).context == 128

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlqat import folded
+from dlqat import architecture, folded
 from dlqat.folded import Clustered, Folded, LowRank, Quantized, Sum, dense, disk
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, EMBEDDINGS, Recipe, Rule
@@ -96,6 +97,20 @@ def test_rotary_positions_stand_in_the_keys_of_transformers_4_too(
     for left_out in ((), ("rope_theta", "rope_scaling"), ("rope_parameters",)):
         path.write_text(json.dumps({k: v for k, v in written.items() if k not in left_out}))
         assert AutoConfig.from_pretrained(path.parent).rope_parameters == wanted, left_out
+
+
+def test_longrope_stands_in_the_keys_of_transformers_4_where_those_can_say_it(tmp_path: Path) -> None:
+    """Its Phi 3 takes three keys, and makes the factor of cos and sin of the lengths; 5 takes those three for all that there is."""
+    path, rope = tmp_path / "folded" / "config.json", tiny("phi3-long").config.rope_parameters
+    for own in ({}, {"attention_factor": 1.5}, {"factor": 2.0}):
+        write_folded(tmp_path / "folded", "phi3-long", rope_parameters={**rope, **own})
+        written = json.loads(path.read_text())
+        keys = set() if own else {"type", "short_factor", "long_factor"}
+        assert (set(written.get("rope_scaling", {})), written["partial_rotary_factor"]) == (keys, 0.5)
+        loaded = architecture.read(AutoConfig.from_pretrained(path.parent).to_dict())
+        wanted = architecture.read(tiny("phi3-long", rope_parameters={**rope, **own}).config.to_dict())
+        for a, b in zip(loaded.rope_tables(9), wanted.rope_tables(9), strict=True):
+            assert np.array_equal(a, b)
 
 
 def union() -> dict[str, Folded]:

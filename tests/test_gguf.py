@@ -50,7 +50,7 @@ def recipe(**spec: Any) -> Recipe:
 
 def export(folder: Path, family: str = "llama-tied", asked: Recipe | None = None, **changes: Any) -> Path:
     """folder/folded and folder/gguf of a tiny model with a byte-level tokenizer."""
-    own: dict[str, Any] = {"max_position_embeddings": 8} if family in ("mistral", "ministral", "cwm") else {}
+    own: dict[str, Any] = {"max_position_embeddings": 8} if family in ("mistral", "ministral", "cwm", "phi3") else {}
     model = models.tiny(family, vocab_size=VOCABULARY, **{**own, **models.RELEASED.get(family, {}), **changes})
     return artifacts.export_model(folder, "gguf", models.fold_model(model, asked), byte_tokenizer())
 
@@ -121,7 +121,19 @@ def test_another_reader_sees_the_same_weights(tmp_path: Path) -> None:
     assert np.array_equal(stored["blk.1.attn_q.weight"], permuted)
 
 
-AGAIN = ("llama-biased", "llama-tied", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma3_text", "olmo2")
+AGAIN = (
+    "llama-biased",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "gemma3_text",
+    "olmo2",
+    "phi3",
+    "phi3-long",
+)
 
 
 @pytest.mark.parametrize("family", AGAIN)
@@ -131,8 +143,11 @@ def test_trained_on_again_it_starts_from_exactly_its_integers(tmp_path: Path, fa
     found = source.resolve(str(artifact / "model.gguf"))
     loaded = source.load(found)
     facts, theirs = found.decoder, architecture.read(own.config)
-    for field in set(facts.__slots__) - {"family", "windows"}:  # a window as long as the context is none
+    for field in set(facts.__slots__) - {"family", "windows", "ropes"}:  # a window as long as the context is none
         assert getattr(facts, field) == getattr(theirs, field), field
+    assert facts.ropes.keys() == theirs.ropes.keys()
+    for name in facts.ropes:  # LongRoPE's factor is said in another way
+        assert all(map(np.array_equal, *(d.rope_tables(d.max_positions, name) for d in (facts, theirs))))
     assert (
         loaded.tokenizer("The miller's wheel, 123 <s>")["input_ids"]
         == byte_tokenizer()("The miller's wheel, 123 <s>")["input_ids"]
@@ -208,6 +223,13 @@ def test_scaling_that_llamacpp_would_ignore_is_refused(tmp_path: Path) -> None:
         target.plan(models.fold_model(models.tiny("qwen2", **scaling)), tmp_path, target.Options(64))
 
 
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 64,
+}
 UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
     "smollm3, another layer without positions": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "in every 4th layer"),
     "smollm3, biases": ("smollm3", {"attention_bias": True}, "biases of o_proj: llama.cpp's smollm3 does not add them"),
@@ -215,6 +237,13 @@ UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo2, biases": ("olmo2", {"attention_bias": True}, "biases of q_proj: llama.cpp's olmo2"),
     "olmo2, tied": ("olmo2", {"tie_word_embeddings": True}, "needs a head of its own"),
     "olmo2, wide heads": ("olmo2", {"head_dim": 32}, "takes hidden_size / heads"),
+    "phi3, wide heads": ("phi3", {"head_dim": 32}, "llama.cpp's phi3 takes hidden_size / heads"),
+    "phi3, an odd length": (
+        "phi3-long",
+        {"original_max_position_embeddings": 128},
+        "multiple of 256, so with 128 tokens",
+    ),
+    "llama, LongRoPE": ("llama", {"rope_parameters": LONG}, "writes it for phi3 only, not for llama"),
     "gemma3, another scale": ("gemma3_text", {"query_pre_attn_scalar": 24}, "has 32, config.json means 24"),
     "gemma3, windows everywhere": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}, "in every Nth layer"),
     "gemma3, windows last": (
@@ -363,10 +392,10 @@ def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
 
 
 @runs
-@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2", "phi3-long"])
 def test_llamacpp_computes_what_only_these_families_have(tmp_path: Path, family: str) -> None:
     """Logits and texts, quickly: products are those of the others."""
-    artifact = export(tmp_path, family, max_position_embeddings=512)
+    artifact = export(tmp_path, family, max_position_embeddings=1024)
     request = CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=("L2", "L3"), quick=True)
     checks = prove(request).checks
     assert [c.summary for c in checks if c.status == "failed"] == []

@@ -30,7 +30,14 @@ from toy_tokenizer import toy_tokenizer
 
 MLX = DEVICES["host-mlx"]
 runs = pytest.mark.skipif(MLX.available() is not None, reason=str(MLX.available()))
-FAMILIES = tuple(f for f in models.FAMILIES if f != "mistral")
+FAMILIES = tuple(f for f in models.FAMILIES if f not in ("mistral", "phi3-long"))  # these are refused, below
+OWN: dict[str, dict[str, Any]] = {
+    "phi3": {
+        "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.5},
+    }
+}
+"""What mlx-lm computes of a family, where a tiny variant is something else."""
 OUTER = Rule(r"model\.embed_tokens|lm_head", {"bits": 8, "group_size": 0, "power_of_two": True})
 
 
@@ -44,7 +51,8 @@ def export(
     """folder/folded and folder/mlx of a tiny model."""
     folder.mkdir(parents=True, exist_ok=True)
     toy_tokenizer().save_pretrained(folder)
-    disk.write(models.fold_model(models.tiny(family, **changes), asked), folder / "folded", files=folder)
+    own = {**OWN.get(family, {}), **changes}
+    disk.write(models.fold_model(models.tiny(family, **own), asked), folder / "folded", files=folder)
     found, options = disk.read(folder / "folded"), target.Options(artifacts.CONTEXT, form)
     assert not [row for row in target.plan(found, folder / "folded", options) if row.refused]
     pipeline.write(target, found, folder / "folded", folder / "mlx", options)
@@ -187,6 +195,9 @@ UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
     "granite, wide heads": ("granite", {"head_dim": 32}, "mlx-lm's granite takes hidden_size / heads"),
     "gemma3, a root between bfloat16 numbers": ("gemma3_text", {"hidden_size": 128}, "by 11.3125, the bfloat16 number"),
     "gemma3, windows everywhere": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}, "in every Nth layer"),
+    "phi3, windows": ("phi3", {}, "mlx-lm's phi3 sees the whole text"),
+    "phi3, wide heads": ("phi3", {"head_dim": 32, "sliding_window": None}, "mlx-lm's phi3 takes hidden_size / heads"),
+    "phi3, LongRoPE": ("phi3-long", {}, "short ones up to 128 tokens; target gguf has both"),
     "gemma3, biases": ("gemma3_text", {"attention_bias": True}, "mlx-lm's gemma3_text has no biases"),
     "gemma3, a scaled local rope": ("gemma3_text", models.SCALED_LOCAL_ROPE, "rope_type linear of sliding_attention"),
 }
@@ -210,7 +221,7 @@ def test_mlx_lm_computes_with_them(tmp_path: Path, family: str) -> None:
 
 
 @runs
-@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2", "phi3"])
 def test_mlx_lm_computes_what_only_these_families_have(tmp_path: Path, family: str) -> None:
     """Logits, quickly: products are those of the others. Gemma's cache with windows writes texts, too."""
     artifact = export(tmp_path, family, recipe(bits=3, group_size=32), max_position_embeddings=512)

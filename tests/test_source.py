@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -387,6 +388,8 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: str = "F32", **metadata
         writer.add_rope_dimension_count(head_dim)
     for key, value in metadata.items():
         writer.add_string(key, value)
+    for key in ("short", "long") if rope["rope_type"] == "longrope" else ():
+        writer.add_tensor(f"rope_factors_{key}.weight", np.array(rope[f"{key}_factor"], np.float32))
     if rope["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_divisors(config))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
@@ -413,6 +416,14 @@ def own_keys(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     if arch == "gemma3":
         writer.add_sliding_window(config.sliding_window)
         writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    if arch == "phi3":
+        writer.add_sliding_window(config.sliding_window or 0)
+        size = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(size * config.rope_parameters["partial_rotary_factor"]))
+        writer.add_rope_scaling_orig_ctx_len(original := config.original_max_position_embeddings)
+        if config.rope_parameters["rope_type"] == "longrope":
+            longer = config.max_position_embeddings / original
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(longer) / math.log(original)))
     if arch == "granite":
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
@@ -455,6 +466,8 @@ GGUF_MODELS = {
     "smollm3": {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]},
     "granite": {},
     "olmo2": {},
+    "phi3": {},
+    "phi3-long": {},
     "gemma3_text": {"query_pre_attn_scalar": 32, "layer_types": None, "num_hidden_layers": 7},
 }
 

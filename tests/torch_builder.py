@@ -47,6 +47,9 @@ class TorchBuilder:
         self.names.append(name)
         return x[..., labels.long()] + (0 if bias is None else bias)
 
+    def split(self, name: str, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        return x.split(list(sizes), -1)
+
     def rms_norm(self, name: str, x: Tensor, weight: Tensor, eps: float, heads: int = 1) -> Tensor:
         runs = x.unflatten(-1, (heads, -1))
         return (weight * runs * torch.rsqrt(runs.pow(2).mean(-1, keepdim=True) + eps)).flatten(-2)
@@ -84,8 +87,10 @@ class TorchBuilder:
         self.logits = logits
 
     def _rope(self, x: Tensor, name: str) -> Tensor:
-        (a, b), (cos, sin) = x.chunk(2, -1), self.ropes[name]
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        cos, sin = self.ropes[name]
+        size = cos.shape[-1]
+        a, b, rest = x[..., :size], x[..., size : 2 * size], x[..., 2 * size :]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
 
 
 def _dense(weight: Leaf) -> Tensor:

@@ -25,7 +25,7 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Facts of a decoder-only transformer with pre-RMSNorm, rotary positions and a gated SiLU MLP."""
+    """Facts of a decoder-only transformer with RMSNorms, rotary positions and a gated MLP."""
 
     family: str
     vocab_size: int
@@ -58,20 +58,23 @@ class Decoder:
     residual_scale: float = 1.0
     """What attention and MLP are multiplied by before they are added."""
     logits_scale: float = 1.0
+    fused: bool = False
+    """Whether q, k and v are the rows of one matrix, gate and up those of another."""
+
+    @property
+    def qkv(self) -> tuple[int, int, int]:
+        """How many outputs queries, keys and values are."""
+        return self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Module name -> (out, in) of every block linear, in forward order."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        hidden, wide = self.hidden_size, self.intermediate_size
-        shapes = {
-            "self_attn.q_proj": (q, hidden),
-            "self_attn.k_proj": (kv, hidden),
-            "self_attn.v_proj": (kv, hidden),
-            "self_attn.o_proj": (hidden, q),
-            "mlp.gate_proj": (wide, hidden),
-            "mlp.up_proj": (wide, hidden),
-            "mlp.down_proj": (hidden, wide),
-        }
+        (q, kv, _), hidden, wide = self.qkv, self.hidden_size, self.intermediate_size
+        if self.fused:
+            first, last = {"self_attn.qkv_proj": (sum(self.qkv), hidden)}, {"mlp.gate_up_proj": (2 * wide, hidden)}
+        else:
+            first = {f"self_attn.{x}_proj": (n, hidden) for x, n in (("q", q), ("k", kv), ("v", kv))}
+            last = {f"mlp.{x}_proj": (wide, hidden) for x in ("gate", "up")}
+        shapes = {**first, "self_attn.o_proj": (hidden, q), **last, "mlp.down_proj": (hidden, wide)}
         return {f"model.layers.{i}.{name}": s for i in range(self.layers) for name, s in shapes.items()}
 
     def factors(self) -> dict[str, float]:
@@ -81,14 +84,19 @@ class Decoder:
             places |= dict.fromkeys((f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"), self.residual_scale)
         return {f"{place}.scaled": factor for place, factor in places.items() if factor != 1}
 
+    def turned(self, name: str) -> int:
+        """How many numbers of a head the rope of that name turns: the first of them."""
+        return rope.turned(self.ropes[name], self.head_dim)
+
     def inverse_frequencies(self, name: str = "") -> NDArray[np.float32]:
-        """float32 [head_dim / 2] of the rope of that name."""
+        """float32 of the rope of that name, one for each pair that it turns."""
         return rope.inverse_frequencies(self.ropes[name], self.head_dim)
 
     def rope_tables(self, positions: int, name: str = "") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """cos and sin, float32 [positions, head_dim / 2], as transformers computes them in float32."""
+        """cos and sin, float32 [positions, pairs], times the rope's attention factor, as transformers computes them in float32."""
         angles = np.arange(positions, dtype=np.float32)[:, None] * self.inverse_frequencies(name)[None]
-        return np.cos(angles), np.sin(angles)
+        factor = np.float32(rope.attention_factor(self.ropes[name]))
+        return np.cos(angles) * factor, np.sin(angles) * factor
 
 
 def read(config: Config) -> Decoder:
@@ -130,21 +138,13 @@ def read(config: Config) -> Decoder:
     decoder = replace(decoder, ropes={name: ropes[name] for name in ropes if name in decoder.rotary})
     for name in decoder.ropes:
         decoder.inverse_frequencies(name)  # refuses an unknown rope_type now
-    return replace(decoder, attention_scale=decoder.attention_scale * _sharpened(decoder))
+    return replace(
+        decoder, max_positions=min(decoder.max_positions, *map(rope.longest, decoder.ropes.values()), 1 << 40)
+    )
 
 
-def _sharpened(decoder: Decoder) -> float:
-    """What YaRN's factor of cos and sin makes of the attention scale: all layers must have the same."""
-    factors = {1.0 if name is None else rope.attention_factor(decoder.ropes[name]) for name in decoder.rotary}
-    if len(factors) > 1:
-        raise Refusal(
-            f"the attention factor of this {decoder.family}'s rope is not that of all layers, which no builder has"
-        )
-    return factors.pop() ** 2
-
-
-_ALL_LAYERS = ("mistral", "ministral", "ministral3")
-"""Families of which every layer has the window where no layer_types say otherwise: before transformers 4.53, and Ministral 3."""
+_ALL_LAYERS = ("mistral", "ministral", "ministral3", "phi3")
+"""Families of which every layer has the window where no layer_types say otherwise: before transformers 4.53, Ministral 3, Phi 3."""
 
 
 def _windows(config: Config, family: Family) -> tuple[int | None, ...]:
@@ -179,17 +179,23 @@ def _ropes(config: Config, family: Family) -> tuple[dict[str, Rope], tuple[str, 
         wanted = "one for each type of layer" if family.layer_ropes else "one for all layers"
         raise Refusal(f"rope_parameters of this {config['model_type']} are not {wanted}")
     if not family.layer_ropes:
-        return {"": _rope(config)}, ("",) * layers
+        return {"": _rope(config, family.partial)}, ("",) * layers
     kinds = _kinds(config)
     plain = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
     return {kind: _rope({**plain, "rope_parameters": given(given_ropes, kind)}) for kind in dict.fromkeys(kinds)}, kinds
 
 
-def _rope(config: Config) -> dict[str, Any]:
+def _rope(config: Config, partial: bool = False) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     part = rope.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
-    if part != 1.0:
+    if part != 1.0 and not partial:
         raise Refusal(f"partial_rotary_factor {part!r} of this {config['model_type']} is not known; known: 1.0")
-    return rope
+    if rope["rope_type"] == "longrope":  # transformers prefers the config's own key to the rope's
+        original = given({**rope, **config}, key := "original_max_position_embeddings")
+        rope |= {
+            key: original,
+            "factor": rope.get("factor") or int(config.get("max_position_embeddings", 2048)) / original,
+        }
+    return rope if part == 1.0 else {**rope, "partial_rotary_factor": part}

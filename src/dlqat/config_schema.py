@@ -17,6 +17,7 @@ from dlqat import json_file
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -32,6 +33,9 @@ class Rope(msgspec.Struct, frozen=True):
     attention_factor: Positive | None = None
     beta_fast: Positive | None = None
     beta_slow: Positive | None = None
+    short_factor: list[Positive] | None = None
+    long_factor: list[Positive] | None = None
+    partial_rotary_factor: Share | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     llama_4_scaling_beta: float | None = None
@@ -58,6 +62,8 @@ class Facts(msgspec.Struct, frozen=True):
     max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
     rope_theta: Positive | None = None
     rope_scaling: Rope | None = None
+    partial_rotary_factor: Share | None = None
+    original_max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] | None = None
     sliding_window: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_window_layers: Annotated[int, msgspec.Meta(ge=0)] | None = None
     layer_types: list[str] | None = None

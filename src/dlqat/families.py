@@ -45,6 +45,8 @@ class Family:
     """Of queries and keys: every head on its own, or all heads together."""
     windows: bool = False
     """Whether the family reads sliding_window at all."""
+    partial: bool = False
+    """Whether it reads partial_rotary_factor."""
     layer_ropes: bool = False
     """Whether each type of layer has a rope of its own."""
     transformers_js: bool = True
@@ -92,6 +94,14 @@ def _ministral3(config: Config) -> dict[str, Any]:
     return {"max_positions": min(longest, int(rope["original_max_position_embeddings"]))}
 
 
+def _phi3(config: Config) -> dict[str, Any]:
+    """transformers loads no other ropes."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (kind := rope.get("rope_type") or rope.get("type") or "default") not in ("default", "longrope"):
+        raise Refusal(f"rope_type {kind!r} of this phi3 is not known; known: default, longrope")
+    return {"fused": True}
+
+
 def _gemma3(config: Config) -> dict[str, Any]:
     """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size)."""
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
@@ -121,5 +131,6 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(mlp_bias=True, windows=True, genai="smollm3", read=_smollm3),
     "granite": Family(mlp_bias=True, genai="granite", read=_granite),
     "gemma3_text": Family(qk_norm="heads", windows=True, layer_ropes=True, genai="gemma3_text", read=_gemma3),
+    "phi3": Family(qkv_bias=False, windows=True, partial=True, genai="phi3", read=_phi3),  # Phi-3, 3.5, 4-mini
     "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True, transformers_js=False),
 }

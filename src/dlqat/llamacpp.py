@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dlqat.architecture import EMBEDDING, HEAD, Norms
+from dlqat.architecture import EMBEDDING, HEAD, Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,9 @@ class Architecture:
     """Whether it reads scales of embedding, attention, residuals and logits."""
     windows: bool = False
     """Whether it reads a window, and in which layers it is."""
+    longrope: bool = False
+    """Whether it reads rope_factors_short.weight (and _long, where its context is longer than the original one) and a factor of
+    cos and sin."""
 
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -41,6 +44,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "granite": Architecture("granite", interleaved=True, rope_factors=True, biases=_ALL, multipliers=True),
     "gemma3_text": Architecture("gemma3", windows=True),
     "olmo2": Architecture("olmo2"),
+    "phi3": Architecture("phi3", longrope=True),
 }
 """By model_type."""
 
@@ -49,7 +53,11 @@ GEMMA_PERIOD, GEMMA_LOCAL_BASE, GEMMA_LARGE = 6, 10000.0, 62
 queries are scaled by the width of all heads."""
 SMOLLM3_PERIOD = 4
 """Every 4th layer of smollm3 has no positions."""
+PADDED = 256
+"""It makes room for a multiple of so many tokens."""
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_FACTORS: Mapping[str, str] = {f"{x}_factor": f"rope_factors_{x}.weight" for x in ("short", "long")}
+"""LongRoPE's divisors, by their key in rope_parameters."""
 
 OUTER = {EMBEDDING: "token_embd", "model.norm": "output_norm", HEAD: "output"}
 _INNER = {
@@ -63,14 +71,24 @@ _INNER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_FUSED = {
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
-def inner(norms: Norms) -> dict[str, str]:
+def inner(facts: Decoder) -> dict[str, str]:
     """Module in a block -> its name in the file."""
+    norms = facts.norms
     placed = {
         norms.before_attention: "attn_norm",
         norms.after_attention: "post_attention_norm",
         norms.before_mlp: "ffn_norm",
         norms.after_mlp: "post_ffw_norm",
     }
-    return {**_INNER, **{module: name for module, name in placed.items() if module is not None}}
+    return {
+        **(_FUSED if facts.fused else _INNER),
+        **{module: name for module, name in placed.items() if module is not None},
+    }

@@ -21,7 +21,7 @@ Rope = Mapping[str, Any]
 
 
 def stored(name: str, what: str) -> str:
-    """What an artifact calls `what` (cos, sin, frequencies) of a rope."""
+    """What an artifact calls `what` (cos, sin, frequencies, amplitude) of a rope."""
     return f"rope.{name}.{what}" if name else f"rope.{what}"
 
 
@@ -31,7 +31,9 @@ def name_of(tensor: str) -> str:
 
 
 def inverse_frequencies(rope: Rope, size: int) -> NDArray[np.float32]:
-    """float32 [size / 2] for heads of `size`; rope types default, linear, llama3 and yarn."""
+    """float32 [n / 2] for heads of `size`, of which the first n turn; rope types default, linear, llama3, yarn and longrope."""
+    if (size := turned(rope, size)) % 2:
+        raise Refusal(f"{size} numbers of a head would turn by their position, and they turn in pairs")
     exponent = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     inverse = (1.0 / np.float32(rope["rope_theta"]) ** exponent).astype(np.float32)
     match rope["rope_type"]:
@@ -43,22 +45,38 @@ def inverse_frequencies(rope: Rope, size: int) -> NDArray[np.float32]:
             return _llama3(inverse, rope)
         case "yarn":
             return _yarn(inverse, rope, size)
+        case "longrope":
+            return _longrope(rope, size)
         case other:
-            raise Refusal(f"rope_type {other!r} is not known; known: default, linear, llama3, yarn")
+            raise Refusal(f"rope_type {other!r} is not known; known: default, linear, llama3, yarn, longrope")
+
+
+def turned(rope: Rope, size: int) -> int:
+    """How many numbers of a head of `size` positions turn; the others behind them stay as they are."""
+    return int(size * rope.get("partial_rotary_factor", 1.0))
 
 
 def attention_factor(rope: Rope) -> float:
-    """What transformers multiplies cos and sin by, of queries and of keys: attention is sharper by its square."""
-    if rope["rope_type"] != "yarn":
+    """What transformers multiplies cos and sin by, of queries and of keys."""
+    if rope["rope_type"] not in ("yarn", "longrope"):
         return 1.0
     if (said := rope.get("attention_factor")) is not None:
         return float(said)
+    if rope["rope_type"] == "longrope":
+        longer, length = rope["factor"], rope["original_max_position_embeddings"]
+        return math.sqrt(1 + math.log(longer) / math.log(length)) if longer > 1 else 1.0
 
     def of(scale: float) -> float:
         return 0.1 * scale * math.log(rope["factor"]) + 1.0 if rope["factor"] > 1 else 1.0
 
     above, below = rope.get("mscale"), rope.get("mscale_all_dim")
     return of(above) / of(below) if above and below else of(1.0)
+
+
+def longest(rope: Rope) -> float:
+    """How many positions it has. LongRoPE has others behind the original length: transformers computes the keys of the whole text
+    again there, and a program with a cache would go on with those that it has."""
+    return rope["original_max_position_embeddings"] if rope["rope_type"] == "longrope" else math.inf
 
 
 def _llama3(inverse: NDArray[np.float32], rope: Rope) -> NDArray[np.float32]:
@@ -94,3 +112,15 @@ def _yarn(inverse: NDArray[np.float32], rope: Rope, size: int) -> NDArray[np.flo
     ramp = np.clip((np.arange(size // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first), 0, 1)
     slow = inverse / np.float32(rope["factor"])
     return (slow * ramp + inverse * (1 - ramp)).astype(np.float32)
+
+
+def _longrope(rope: Rope, size: int) -> NDArray[np.float32]:
+    """LongRoPE (arXiv 2402.13753): a divisor for each pair, here those of texts up to the original length."""
+    for key in ("short_factor", "long_factor"):
+        if len(rope.get(key) or ()) != size // 2:
+            raise Refusal(
+                f"rope_type longrope: {key} has {len(rope.get(key) or ())} numbers, and {size // 2} pairs turn"
+            )
+    divisors = rope["short_factor"]
+    wave = np.float32(rope["rope_theta"]) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
+    return (1.0 / (np.array(divisors, np.float32) * wave)).astype(np.float32)

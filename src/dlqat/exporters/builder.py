@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target that writes a program must be able to say: eleven coarse operations.
+"""What a target that writes a program must be able to say: twelve coarse operations.
 
 `decoder.forward` describes a language model once, against this Protocol. A target (ONNX, MIL, torch for
 ExecuTorch, ...) implements it with the operations of its own graph, so nothing is traced, names survive, and a
@@ -68,6 +68,10 @@ class Builder(Protocol[V]):
 
     def take(self, name: str, x: V, labels: Tensor, bias: Tensor | None) -> V:
         """y[..., o] = x[..., labels[o]] (+ bias[o]): rows of a weight that share a centroid share its product."""
+        ...
+
+    def split(self, name: str, x: V, sizes: Sequence[int]) -> tuple[V, ...]:
+        """x cut along its features into parts of these sizes: several layers that are stored as one."""
         ...
 
     def rms_norm(self, name: str, x: V, weight: Tensor, eps: float, heads: int = 1) -> V:

@@ -6,7 +6,7 @@
     h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale           n = norm(h)
     logits = lm_head(norm(h)) * scale
 
-Which of the norms there are, what the gate's activation is, which layers have rotary positions and which scales are not 1
+q, k, v, or gate and up, may be parts of one linear's output. Which of the norms there are, what the gate's activation is, which layers have rotary positions and which scales are not 1
 is said by `architecture.Decoder`.
 
 This file also takes the union of dlqat.folded apart, so that a target sees leaves only:
@@ -20,7 +20,7 @@ Layers are read one block at a time and let go, so a model larger than memory ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -59,7 +59,8 @@ def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V
         return x if name is None else _norm(b, model, facts, f"{at}.{name}", x)
 
     n = normed(norms.before_attention, h)
-    q, k, v = _parallel(b, model, n, [f"{at}.self_attn.{x}_proj" for x in "qkv"])
+    sizes = {f"{at}.self_attn.{x}_proj": size for x, size in zip("qkv", facts.qkv, strict=True)}
+    q, k, v = _parallel(b, model, n, sizes, f"{at}.self_attn.qkv_proj" if facts.fused else None)
     if facts.qk_norm:
         one = facts.qk_norm == "rows"  # of all heads together
         q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, 1 if one else facts.heads)
@@ -73,7 +74,8 @@ def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V
     y = normed(norms.after_attention, _linear(b, model, a, f"{at}.self_attn.o_proj"))
     h = b.add(f"{at}.self_attn.residual", h, _scale(b, f"{at}.self_attn", y, facts.residual_scale))
     n = normed(norms.before_mlp, h)
-    gate, up = _parallel(b, model, n, [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"])
+    sizes = {f"{at}.mlp.{x}_proj": facts.intermediate_size for x in ("gate", "up")}
+    gate, up = _parallel(b, model, n, sizes, f"{at}.mlp.gate_up_proj" if facts.fused else None)
     gated = b.gated_silu if facts.activation == "silu" else b.gated_gelu
     y = normed(norms.after_mlp, _linear(b, model, gated(f"{at}.mlp.act", gate, up), f"{at}.mlp.down_proj"))
     return b.add(f"{at}.mlp.residual", h, _scale(b, f"{at}.mlp", y, facts.residual_scale))
@@ -96,11 +98,14 @@ def _linear(b: Builder[V], model: FoldedModel, x: V, name: str) -> V:
     return linear(b, x, name, weight(model, name), model.tensors.get(f"{name}.bias"))
 
 
-def _parallel(b: Builder[V], model: FoldedModel, x: V, names: list[str]) -> tuple[V, ...]:
-    """Linears of one input: handed over together where all are leaves, so that the target may merge them."""
-    weights = {name: weight(model, name) for name in names}
+def _parallel(b: Builder[V], model: FoldedModel, x: V, sizes: Mapping[str, int], whole: str | None) -> tuple[V, ...]:
+    """Linears of one input, by name and number of outputs. Where they are stored as the one linear `whole`, its output is cut;
+    else they are handed over together if all are leaves, so that the target may merge them."""
+    if whole is not None:
+        return b.split(f"{whole}.parts", _linear(b, model, x, whole), tuple(sizes.values()))
+    weights = {name: weight(model, name) for name in sizes}
     leaves = [Linear(n, w, model.tensors.get(f"{n}.bias")) for n, w in weights.items() if isinstance(w, Leaf)]
-    if len(leaves) == len(names):
+    if len(leaves) == len(weights):
         return b.linears(x, leaves)
     return tuple(linear(b, x, n, w, model.tensors.get(f"{n}.bias")) for n, w in weights.items())
 

@@ -117,7 +117,9 @@ def choose(
     """The options with their defaults filled in. Refusal for a form or context that the target or model lacks."""
     longest = architecture.read(config).max_positions
     if max_context is not None and not 1 <= max_context <= longest:
-        raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens")
+        shorter = longest < int(config.get("max_position_embeddings") or 0)
+        more = "; behind them it computes otherwise (docs/families.md)" if shorter else ""
+        raise Refusal(f"--max-context {max_context}: the model has positions for 1 to {longest} tokens{more}")
     return chosen(module.Options, target, asked, max_context or min(longest, DEFAULT_CONTEXT))
 
 

@@ -227,7 +227,16 @@ def _rope(config: Config) -> dict[str, Any]:
         return {key: ropes[kind]["rope_theta"] for kind, key in names.items() if kind in ropes}
     rope = dict(ropes[""])
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    earlier = {} if rope["rope_type"] == "default" else {"rope_scaling": scaling}
+    earlier: dict[str, Any] = {} if rope["rope_type"] == "default" else {"rope_scaling": scaling}
+    if "partial_rotary_factor" in rope:
+        earlier["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope["rope_type"] == "longrope":  # 4 takes these three keys and no other, and 5 takes them for all that there is
+        short = {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
+        again = {**config, **earlier, "rope_parameters": {**short, "rope_theta": rope["rope_theta"]}}
+        if architecture.read(again).ropes[""] == {**rope, "type": "longrope"}:
+            earlier["rope_scaling"] = short
+        else:
+            del earlier["rope_scaling"]
     return {"rope_parameters": rope, "rope_theta": rope["rope_theta"], **earlier}
 
 

@@ -24,6 +24,8 @@ class Reading:
     keys: frozenset[str] = frozenset()
     needed: frozenset[str] = frozenset()
     more: Callable[[Fields, Fields], Fields] = lambda found, base: {}
+    partial: bool = False
+    """Whether some numbers of a head may turn only."""
 
     def config(self, found: Fields, base: Fields) -> dict[str, Any]:
         reads_bias = FAMILIES[self.model_type].mlp_bias
@@ -62,6 +64,12 @@ def _gemma3(found: Fields, base: Fields) -> Fields:
     }
 
 
+def _phi3(found: Fields, base: Fields) -> Fields:
+    """A window of 0 is none."""
+    original = found.get("rope.scaling.original_context_length", base["max_position_embeddings"])
+    return {"sliding_window": found.get(_WINDOW) or None, "original_max_position_embeddings": original}
+
+
 _WINDOW = "attention.sliding_window"
 READINGS: Mapping[str, Reading] = {
     "llama": Reading("llama"),
@@ -80,5 +88,6 @@ READINGS: Mapping[str, Reading] = {
         more=_gemma3,
     ),
     "olmo2": Reading("olmo2"),
+    "phi3": Reading("phi3", frozenset({_WINDOW, "rope.scaling.attn_factor"}), more=_phi3, partial=True),
 }
 """By general.architecture (llama.cpp writes Mistral and others as llama)."""

@@ -8,6 +8,7 @@ that is nearly right is worse than none. Conventions are those of llama.cpp's co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dlqat import architecture, json_file, rope
-from dlqat.llamacpp import ARCHITECTURES, OUTER, ROPE_FREQS, inner
+from dlqat.llamacpp import ARCHITECTURES, OUTER, ROPE_FACTORS, ROPE_FREQS, inner
 from dlqat.refusal import Refusal
 from dlqat.source import float_model, gguf_file
 from dlqat.source.float_model import FloatModel
@@ -66,7 +67,9 @@ class Metadata(msgspec.Struct, frozen=True):
     heads: _Count | None = msgspec.field(default=None, name="attention.head_count")
     kv_heads: _Count | None = msgspec.field(default=None, name="attention.head_count_kv")
     key: _Count | None = msgspec.field(default=None, name="attention.key_length")
-    window: _Count | None = msgspec.field(default=None, name="attention.sliding_window")
+    window: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] | None = msgspec.field(
+        default=None, name="attention.sliding_window"
+    )
     scale: _Factor | None = msgspec.field(default=None, name="attention.scale")
     embedding: _Factor | None = msgspec.field(default=None, name="embedding_scale")
     residual: _Factor | None = msgspec.field(default=None, name="residual_scale")
@@ -75,6 +78,9 @@ class Metadata(msgspec.Struct, frozen=True):
     base: _Positive | None = msgspec.field(default=None, name="rope.freq_base")
     scaling: str | None = msgspec.field(default=None, name="rope.scaling.type")
     factor: _Positive | None = msgspec.field(default=None, name="rope.scaling.factor")
+    amplitude: _Positive | None = msgspec.field(default=None, name="rope.scaling.attn_factor")
+    original: _Count | None = msgspec.field(default=None, name="rope.scaling.original_context_length")
+    turned: _Count | None = msgspec.field(default=None, name="rope.dimension_count")
     splitter: str | None = msgspec.field(default=None, name="tokenizer.ggml.pre")
 
 
@@ -111,7 +117,7 @@ def config(file: Gguf) -> dict[str, Any]:
     fields: dict[str, Any] = {hf: found[key] for key, hf in _FIELDS.items()}
     heads = fields["num_attention_heads"]
     head_dim = found.get("attention.key_length", fields["hidden_size"] // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    for key in ("attention.value_length", *([] if reading.partial else ["rope.dimension_count"])):
         if found.get(key, head_dim) != head_dim:
             raise Refusal(f"{file.path}: {arch}.{key} = {found[key]} differs from the head size {head_dim}")
     base = {
@@ -144,7 +150,9 @@ def names(file: Gguf, decoder: architecture.Decoder) -> dict[str, str]:
     """transformers' parameter name -> the file's tensor name."""
     result: dict[str, str] = {}
     outer = {name: module for module, name in OUTER.items()}
-    modules = {name: module for module, name in inner(decoder.norms).items()}
+    modules = {name: module for module, name in inner(decoder).items()}
+    arch = ARCHITECTURES[decoder.family]
+    ropes = {*([ROPE_FREQS] if arch.rope_factors else []), *(ROPE_FACTORS.values() if arch.longrope else [])}
     for name in file.table:
         stem, _, suffix = name.rpartition(".")
         block = stem.split(".")
@@ -152,7 +160,7 @@ def names(file: Gguf, decoder: architecture.Decoder) -> dict[str, str]:
             result[f"{outer[stem]}.{suffix}"] = name
         elif len(block) == 3 and block[0] == "blk" and block[2] in modules:
             result[f"model.layers.{block[1]}.{modules[block[2]]}.{suffix}"] = name
-        elif name != ROPE_FREQS or not ARCHITECTURES[decoder.family].rope_factors:  # that one is in the config
+        elif name not in ropes:  # those are in the config
             raise Refusal(f"{file.path}: tensor {name} is not known; use the HF folder instead")
     return result
 
@@ -186,6 +194,10 @@ def _rope(file: Gguf, found: dict[str, Any], head_dim: int) -> dict[str, Any]:
     plain: dict[str, Any] = {"rope_type": "default", "rope_theta": float(found.get("rope.freq_base", 10000.0))}
     if ROPE_FREQS in file.table:
         return _llama3(file, plain, head_dim)
+    if (turned := found.get("rope.dimension_count", head_dim)) != head_dim:
+        plain["partial_rotary_factor"] = turned / head_dim
+    if ROPE_FACTORS["short_factor"] in file.table:
+        return _longrope(file, plain, found)
     match found.get("rope.scaling.type", "none"):
         case "none":
             return plain
@@ -193,6 +205,18 @@ def _rope(file: Gguf, found: dict[str, Any], head_dim: int) -> dict[str, Any]:
             return {**plain, "rope_type": "linear", "factor": float(found.get("rope.scaling.factor", 1.0))}
         case other:
             raise Refusal(f"{file.path}: rope scaling {other!r} is not known; use the HF folder instead")
+
+
+def _longrope(file: Gguf, plain: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The factor of cos and sin stands in the file; without it there is none. Where it is what transformers makes of the lengths,
+    the config need not say it."""
+    factors = {key: [float(x) for x in file.tensor(name)] for key, name in ROPE_FACTORS.items() if name in file.table}
+    longest = found["context_length"]
+    original = found.get("rope.scaling.original_context_length", longest)
+    own = {**plain, "rope_type": "longrope", **factors, "original_max_position_embeddings": original}
+    said = float(found.get("rope.scaling.attn_factor", 1.0))
+    same = math.isclose(rope.attention_factor({**own, "factor": longest / original}), said, rel_tol=1e-6)
+    return own if same else {**own, "attention_factor": said}
 
 
 def _llama3(file: Gguf, plain: dict[str, Any], head_dim: int) -> dict[str, Any]:

@@ -75,6 +75,9 @@ class Mil:
         y = mb.gather(x=x, indices=ids, axis=2, name=f"{mil_name(name)}_taken")
         return y if bias is None else _plus(name.removesuffix(".labels"), y, bias)
 
+    def split(self, name: str, x: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
+        return tuple(mb.split(x=x, split_sizes=list(sizes), axis=-1, name=mil_name(name)))
+
     def rms_norm(self, name: str, x: Any, weight: Tensor, eps: float, heads: int = 1) -> Any:
         at, kind = mil_name(name), _kind(x)
         if heads > 1:

@@ -31,11 +31,12 @@ class Positions:
         last, first = mb.squeeze(x=self.total, axes=[0]), mb.squeeze(x=self.past, axes=[0])
         self._queries = mb.range_1d(start=first, end=last, step=np.int32(1), name="queries")
         self._keys = mb.range_1d(start=np.int32(0), end=last, step=np.int32(1), name="keys")
+        self._facts = facts
         self._ropes = {name: self._rope(name, facts.rope_tables(context, name)) for name in facts.ropes}
         self._masks: dict[tuple[int | None, int], Any] = {}
 
     def _rope(self, name: str, tables: Any) -> tuple[Any, Any]:
-        """cos and sin of a rope at this step's positions, for both halves of a head."""
+        """cos and sin of a rope at this step's positions, for both halves of what it turns."""
         cos, sin = (self._rows(rope.stored(name, n), t) for n, t in zip(("cos", "sin"), tables, strict=True))
         minus = mb.mul(x=sin, y=np.float16(-1))
         own = f"rope_{name}_" if name else "rope_"
@@ -45,7 +46,15 @@ class Positions:
         )
 
     def rotate(self, x: Any, name: str) -> Any:
-        """x [1, heads, step, size] turned by its positions: (a, b) -> (a cos - b sin, b cos + a sin)."""
+        """x [1, heads, step, size] turned by its positions: (a, b) -> (a cos - b sin, b cos + a sin). What stands behind the
+        numbers that turn stays."""
+        size, turned = x.shape[-1], self._facts.turned(name)
+        if turned < size:
+            first, rest = mb.split(x=x, split_sizes=[turned, size - turned], axis=-1)
+            return mb.concat(values=[self._rotate(first, name), rest], axis=-1)
+        return self._rotate(x, name)
+
+    def _rotate(self, x: Any, name: str) -> Any:
         a, b = mb.split(x=x, num_splits=2, axis=-1)
         swapped = mb.concat(values=[b, a], axis=-1)
         cos, sin = self._ropes[name]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -84,6 +85,10 @@ class Xnnpack:
             return y
         return g.xnn("Add", [y, g.floats(f"{name.removesuffix('.labels')}.bias", bias.numpy())], y.shape)
 
+    def split(self, name: str, x: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
+        ends = list(accumulate(sizes))
+        return tuple(self._slice(x, end - size, size) for end, size in zip(ends, sizes, strict=True))
+
     def rms_norm(self, name: str, x: Value, weight: Tensor, eps: float, heads: int = 1) -> Value:
         g, size = self.graph, x.shape[-1] // heads
         if heads > 1:
@@ -135,7 +140,7 @@ class Xnnpack:
         self.logits = logits
 
     def _positions(self, name: str) -> tuple[Value, Value]:
-        """The rows of a rope's cos and sin [positions, head_dim / 2] for this step, with a dimension for the heads."""
+        """The rows of a rope's cos and sin [positions, pairs] for this step, with a dimension for the heads."""
 
         def rows(what: str, table: NDArray[np.float32]) -> Value:
             stored = self.graph.floats(rope.stored(name, what), table[None, :, None])
@@ -156,13 +161,22 @@ class Xnnpack:
         return self.graph.xnn("StaticReshape", [x], shape, num_dims=len(shape), new_shape=[1, 0, *features])
 
     def _rotate(self, x: Value, name: str) -> Value:
-        """(a, b) -> (a cos - b sin, b cos + a sin) on the halves of every head."""
-        g, (cos, sin), size = self.graph, self.ropes[name], x.shape[3] // 2
-        shape, sizes = (*x.shape[:3], size), [1, 0, x.shape[2], size]
-        a, b = (g.xnn("StaticSlice", [x], shape, num_dims=4, offsets=[0, 0, 0, at], sizes=sizes) for at in (0, size))
+        """(a, b) -> (a cos - b sin, b cos + a sin) on the halves of every head, or of its first part; the rest stays."""
+        g, (cos, sin), turned = self.graph, self.ropes[name], self.facts.turned(name)
+        size, rest = turned // 2, x.shape[3] - turned
+        a, b = self._slice(x, 0, size), self._slice(x, size, size)
+        shape = a.shape
         left = g.xnn("Subtract", [g.xnn("Multiply", [a, cos], shape), g.xnn("Multiply", [b, sin], shape)], shape)
         right = g.xnn("Add", [g.xnn("Multiply", [b, cos], shape), g.xnn("Multiply", [a, sin], shape)], shape)
-        return g.xnn("Concatenate2", [left, right], x.shape, axis=3)
+        if not rest:
+            return g.xnn("Concatenate2", [left, right], x.shape, axis=3)
+        return g.xnn("Concatenate3", [left, right, self._slice(x, turned, rest)], x.shape, axis=3)
+
+    def _slice(self, x: Value, start: int, size: int) -> Value:
+        """Some of the features of x, or of those of every head."""
+        shape, rank = (*x.shape[:-1], size), len(x.shape)
+        sizes = [1, 0, *shape[2:]]  # 0: as many as there are
+        return self.graph.xnn("StaticSlice", [x], shape, num_dims=rank, offsets=[*[0] * (rank - 1), start], sizes=sizes)
 
     def _linear(self, x: Value, layer: Linear) -> Value:
         g, name = self.graph, layer.name

@@ -62,8 +62,8 @@ class _Delegate:
     def _node(self, node: Xnn, handle: int) -> schema.XNode:
         ids = [NOTHING if x is None else self._id(x) for x in node.inputs]
         names = {1: ("input_id",), 2: ("input1_id", "input2_id"), 3: ("input1_id", "filter_id", "bias_id")}[len(ids)]
-        if node.kind == "Concatenate2":
-            ids += [NOTHING] * 3
+        if node.kind.startswith("Concatenate"):
+            ids += [NOTHING] * (5 - len(ids))
             names = tuple(f"input{i}_id" for i in range(1, 6))
         output = self._id(node.output, int8=node.int8)
         kind: Any = getattr(schema, f"XNN{node.kind}")

@@ -17,7 +17,6 @@ from dlqat.exporters.gguf.storage import TYPES, Storage, stored
 from dlqat.exporters.gguf.vocabulary import Vocabulary
 from dlqat.exporters.storage import Leaf
 from dlqat.folded.disk import FoldedModel
-from dlqat.llamacpp import ROPE_FREQS
 
 FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q2_0": 41}
 """llama.cpp's llama_ftype in general.file_type, by the type that most linears have."""
@@ -98,8 +97,8 @@ def write(
 
 def _all(model: FoldedModel, facts: Decoder) -> Iterator[tuple[str, str, Leaf]]:
     """(module, name in the file, what it holds)."""
-    if (factors := metadata.rope_freqs(facts)) is not None:
-        yield "rope_freqs", ROPE_FREQS, factors
+    for name, factors in metadata.rope_tensors(facts).items():
+        yield name.removesuffix(".weight"), name, factors
     for module in names.modules(model, facts):
         for name, weight in names.parameters(model, facts, module):
             yield module, name, weight

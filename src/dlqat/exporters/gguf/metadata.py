@@ -4,11 +4,21 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor, from_numpy
+from torch import Tensor, float32, from_numpy, tensor
 
+from dlqat import rope
 from dlqat.architecture import Decoder
 from dlqat.exporters.gguf.names import architecture
-from dlqat.llamacpp import ARCHITECTURES, GEMMA_LARGE, GEMMA_LOCAL_BASE, GEMMA_PERIOD, SMOLLM3_PERIOD
+from dlqat.llamacpp import (
+    ARCHITECTURES,
+    GEMMA_LARGE,
+    GEMMA_LOCAL_BASE,
+    GEMMA_PERIOD,
+    PADDED,
+    ROPE_FACTORS,
+    ROPE_FREQS,
+    SMOLLM3_PERIOD,
+)
 from dlqat.refusal import Refusal
 from dlqat.rope import Rope
 
@@ -24,11 +34,14 @@ def refuse(facts: Decoder, context: int) -> None:
             f"attention windows of {window}: llama.cpp's {arch.name} sees the whole text; up to {window} tokens that is the "
             f"same: --max-context {window}"
         )
-    if any(rope["rope_type"] == "llama3" for rope in facts.ropes.values()) and not arch.rope_factors:
+    kinds = {own["rope_type"] for own in facts.ropes.values()}
+    if "llama3" in kinds and not arch.rope_factors:
         readers = ", ".join(sorted({a.name for a in ARCHITECTURES.values() if a.rope_factors}))
         raise Refusal(f"rope_type llama3: llama.cpp reads its factors for {readers} only, not for {arch.name}")
-    if any(rope["rope_type"] == "yarn" for rope in facts.ropes.values()):
+    if "yarn" in kinds:
         raise Refusal("rope_type yarn: target gguf does not write it yet")
+    if "longrope" in kinds and not arch.longrope:
+        raise Refusal(f"rope_type longrope: target gguf writes it for phi3 only, not for {arch.name}")
     biased = {"q_proj": facts.qkv_bias, "o_proj": facts.output_bias, "down_proj": facts.mlp_bias}
     if odd := [name for name, has in biased.items() if has and name not in arch.biases]:
         raise Refusal(f"biases of {odd[0]}: llama.cpp's {arch.name} does not add them")
@@ -39,6 +52,8 @@ def refuse(facts: Decoder, context: int) -> None:
             _refuse_gemma3(facts)
         case "olmo2":
             _refuse_olmo2(facts)
+        case "phi3":
+            _refuse_phi3(facts)
         case _:
             pass
 
@@ -69,11 +84,25 @@ def _refuse_gemma3(facts: Decoder) -> None:
         )
 
 
+def _refuse_phi3(facts: Decoder) -> None:
+    _refuse_width(facts)
+    for own in facts.ropes.values():
+        if own["rope_type"] == "longrope" and own["original_max_position_embeddings"] % PADDED:
+            raise Refusal(
+                f"rope_type longrope: llama.cpp makes room for a multiple of {PADDED}, so with {facts.max_positions} tokens, the "
+                "original length, it would take the long factors for every text"
+            )
+
+
 def _refuse_olmo2(facts: Decoder) -> None:
     if facts.tied:
         raise Refusal("tie_word_embeddings: llama.cpp's olmo2 needs a head of its own")
+    _refuse_width(facts)
+
+
+def _refuse_width(facts: Decoder) -> None:
     if facts.head_dim * facts.heads != facts.hidden_size:
-        raise Refusal(f"heads of {facts.head_dim}: llama.cpp's olmo2 takes hidden_size / heads")
+        raise Refusal(f"heads of {facts.head_dim}: llama.cpp's {facts.family} takes hidden_size / heads")
 
 
 def context_length(facts: Decoder, context: int) -> int:
@@ -94,11 +123,16 @@ def keys(facts: Decoder, context: int) -> dict[str, Value]:
         "attention.key_length": facts.head_dim,
         "attention.value_length": facts.head_dim,
         "attention.layer_norm_rms_epsilon": facts.norm_eps,
-        "rope.dimension_count": facts.head_dim,
+        "rope.dimension_count": rope.turned(_rope(facts), facts.head_dim),
         "rope.freq_base": float(_rope(facts)["rope_theta"]),
     }
     if _rope(facts)["rope_type"] == "linear":
         found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(_rope(facts)["factor"])}
+    if _rope(facts)["rope_type"] == "longrope":
+        found |= {
+            "rope.scaling.original_context_length": int(_rope(facts)["original_max_position_embeddings"]),
+            "rope.scaling.attn_factor": rope.attention_factor(_rope(facts)),
+        }
     arch = architecture(facts)
     return found | (_multipliers(facts) if arch.multipliers else {}) | (_windows(facts) if arch.windows else {})
 
@@ -137,13 +171,15 @@ def _rope(facts: Decoder) -> Rope:
     return next(facts.ropes[name] for name in ("", "full_attention") if name in facts.ropes)
 
 
-def rope_freqs(facts: Decoder) -> Tensor | None:
-    """Llama 3's scaling as llama.cpp has it: the divisor of every frequency."""
-    if _rope(facts)["rope_type"] != "llama3":
-        return None
-    dim = facts.head_dim
-    plain = 1.0 / float(_rope(facts)["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
-    return from_numpy((plain / facts.inverse_frequencies().astype(np.float64)).astype(np.float32))
+def rope_tensors(facts: Decoder) -> dict[str, Tensor]:
+    """The scaling of Llama 3 and LongRoPE as llama.cpp has it: the divisor of every frequency, by the tensor's name."""
+    own, dim = _rope(facts), facts.head_dim
+    if own["rope_type"] == "longrope":
+        return {name: tensor(own[key], dtype=float32) for key, name in ROPE_FACTORS.items()}
+    if own["rope_type"] != "llama3":
+        return {}
+    plain = 1.0 / float(own["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
+    return {ROPE_FREQS: from_numpy((plain / facts.inverse_frequencies().astype(np.float64)).astype(np.float32))}
 
 
 def _window(facts: Decoder) -> int | None:

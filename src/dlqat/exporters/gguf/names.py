@@ -30,7 +30,7 @@ def architecture(facts: Decoder) -> Architecture:
 
 def modules(model: FoldedModel, facts: Decoder) -> list[str]:
     """Everything that has parameters, in the order of the forward; a tied head has none of its own."""
-    blocks = [f"model.layers.{i}.{name}" for i in range(facts.layers) for name in inner(facts.norms)]
+    blocks = [f"model.layers.{i}.{name}" for i in range(facts.layers) for name in inner(facts)]
     known = {name.rpartition(".")[0] for name in model.tensors} | set(model.layers)
     wanted = [EMBEDDING, *blocks, "model.norm", *([] if model.tied else [HEAD])]
     found = [name for name in wanted if name in known]
@@ -55,7 +55,7 @@ def parameters(model: FoldedModel, facts: Decoder, module: str) -> Iterator[tupl
 
 def _block(facts: Decoder, module: str) -> str:
     _, _, number, name = module.split(".", 3)
-    return f"blk.{number}.{inner(facts.norms)[name]}"
+    return f"blk.{number}.{inner(facts)[name]}"
 
 
 def _pairs(w: Leaf, heads: int) -> Leaf:

@@ -11,7 +11,7 @@ from dlqat.architecture import Decoder
 from dlqat.folded.disk import FoldedModel
 from dlqat.refusal import Refusal
 
-FAMILIES = ("llama", "mistral", "iquestcoder", "qwen2", "qwen3", "smollm3", "granite", "gemma3_text", "olmo2")
+FAMILIES = ("llama", "mistral", "iquestcoder", "qwen2", "qwen3", "smollm3", "granite", "gemma3_text", "olmo2", "phi3")
 
 
 def refuse(facts: Decoder, model: FoldedModel) -> None:
@@ -20,11 +20,16 @@ def refuse(facts: Decoder, model: FoldedModel) -> None:
         raise Refusal(f"target mlx does not know {facts.family} yet; known: {', '.join(FAMILIES)}")
     if any(rope["rope_type"] == "yarn" for rope in facts.ropes.values()):
         raise Refusal("rope_type yarn: target mlx does not write it yet")
+    if any(rope["rope_type"] == "longrope" for rope in facts.ropes.values()):
+        raise Refusal(
+            "rope_type longrope: mlx-lm turns every text by the long factors, config.json means the short ones up to "
+            f"{facts.max_positions} tokens; target gguf has both"
+        )
     if facts.family == "gemma3_text":
         _refuse_gemma3(facts)
     elif any(w is not None and w < facts.max_positions for w in facts.windows):
         raise Refusal(f"attention windows: mlx-lm's {facts.family} sees the whole text")
-    if facts.family in ("qwen2", "granite") and facts.head_dim * facts.heads != facts.hidden_size:
+    if facts.family in ("qwen2", "granite", "phi3") and facts.head_dim * facts.heads != facts.hidden_size:
         raise Refusal(f"heads of {facts.head_dim}: mlx-lm's {facts.family} takes hidden_size / heads")
     if facts.family in ("qwen3", "gemma3_text") and facts.qkv_bias:
         raise Refusal(f"attention_bias: mlx-lm's {facts.family} has no biases")

@@ -63,8 +63,12 @@ class Io:
 
 def split(graph: OnnxGraph, y: ir.Value, merged: Linear, layers: Sequence[Linear]) -> tuple[ir.Value, ...]:
     """The outputs of `layers` out of `y`, the output of their `merged` multiplication."""
-    rows = graph.integers([width(layer.weight) for layer in layers])
-    return tuple(graph.ops("Split", f"{merged.name}/Split", [y, rows], {"axis": -1}, outputs=len(layers)))
+    return cut(graph, f"{merged.name}/Split", y, [width(layer.weight) for layer in layers])
+
+
+def cut(graph: OnnxGraph, name: str, y: ir.Value, sizes: Sequence[int]) -> tuple[ir.Value, ...]:
+    """`y` in parts of these sizes."""
+    return tuple(graph.ops("Split", name, [y, graph.integers(list(sizes))], {"axis": -1}, outputs=len(sizes)))
 
 
 def save(graph: OnnxGraph, opset: int, metadata: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ from dlqat.architecture import EMBEDDING, Decoder
 from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx.graph import MS, Array, Attribute, OnnxGraph, pack
-from dlqat.exporters.onnx.io import Io, save, split
+from dlqat.exporters.onnx.io import Io, cut, save, split
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
@@ -98,6 +98,9 @@ class Ort:
         g, path = self.graph, name.removesuffix(".labels")
         y = g.op("Gather", f"{name}/Gather", [self._now(x), g.tensor(name, labels.numpy())], {"axis": 2})
         return y if bias is None else g.op("Add", f"{path}/Add", [y, g.tensor(f"{path}.bias", bias.numpy())])
+
+    def split(self, name: str, x: ir.Value, sizes: Sequence[int]) -> tuple[ir.Value, ...]:
+        return cut(self.graph, name, self._now(x), sizes)
 
     def rms_norm(self, name: str, x: ir.Value, weight: Tensor, eps: float, heads: int = 1) -> ir.Value:
         g, gamma = self.graph, self.graph.tensor(f"{name}.weight", weight.numpy())

@@ -9,6 +9,7 @@ right and its answer there is some.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from dlqat import rope
@@ -26,7 +27,7 @@ class Positions:
         self._own: tuple[ir.Value, ir.Value] | None = None
 
     def cos_sin(self, name: str) -> tuple[ir.Value, ir.Value]:
-        """cos and sin float32 [batch, sequence, head_dim / 2] of this step's positions, by the rope of that name.
+        """cos and sin float32 [batch, sequence, pairs] of this step's positions, by the rope of that name.
 
         From the frequencies, not from a table: no limit on the context, and no 67 MB for Llama 3.
         """
@@ -36,7 +37,11 @@ class Positions:
             at = g.op("Cast", f"{own}positions", [self.io.positions], {"to": int(ir.DataType.FLOAT)})
             at = g.op("Unsqueeze", f"{own}column", [at, g.integers([2])])
             angles = g.op("Mul", f"{own}angles", [at, frequencies])
-            self._ropes[name] = g.op("Cos", f"{own}cos", [angles]), g.op("Sin", f"{own}sin", [angles])
+            cos, sin = g.op("Cos", f"{own}cos", [angles]), g.op("Sin", f"{own}sin", [angles])
+            if (amplitude := rope.attention_factor(self.io.facts.ropes[name])) != 1:
+                by = g.tensor(rope.stored(name, "amplitude"), np.array(amplitude, np.float32))
+                cos, sin = g.op("Mul", f"{own}cos.scaled", [cos, by]), g.op("Mul", f"{own}sin.scaled", [sin, by])
+            self._ropes[name] = cos, sin
         return self._ropes[name]
 
     def visible(self, window: int | None) -> ir.Value:

@@ -35,7 +35,7 @@ from dlqat.architecture import EMBEDDING, Decoder
 from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx.graph import OnnxGraph
-from dlqat.exporters.onnx.io import Io, save, split
+from dlqat.exporters.onnx.io import Io, cut, save, split
 from dlqat.exporters.onnx.positions import Positions
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
@@ -104,6 +104,9 @@ class Qdq:
         y = g.op("Gather", f"{name}/Gather", [x, g.tensor(name, labels.numpy().astype(np.int32))], {"axis": 2})
         return y if bias is None else self._bias(name.removesuffix(".labels"), y, bias)
 
+    def split(self, name: str, x: ir.Value, sizes: Sequence[int]) -> tuple[ir.Value, ...]:
+        return cut(self.graph, name, x, sizes)
+
     def rms_norm(self, name: str, x: ir.Value, weight: Tensor, eps: float, heads: int = 1) -> ir.Value:
         g, gamma = self.graph, self.graph.tensor(f"{name}.weight", weight.numpy())
         attributes = {"axis": -1, "epsilon": eps}
@@ -131,9 +134,10 @@ class Qdq:
     def attention(self, name: str, spec: Attention, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         g = self.graph
         if spec.rope is not None:
-            rope = self.positions.cos_sin(spec.rope)
-            q = g.op("RotaryEmbedding", f"{name}/q_rope", [q, *rope], {"num_heads": spec.heads})
-            k = g.op("RotaryEmbedding", f"{name}/k_rope", [k, *rope], {"num_heads": spec.kv_heads})
+            rope, turned = self.positions.cos_sin(spec.rope), self.io.facts.turned(spec.rope)
+            part = {} if turned == spec.head_dim else {"rotary_embedding_dim": turned}
+            q = g.op("RotaryEmbedding", f"{name}/q_rope", [q, *rope], {"num_heads": spec.heads, **part})
+            k = g.op("RotaryEmbedding", f"{name}/k_rope", [k, *rope], {"num_heads": spec.kv_heads, **part})
         y = ir.Value(name=f"{name}:y")
         heads = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": spec.scale}
         inputs = [q, k, v, self.positions.visible(spec.window), *self.io.past[spec.layer]]

@@ -40,6 +40,12 @@ def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
             f"heads of {facts.head_dim}: ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_SIZES} only; "
             "use --form qdq"
         )
+    turned = [facts.turned(name) for name in facts.ropes]
+    if options.form == "ort" and (odd := [n for n in turned if n % HEAD_SIZES]):
+        raise Refusal(
+            f"{odd[0]} numbers of a head turn by their position: ONNX Runtime's GroupQueryAttention takes multiples of "
+            f"{HEAD_SIZES} only; use --form qdq"
+        )
     product = web if options.form == "web" else None
     return rows(ort.Storage() if options.form == "ort" else qdq.Storage(product), model)
 

@@ -19,7 +19,7 @@ from dlqat import rope
 from dlqat.architecture import Decoder
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check.differences import Difference
-from dlqat.runtime_tests.readers.contents import Fact
+from dlqat.runtime_tests.readers.contents import ROPE, Fact
 
 
 def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[int, list[Difference]]:
@@ -27,7 +27,7 @@ def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[i
     rotary = {(f.kind, f.where): f for f in facts if f.kind.startswith("rope.")}
     context = max((len(f.value) for f in rotary.values() if f.kind == "rope.cos"), default=decoder.max_positions)
     differences = [d for f in rotary.values() for d in _rotary(f, decoder)]
-    tables = (f for f in rotary.values() if f.kind != "rope.frequencies" and len(f.value) < needed)
+    tables = (f for f in rotary.values() if f.kind in ROPE and len(f.value) < needed)
     differences += [
         Difference(f.where, f"ends at position {len(f.value)}; the artifact's context is {needed}", 0, 0, "")
         for f in tables
@@ -38,6 +38,13 @@ def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[i
         if not own >= {"rope.cos", "rope.sin"} and "rope.frequencies" not in own:
             where = f"rope.{name}".rstrip(".")
             differences.append(Difference(where, "missing: no rotary positions were found", 0, 0, ""))
+        if (
+            own >= {"rope.frequencies"}
+            and "rope.amplitude" not in own
+            and rope.attention_factor(decoder.ropes[name]) != 1
+        ):
+            where = rope.stored(name, "amplitude")
+            differences.append(Difference(where, "missing: cos and sin are not multiplied by it", 0, 0, ""))
     absent = [kind for kind in ("epsilon", "scale", "window") if kind not in kinds]
     differences += [Difference(k, "missing: no norm or attention that has one was found", 0, 0, "") for k in absent]
     factors = {f.where for f in facts if f.kind == "factor"}
@@ -91,7 +98,10 @@ def _rotary(fact: Fact, decoder: Decoder) -> Iterator[Difference]:
         yield Difference(fact.where, "rotary positions of which config.json says nothing", 0, 0, "")
         return
     frequencies = decoder.inverse_frequencies(name)
-    if fact.kind == "rope.frequencies":
+    if fact.kind == "rope.amplitude":
+        wanted = np.array(rope.attention_factor(decoder.ropes[name]), np.float32).reshape(fact.value.shape)
+        slack = tolerances.SCALE * wanted
+    elif fact.kind == "rope.frequencies":
         wanted, slack = frequencies, tolerances.ROTARY * frequencies
     else:
         positions = len(fact.value)

@@ -6,7 +6,7 @@
     h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale            n = norm(h)
     logits = lm_head(norm(h)) * scale
 
-as far as the family has these norms and scales.
+as far as the family has these norms and scales; q, k, v, or gate and up, may be parts of one product.
 
 In the last layer only the wanted positions go on after attention: later steps read its keys and values alone. Written
 apart from the exporters, as every reader is.
@@ -20,7 +20,7 @@ from dlqat import architecture, folded
 from dlqat.architecture import EMBEDDING, HEAD, Decoder
 from dlqat.folded import Clustered, Folded, LowRank, Sum
 from dlqat.folded.disk import FoldedModel
-from dlqat.runtime_tests.readers.expression import Node
+from dlqat.runtime_tests.readers.expression import Node, parted
 
 
 def wanted(model: FoldedModel, *, selected: bool) -> Node:
@@ -43,7 +43,10 @@ def _block(model: FoldedModel, decoder: Decoder, layer: int, h: Node, *, selecte
         return x if name is None else Node("norm", f"{at}.{name}", (x,))
 
     n = norm(norms.before_attention, h)
-    q, k, v = (linear(f"{at}.self_attn.{x}_proj", n) for x in "qkv")
+    if decoder.fused:
+        q, k, v = parted(linear(f"{at}.self_attn.qkv_proj", n), decoder.qkv)
+    else:
+        q, k, v = (linear(f"{at}.self_attn.{x}_proj", n) for x in "qkv")
     if decoder.qk_norm:
         q, k = (Node("norm", f"{at}.self_attn.{x}_norm", (y,)) for x, y in (("q", q), ("k", k)))
     label = f"{layer} {decoder.heads}/{decoder.kv_heads}"
@@ -55,7 +58,10 @@ def _block(model: FoldedModel, decoder: Decoder, layer: int, h: Node, *, selecte
     y = norm(norms.after_attention, linear(f"{at}.self_attn.o_proj", a))
     h = Node("add", "", (h, _scaled(f"{at}.self_attn", y, decoder.residual_scale)))
     n = norm(norms.before_mlp, h)
-    gate, up = (linear(f"{at}.mlp.{x}_proj", n) for x in ("gate", "up"))
+    if decoder.fused:
+        gate, up = parted(linear(f"{at}.mlp.gate_up_proj", n), [decoder.intermediate_size] * 2)
+    else:
+        gate, up = (linear(f"{at}.mlp.{x}_proj", n) for x in ("gate", "up"))
     act = Node({"silu": "silu", "gelu_tanh": "gelu"}[decoder.activation], "", (gate,))
     y = norm(norms.after_mlp, linear(f"{at}.mlp.down_proj", Node("mul", "", (act, up))))
     return Node("add", "", (h, _scaled(f"{at}.mlp", y, decoder.residual_scale)))

@@ -4,6 +4,7 @@
     ids                              the tokens of the step
     embed NAME (ids)                 rows of an embedding
     linear NAME (x)                  a product with a leaf, its bias added if it has one
+    part FIRST:END (x)               some of a product's columns: of a linear that is several
     take NAME (x)                    columns picked by the labels of a clustered layer
     norm NAME (x)                    RMSNorm with the gain NAME.weight; of heads where the gain is that long
     rope NAME (x)                    rotary positions of this step, by the rope of that name
@@ -20,8 +21,9 @@ residual taken from another place. Integers, gains and facts are compared apart 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 COMMUTATIVE = {"add", "mul"}
 
@@ -55,6 +57,12 @@ def times(a: Node, b: Node) -> Node:
         if gate.kind == "sigmoid" and gate.inputs[0].digest == x.digest:
             return Node("silu", "", (x,))
     return Node("mul", "", (a, b))
+
+
+def parted(x: Node, sizes: Sequence[int]) -> list[Node]:
+    """x cut into parts of these sizes."""
+    ends = list(accumulate(sizes))
+    return [Node("part", f"{end - size}:{end}", (x,)) for end, size in zip(ends, sizes, strict=True)]
 
 
 def biased(x: Node, bias: str) -> Node | None:

@@ -44,10 +44,19 @@ def _query(w: Walk, op: Operation, value: Argument, width: int) -> tuple[Node, i
 
 
 def _turned(w: Walk, value: Argument, width: int) -> tuple[Node, int]:
-    """[1, heads, step, width], turned by its positions or not: (a, b) -> (a, b) * cos + (b, a) * sin."""
-    total = w.made(value, "add", "transpose")
+    """[1, heads, step, width], turned by its positions or not: (a, b) -> (a, b) * cos + (b, a) * sin.
+
+    Where some numbers of a head turn only, the others are split off before and stand behind them again."""
+    total, parts = w.made(value, "add", "transpose", "concat"), None
     if total.kind == "transpose":
         return _heads(w, total, width)
+    if total.kind == "concat":
+        w.says(total, axis=-1, interleave=False)
+        first, rest = total.inputs["values"]
+        parts, total = w.made(rest, "split"), w.made(first, "add")
+        w.says(parts, axis=-1)
+        if len(parts.outputs) != 2 or parts.outputs[1] != rest:
+            raise Unreadable(f"{parts.name}: what does not turn by its position is not the end of a head")
     straight, crossed = (w.made(total.inputs[x][0], "mul") for x in "xy")
     x, swapped = straight.inputs["x"][0], w.made(crossed.inputs["x"][0], "concat")
     halves = w.made(swapped.inputs["values"][0], "split")
@@ -56,6 +65,10 @@ def _turned(w: Walk, value: Argument, width: int) -> tuple[Node, int]:
     if halves.inputs["x"] != (x,) or swapped.inputs["values"] != tuple(reversed(halves.outputs)):
         raise Unreadable(f"{total.name}: is not a rotation by positions")
     name = w.plumbing.rope(w.function, straight.inputs["y"][0], crossed.inputs["y"][0])
+    if parts is not None:
+        if x != parts.outputs[0]:
+            raise Unreadable(f"{total.name}: turns other numbers than those that were split off")
+        x = parts.inputs["x"][0]
     node, heads = _heads(w, w.made(x, "transpose"), width)
     return Node("rope", name, (node,)), heads
 

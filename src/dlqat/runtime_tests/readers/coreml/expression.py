@@ -9,6 +9,7 @@ anchor whose input was made by anything else is a fault:
     mul by NAME.weight behind x * rsqrt(...) / peak        norm (coreml/builder.py says why it is so long)
     scaled_dot_product_attention                           attention behind rope, over the states: attention.py
     silu; gelu; mul; add; mul by a number called scaled    the same
+    split of features                                      part
     cast between floats                                    the same numbers
 
 Values that are no hidden state (positions, masks, angles) are run and compared by plumbing.py.
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dlqat.mil.program import Function, Operation, Package
 from dlqat.runtime_tests.readers.contents import Unreadable
 from dlqat.runtime_tests.readers.coreml import attention
 from dlqat.runtime_tests.readers.coreml.constants import dotted, real_bias
 from dlqat.runtime_tests.readers.coreml.walk import Walk, is_float
-from dlqat.runtime_tests.readers.expression import Node, biased, times
+from dlqat.runtime_tests.readers.expression import Node, biased, parted, times
 
 INPUTS = {"inputIds", "causalMask", "keyCache", "valueCache"}
 IDS = "inputIds"
@@ -155,6 +158,14 @@ def _one(kind: str, **wanted: Any) -> Any:
     return handler
 
 
+def _split(w: Walk, op: Operation) -> None:
+    """A product that is several, cut; heads are cut as well, and rotation knows of it (attention.py)."""
+    if op.inputs["x"][0] in w.values:
+        w.says(op, axis=-1)
+        sizes = np.asarray(w.constant(op.inputs["split_sizes"][0])).tolist()
+        w.values.update(zip(op.outputs, parted(w.values[str(op.inputs["x"][0])], sizes), strict=True))
+
+
 def _read_state(w: Walk, op: Operation) -> None:
     w.cells.setdefault(str(op.inputs["input"][0]), ["", "", ""])[2] = op.outputs[0]
 
@@ -172,6 +183,7 @@ HANDLERS = {
     "add": _add,
     "mul": _mul,
     "reshape": _reshape,
+    "split": _split,
     "silu": _one("silu"),
     "gelu": _one("gelu", mode="TANH_APPROXIMATION"),
     "read_state": _read_state,

@@ -2,7 +2,8 @@
 """The forward of one method of a .pte file as an expression, instruction by instruction.
 
     x * rsqrt(mean(x^2) + eps) * gain                                     norm
-    [a cos - b sin, b cos + a sin] of the halves of x                     rope
+    [a cos - b sin, b cos + a sin, rest] of the halves of x's first part  rope
+    StaticSlice of features                                               part
     llama::update_cache, then llama::custom_sdpa on the same caches       attention
     aten::slice_copy from -1 on                                           select
     FullyConnected (behind Convert)                                       linear
@@ -163,8 +164,8 @@ def _operation(kind: str, union: dict[str, Any], known: Mapping[int, Node], keys
     """One operation of XNNPACK. `keys`: number in the graph -> key of the constant."""
     order = ("input_id", "input1_id", "input2_id")
     ids = [union.get(k, 0) for k in order if k in union] or [0]
-    if kind in BINARY and len(ids) == 1:
-        ids = [union.get("input1_id", 0), union.get("input2_id", 0)]
+    if (count := MANY.get(kind, 0)) > 1:
+        ids = [union.get(f"input{i + 1}_id", 0) for i in range(count)]
     if kind == "XNNFullyConnected":
         return _product(union, known, keys)
     given = [Node("constant", keys[i]) if i in keys else known[i] for i in ids]
@@ -186,14 +187,15 @@ def _operation(kind: str, union: dict[str, Any], known: Mapping[int, Node], keys
         case "XNNAdd", [a, b]:
             return _plus(a, b)
         case "XNNStaticSlice", [x]:
-            return _half(union, x)
-        case "XNNConcatenate2", [a, b]:
-            return _rope(union, a, b)
+            return _slice(union, x)
+        case (("XNNConcatenate2" | "XNNConcatenate3"), [a, b, *rest]):
+            return _rope(union, a, b, rest)
         case _:
             raise Unreadable(f"{kind} of {', '.join(map(str, given))}, which config.json does not explain")
 
 
-BINARY = ("XNNMultiply", "XNNSubtract", "XNNAdd", "XNNConcatenate2")
+MANY = {"XNNMultiply": 2, "XNNSubtract": 2, "XNNAdd": 2, "XNNConcatenate2": 2, "XNNConcatenate3": 3}
+"""How many tensors they take, where it is more than one: number 0 is not written in the file."""
 
 
 def _product(union: dict[str, Any], known: Mapping[int, Node], keys: Mapping[int, str]) -> Node:
@@ -235,23 +237,25 @@ def _plus(a: Node, b: Node) -> Node:
     return Node("add", "", (a, b))
 
 
-def _half(union: dict[str, Any], x: Node) -> Node:
-    """The first or the second half of each head."""
-    at, size = union["offsets"], union["sizes"][-1]
-    if len(at) != 4 or any(at[:3]) or at[3] not in (0, size) or union["sizes"][0] != 1 or union["sizes"][1] != 0:
-        raise Unreadable(f"a slice at {at} of {union['sizes']}, which is no half of the heads")
-    return Node("half", str(int(at[3] > 0)), (x,))
+def _slice(union: dict[str, Any], x: Node) -> Node:
+    """Some of the features, or of those of each head."""
+    *before, at = union["offsets"]
+    if len(before) not in (2, 3) or any(before) or list(union["sizes"][:2]) != [1, 0]:
+        raise Unreadable(f"a slice at {union['offsets']} of {union['sizes']}, which is no part of the features")
+    return Node("part" if len(before) == 2 else "piece", f"{at}:{at + union['sizes'][-1]}", (x,))
 
 
-def _rope(union: dict[str, Any], a: Node, b: Node) -> Node:
-    halves = [n for n in (*_leaves(a), *_leaves(b)) if n.kind == "half"]
-    x = halves[0].inputs[0] if halves else a
-    first, second = (Node("half", i, (x,)) for i in "01")
+def _rope(union: dict[str, Any], a: Node, b: Node, rest: Sequence[Node]) -> Node:
+    """The halves of what turns, and what stands behind it in each head."""
+    pieces = [n for n in (*_leaves(a), *_leaves(b)) if n.kind == "piece" and n.label.startswith("0:")]
+    x, size = (pieces[0].inputs[0], int(pieces[0].label[2:])) if pieces else (a, 0)
+    first, second = (Node("piece", f"{i * size}:{(i + 1) * size}", (x,)) for i in (0, 1))
     name = next((rope.name_of(n.label) for n in (*_leaves(a), *_leaves(b)) if n.kind == "table"), "")
     cos, sin = (Node("table", rope.stored(name, what)) for what in ("cos", "sin"))
     left = Node("sub", "", (Node("mul", "", (first, cos)), Node("mul", "", (second, sin))))
     right = Node("add", "", (Node("mul", "", (second, cos)), Node("mul", "", (first, sin))))
-    if union.get("axis") != 3 or (a.digest, b.digest) != (left.digest, right.digest):
+    kept = all(n.digest == Node("piece", n.label, (x,)).digest and n.label.startswith(f"{2 * size}:") for n in rest)
+    if union.get("axis") != 3 or (a.digest, b.digest) != (left.digest, right.digest) or not kept:
         raise Unreadable(f"{a} and {b} put together, which are no rotated halves of one head")
     return Node("rope", name, (x,))
 

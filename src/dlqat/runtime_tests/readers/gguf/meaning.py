@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable
-from dlqat.runtime_tests.readers.expression import Node
+from dlqat.runtime_tests.readers.expression import Node, parted
 from dlqat.runtime_tests.readers.gguf.file import File
-from dlqat.runtime_tests.readers.gguf.rules import GEMMA3, LINEARS, NORMS, QK_NORMS, RULES, Rules
+from dlqat.runtime_tests.readers.gguf.rules import GEMMA3, NORMS, QK_NORMS, RULES, Rules
 
 COUNTS = (
     *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "rope.dimension_count"),
@@ -25,6 +25,7 @@ NEEDED = {*COUNTS, "attention.layer_norm_rms_epsilon", "rope.freq_base"}
 SCALING = {"rope.scaling.type", "rope.scaling.factor"}
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ROPE_FREQS = "rope_freqs.weight"
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,20 @@ class Meaning:
         which = {"q_proj": 0, "k_proj": 1}.get(module.rpartition(".")[2])
         return None if which is None or not self.rules.interleaved else self.heads[which]
 
+    @property
+    def rope_tensors(self) -> tuple[str, ...]:
+        """The tensors of divisors that its forward reads."""
+        return ((ROPE_FREQS,) if self.rules.rope_factors else ()) + ((SHORT, LONG) if self.rules.longrope else ())
+
+    def divisors(self) -> str | None:
+        """The tensor of those that turn its positions."""
+        if self.rules.longrope:
+            original = int(self.values.get("rope.scaling.original_context_length", self.count("context_length")))
+            name = LONG if self.count("context_length") > original else SHORT
+        else:
+            name = ROPE_FREQS
+        return name if name in self.rope_tensors and name in self.file.tensors else None
+
     def factor(self, key: str) -> float:
         """A multiplier of the metadata; llama.cpp takes 0 and none for 1."""
         return float(self.values.get(key) or 1.0)
@@ -105,19 +120,22 @@ def faults(m: Meaning) -> Iterator[str]:
         yield f"{m.architecture}.{key} = {m.values[key]!r}: what it changes is not known"
     shapes = {name: t.shape for name, t in m.file.tensors.items()}
     heads, kv_heads = m.heads
-    size = m.count("attention.key_length")
-    wanted = {
-        "token_embd.weight": (m.count("vocab_size"), m.count("embedding_length")),
-        "blk.0.ffn_gate.weight": (m.count("feed_forward_length"), m.count("embedding_length")),
-        "blk.0.attn_q.weight": (heads * size, m.count("embedding_length")),
-        "blk.0.attn_k.weight": (kv_heads * size, m.count("embedding_length")),
-    }
+    size, width, wide = m.count("attention.key_length"), m.count("embedding_length"), m.count("feed_forward_length")
+    wanted = {"token_embd.weight": (m.count("vocab_size"), width)}
+    if m.rules.fused:
+        wanted |= {"blk.0.ffn_up.weight": (2 * wide, width)}
+        wanted |= {"blk.0.attn_qkv.weight": ((heads + 2 * kv_heads) * size, width)}
+    else:
+        wanted |= {"blk.0.ffn_gate.weight": (wide, width)}
+        wanted |= {"blk.0.attn_q.weight": (heads * size, width), "blk.0.attn_k.weight": (kv_heads * size, width)}
     for name, shape in wanted.items():
         if shapes.get(name) != shape:
             yield f"{name}: has shape {shapes.get(name)}, the metadata says {shape}"
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if m.count(key) != size:
-            yield f"{key} is {m.count(key)}, heads have {size}"
+    if m.count("attention.value_length") != size:
+        yield f"attention.value_length is {m.count('attention.value_length')}, heads have {size}"
+    for name in (ROPE_FREQS, SHORT, LONG):
+        if name in shapes and name not in m.rope_tensors:
+            yield f"{name}: {m.architecture} does not read it"
 
 
 def facts(m: Meaning) -> Iterator[Fact]:
@@ -137,6 +155,8 @@ def facts(m: Meaning) -> Iterator[Fact]:
         yield one("factor", where, value)
     for name in sorted({n for n in map(m.rope, range(m.count("block_count"))) if n is not None}):
         yield Fact("rope.frequencies", f"rope.{name}.frequencies" if name else "rope", _frequencies(m, name))
+    if m.rules.longrope:
+        yield one("rope.amplitude", "rope.amplitude", float(m.values.get("rope.scaling.attn_factor", 1.0)))
 
 
 def _attention_scale(m: Meaning) -> float:
@@ -174,8 +194,8 @@ def _frequencies(m: Meaning, name: str) -> NDArray[np.float32]:
             found /= float(m.values["rope.scaling.factor"])
         case other:
             raise Unreadable(f"rope.scaling.type {other!r} is not known")
-    if ROPE_FREQS in m.file.tensors and m.rules.rope_factors:
-        found /= m.file.bytes_of(ROPE_FREQS).view("<f4").astype(np.float64)
+    if (divisors := m.divisors()) is not None:
+        found /= m.file.bytes_of(divisors).view("<f4").astype(np.float64)
     return found.astype(np.float32)
 
 
@@ -201,7 +221,7 @@ def _block(m: Meaning, factors: Mapping[str, float], layer: int, h: Node) -> Nod
         tensor = m.file.tensors.get(f"{stem}.weight")
         if tensor is None:
             raise Unreadable(f"{stem}.weight is missing")
-        return Node("linear", f"{at}.{LINEARS[name]}", (x,), tensor.shape[0], f"{stem}.bias" in m.file.tensors)
+        return Node("linear", f"{at}.{m.rules.modules[name]}", (x,), tensor.shape[0], f"{stem}.bias" in m.file.tensors)
 
     def norm(name: str, x: Node) -> Node:
         return Node("norm", f"{at}.{m.rules.modules[name]}", (x,)) if name in m.rules.modules else x
@@ -209,13 +229,21 @@ def _block(m: Meaning, factors: Mapping[str, float], layer: int, h: Node) -> Nod
     at, (heads, kv_heads) = f"model.layers.{layer}", m.heads
     before_attention, after_attention, before_mlp, after_mlp = NORMS
     n = norm(before_attention, h)
-    q, k, v = (linear(f"attn_{x}", n) for x in "qkv")
+    if m.rules.fused:
+        size = m.count("attention.key_length")
+        q, k, v = parted(linear("attn_qkv", n), [size * heads, size * kv_heads, size * kv_heads])
+    else:
+        q, k, v = (linear(f"attn_{x}", n) for x in "qkv")
     q, k = (norm(name, x) for name, x in zip(QK_NORMS, (q, k), strict=True))
     if (rope := m.rope(layer)) is not None:
         q, k = Node("rope", rope, (q,)), Node("rope", rope, (k,))
     y = norm(after_attention, linear("attn_output", Node("attention", f"{layer} {heads}/{kv_heads}", (q, k, v))))
     h = Node("add", "", (h, _scaled(factors, f"{at}.self_attn", y)))
     n = norm(before_mlp, h)
-    gated = Node("mul", "", (Node(m.rules.activation, "", (linear("ffn_gate", n),)), linear("ffn_up", n)))
+    if m.rules.fused:
+        gate, up = parted(linear("ffn_up", n), [m.count("feed_forward_length")] * 2)
+    else:
+        gate, up = linear("ffn_gate", n), linear("ffn_up", n)
+    gated = Node("mul", "", (Node(m.rules.activation, "", (gate,)), up))
     y = norm(after_mlp, linear("ffn_down", gated))
     return Node("add", "", (h, _scaled(factors, f"{at}.mlp", y)))

@@ -30,10 +30,9 @@ def read(program: Path) -> Contents:
     m = meaning.read(file)
     found = list(_weights(m))
     tensors = dict(_tensors(m))
-    odd = [n for n in file.tensors if n != meaning.ROPE_FREQS and m.module(n) is None]
+    ropes = (meaning.ROPE_FREQS, meaning.SHORT, meaning.LONG)
+    odd = [n for n in file.tensors if n not in ropes and m.module(n) is None]
     faults = [*file.faults, *meaning.faults(m), *(f"{n}: a tensor that llama.cpp does not read" for n in odd)]
-    if meaning.ROPE_FREQS in file.tensors and not m.rules.rope_factors:
-        faults.append(f"{meaning.ROPE_FREQS}: {m.architecture} does not read it")
     kinds = sorted({NAMES[file.tensors[w.stored[0]].kind] for w in found})
     form = ", ".join(kinds) or "floats"
     facts, logits = tuple(meaning.facts(m)), (meaning.forward(m),)

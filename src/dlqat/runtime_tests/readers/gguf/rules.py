@@ -16,6 +16,12 @@ LINEARS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+FUSED = {
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 """Before and behind attention, before and behind the MLP."""
@@ -53,6 +59,10 @@ class Rules:
     """Whether rope_freqs.weight is read."""
     biases: frozenset[str] = frozenset()
     """Linears whose biases are added."""
+    fused: bool = False
+    """Whether q, k and v are one tensor, gate and up another."""
+    longrope: bool = False
+    """Whether rope_factors_short.weight is read, _long where the context is longer than the original one, and attn_factor."""
     norms: Mapping[str, str] = field(default_factory=lambda: _PRE)
     """Tensor -> module, of those of the hidden state that it has."""
     qk_norm: bool = False
@@ -70,7 +80,7 @@ class Rules:
     @property
     def modules(self) -> dict[str, str]:
         """Tensor of a block -> transformers' module."""
-        return {**LINEARS, **self.norms, **(QK_NORMS if self.qk_norm else {})}
+        return {**(FUSED if self.fused else LINEARS), **self.norms, **(QK_NORMS if self.qk_norm else {})}
 
 
 _QKV = frozenset(("attn_q", "attn_k", "attn_v"))
@@ -97,4 +107,9 @@ RULES = {
         read=frozenset(("attention.sliding_window_pattern", "rope.freq_base_swa")),
     ),
     "olmo2": Rules(norms=_POST, qk_norm=True),
+    "phi3": Rules(
+        fused=True,
+        longrope=True,
+        read=frozenset(("rope.scaling.original_context_length", "rope.scaling.attn_factor")),
+    ),
 }

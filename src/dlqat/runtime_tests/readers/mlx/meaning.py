@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable
-from dlqat.runtime_tests.readers.expression import Node
+from dlqat.runtime_tests.readers.expression import Node, parted
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _LINEAR = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+_FUSED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 _PLACES = ("before_attention", "after_attention", "before_mlp", "after_mlp")
 _SANDWICH: Mapping[str, str] = dict(
     zip(
@@ -45,6 +46,8 @@ class Model:
     """Of the rope, where config.json has none."""
     nested: bool = False
     """Whether it reads rope_parameters."""
+    fused: bool = False
+    """Whether q, k and v are one matrix, gate and up another; it reads partial_rotary_factor, too."""
     gemma: bool = False
     """GELU, gains 1 + w, the embedding times a bfloat16 root, windows but in every Nth layer."""
 
@@ -63,6 +66,7 @@ MODELS = {
     "granite": Model("granite", _ASKED, head_dim=False),
     "gemma3_text": Model("gemma3_text", norms=_SANDWICH, qk_norm=True, base=1e6, gemma=True),
     "olmo2": Model("olmo2", _ASKED, _POST, qk_norm=True),
+    "phi3": Model("phi3", head_dim=False, fused=True),
 }
 """By model_type; some run as another."""
 
@@ -95,12 +99,22 @@ class Meaning:
         return int(own or self.config["hidden_size"] // self.heads[0])
 
     @property
+    def turned(self) -> int:
+        """How many numbers of a head turn."""
+        part = float(self.config.get("partial_rotary_factor") or 1.0) if self.model.fused else 1.0
+        return int(self.head_dim * part)
+
+    @property
     def tied(self) -> bool:
         return bool(self.config.get("tie_word_embeddings", True))
 
     def modules(self) -> Iterator[str]:
         """Everything that has parameters."""
-        inner = (*_LINEAR, *self.model.norms.values(), *(_QK_NORMS if self.model.qk_norm else ()))
+        inner = (
+            *(_FUSED if self.model.fused else _LINEAR),
+            *self.model.norms.values(),
+            *(_QK_NORMS if self.model.qk_norm else ()),
+        )
         yield from (EMBEDDING, NORM, *([] if self.tied else [HEAD]))
         yield from (f"model.layers.{i}.{name}" for i in range(self.layers) for name in inner)
 
@@ -191,7 +205,7 @@ def _frequencies(m: Meaning, name: str) -> NDArray[np.float32]:
     nested = (m.config.get("rope_parameters") or {}) if m.model.nested else {}
     base = float(m.config.get("rope_theta") or nested.get("rope_theta") or m.model.base)
     scaling = m.config.get("rope_scaling") or nested
-    wave = base ** (np.arange(0, m.head_dim, 2) / m.head_dim)
+    wave = base ** (np.arange(0, m.turned, 2) / m.turned)
     match scaling.get("type") or scaling.get("rope_type", "default"):
         case "default":
             return (1 / wave).astype(np.float32)
@@ -237,16 +251,24 @@ def _block(m: Meaning, factors: Mapping[str, float], rows: Mapping[str, int], la
         return x if name is None else Node("norm", f"{at}.{name}", (x,))
 
     n = norm(norms.get("before_attention"), h)
-    q, k, v = (linear(f"self_attn.{x}_proj", n) for x in "qkv")
+    heads, kv_heads = m.heads
+    if m.model.fused:
+        sizes = [m.head_dim * heads, m.head_dim * kv_heads, m.head_dim * kv_heads]
+        q, k, v = parted(linear("self_attn.qkv_proj", n), sizes)
+    else:
+        q, k, v = (linear(f"self_attn.{x}_proj", n) for x in "qkv")
     if m.model.qk_norm:
         q, k = (norm(name, x) for name, x in zip(_QK_NORMS, (q, k), strict=True))
     if (rope := m.rope(layer)) is not None:
         q, k = Node("rope", rope, (q,)), Node("rope", rope, (k,))
-    heads, kv_heads = m.heads
     a = Node("attention", f"{layer} {heads}/{kv_heads}", (q, k, v))
     y = norm(norms.get("after_attention"), linear("self_attn.o_proj", a))
     h = Node("add", "", (h, _scaled(factors, f"{at}.self_attn", y)))
     n = norm(norms.get("before_mlp"), h)
-    gate = Node("gelu" if m.model.gemma else "silu", "", (linear("mlp.gate_proj", n),))
-    y = norm(norms.get("after_mlp"), linear("mlp.down_proj", Node("mul", "", (gate, linear("mlp.up_proj", n)))))
+    if m.model.fused:
+        gate, up = parted(linear("mlp.gate_up_proj", n), [int(m.config["intermediate_size"])] * 2)
+    else:
+        gate, up = linear("mlp.gate_proj", n), linear("mlp.up_proj", n)
+    act = Node("gelu" if m.model.gemma else "silu", "", (gate,))
+    y = norm(norms.get("after_mlp"), linear("mlp.down_proj", Node("mul", "", (act, up))))
     return Node("add", "", (h, _scaled(factors, f"{at}.mlp", y)))

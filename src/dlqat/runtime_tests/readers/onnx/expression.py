@@ -12,6 +12,7 @@ lengths, indices) are held to their meaning by plumbing.py where an operation ta
     Gelu(approximate tanh)                                          gelu
     Mul with NAME.factor                                            scale
     Reshape, Split of a product of several layers                   the same numbers, parted
+    Split of another, or GroupQueryAttention of it                  part
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import Any
 
 from dlqat import rope
 from dlqat.runtime_tests.readers.contents import Unreadable, Weight, parts
-from dlqat.runtime_tests.readers.expression import Node, biased, times
+from dlqat.runtime_tests.readers.expression import Node, biased, parted, times
 from dlqat.runtime_tests.readers.onnx import cut
+from dlqat.runtime_tests.readers.onnx.facts import turning
 from dlqat.runtime_tests.readers.onnx.file import OnnxFile, attributes
 from dlqat.runtime_tests.readers.onnx.plumbing import Plumbing
 
@@ -106,9 +108,12 @@ def _same(f: _Forward, node: Any) -> None:
 
 
 def _split(f: _Forward, node: Any) -> None:
-    """The rows of several layers that were multiplied at once."""
+    """The rows of several layers that were multiplied at once, or parts of one layer's."""
     (whole,) = f.inputs(node, 1)
     names, sizes = parts(whole.label), f.file.array(node.input[1]).tolist()
+    if len(names) == 1 and attributes(node).get("axis") == -1:
+        f.values.update(zip(node.output, parted(whole, sizes), strict=True))
+        return
     if whole.kind != "linear" or len(names) != len(sizes) or len(names) != len(node.output):
         raise Unreadable(f"{node.name}: parts {whole} otherwise than its layers")
     for name, rows, output in zip(names, sizes, node.output, strict=True):
@@ -195,12 +200,13 @@ def _normed(node: Any, x: Node, gains: Sequence[str]) -> Node:
 
 
 def _rope(f: _Forward, node: Any) -> None:
-    angles = f.file.producer.get(f.file.producer[node.input[1]].input[0]) if node.input[1] in f.file.producer else None
-    stored = [n for n in angles.input if n in f.file.initializers] if angles is not None else []
-    if len(stored) != 1:
-        raise Unreadable(f"{node.name}: its angles are not positions times stored frequencies")
-    f.plumbing.angles(node.input[1], node.input[2], f.file.floats(stored[0]))
-    f.values[node.output[0]] = Node("rope", rope.name_of(stored[0]), tuple(f.inputs(node, 1)))
+    stored, amplitude = turning(f.file, node, node.input[1], "Cos")
+    frequencies = f.file.floats(stored)
+    if attributes(node).get("rotary_embedding_dim", 2 * len(frequencies)) != 2 * len(frequencies):
+        raise Unreadable(f"{node.name}: turns other numbers of a head than there are frequencies for")
+    by = 1.0 if amplitude is None else float(f.file.floats(amplitude).item())
+    f.plumbing.angles(node.input[1], node.input[2], frequencies, by)
+    f.values[node.output[0]] = Node("rope", rope.name_of(stored), tuple(f.inputs(node, 1)))
 
 
 def _attention(f: _Forward, node: Any) -> None:
@@ -216,6 +222,9 @@ def _grouped(f: _Forward, node: Any) -> None:
     names = parts(q.label) if q.kind == "linear" else ()
     if not node.input[1] and len(names) == 3:
         q, k, v = (Node("linear", name, q.inputs, None, q.biased) for name in names)
+    elif not node.input[1]:
+        size = f.file.cache_width(node.input[3])
+        q, k, v = parted(q, [size * found[key] for key in ("num_heads", "kv_num_heads", "kv_num_heads")])
     else:
         q, k, v = f.inputs(node, 3)
     rotates = found.get("do_rotary")

@@ -4,7 +4,7 @@
 RMSNormalization, (Skip)SimplifiedLayerNormalization     attribute epsilon
 GroupQueryAttention                                      attributes scale, local_window_size; tables as inputs 7, 8
 Attention                                                attribute scale; the window that its mask has when it is run
-RotaryEmbedding <- Cos, Sin <- positions * frequencies
+RotaryEmbedding <- (times an amplitude <-) Cos, Sin <- positions * frequencies
 Mul <- NAME.factor
 """
 
@@ -24,7 +24,7 @@ KNOWN = {
     **{norm: {"axis", "epsilon", "stash_type"} for norm in NORMS},
     "Attention": {"q_num_heads", "kv_num_heads", "scale"},
     "GroupQueryAttention": {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"},
-    "RotaryEmbedding": {"num_heads"},
+    "RotaryEmbedding": {"num_heads", "rotary_embedding_dim"},
     "Mul": set[str](),
 }
 """Attributes that the reader can explain; any other could change the numbers."""
@@ -70,9 +70,21 @@ def _tables(file: OnnxFile, node: Any) -> Iterator[Fact]:
 def _frequencies(file: OnnxFile, node: Any) -> Iterator[Fact]:
     """Of both its tables: they must be the cosine and the sine of one product with stored frequencies."""
     for name, operator in zip(node.input[1:3], ("Cos", "Sin"), strict=True):
-        turn = file.producer.get(name)
-        angles = file.producer.get(turn.input[0]) if turn is not None and turn.op_type == operator else None
-        stored = [n for n in angles.input if n in file.initializers] if angles is not None else []
-        if angles is None or angles.op_type != "Mul" or len(stored) != 1:
-            raise Unreadable(f"{node.name}: {name} is no {operator} of positions times stored frequencies")
-        yield Fact("rope.frequencies", stored[0], file.floats(stored[0]))
+        frequencies, amplitude = turning(file, node, name, operator)
+        yield Fact("rope.frequencies", frequencies, file.floats(frequencies))
+        if amplitude is not None:
+            yield Fact("rope.amplitude", amplitude, file.floats(amplitude).reshape(()))
+
+
+def turning(file: OnnxFile, node: Any, name: str, operator: str) -> tuple[str, str | None]:
+    """The names of the stored frequencies behind a table of `node`, and of the stored number that multiplies it, if there is one."""
+    turn, amplitude = file.producer.get(name), None
+    if turn is not None and turn.op_type == "Mul":
+        numbers = [n for n in turn.input if n in file.initializers and file.array(n).size == 1]
+        inner = [n for n in turn.input if n not in file.initializers]
+        turn, amplitude = (file.producer.get(inner[0]), numbers[0]) if len(numbers) == len(inner) == 1 else (None, None)
+    angles = file.producer.get(turn.input[0]) if turn is not None and turn.op_type == operator else None
+    stored = [n for n in angles.input if n in file.initializers] if angles is not None else []
+    if angles is None or angles.op_type != "Mul" or len(stored) != 1:
+        raise Unreadable(f"{node.name}: {name} is no {operator} of positions times stored frequencies")
+    return stored[0], amplitude

@@ -128,6 +128,11 @@ class OnnxFile:
             raise Unreadable(f"{name}: type {type_name(self.initializers[name])} where float32 is expected")
         return self.array(name)
 
+    def cache_width(self, name: str) -> int:
+        """The size of a head, by the declared shape of a cache that is an input."""
+        (given,) = (i for i in self.graph.input if i.name == name)
+        return int(given.type.tensor_type.shape.dim[3].dim_value)
+
     def factor(self, node: Any) -> str | None:
         """NAME of a Mul with the one number NAME.factor; None for any other product."""
         stored = [n for n in node.input if n in self.initializers]

@@ -115,13 +115,13 @@ class Plumbing:
             self._windows[mask] = window
         return self._windows[mask]
 
-    def angles(self, cos: str, sin: str, frequencies: NDArray[np.float32]) -> None:
-        """cos and sin [batch, step, n] of position_ids times the frequencies."""
+    def angles(self, cos: str, sin: str, frequencies: NDArray[np.float32], amplitude: float) -> None:
+        """amplitude times cos and sin [batch, step, n] of position_ids times the frequencies."""
         for batch, found in self._runs((cos, sin)):
             angles = batch.feeds()["position_ids"][..., None].astype(np.float64) * frequencies
-            slack = tolerances.ROTARY * np.maximum(1, angles)
+            slack = amplitude * tolerances.ROTARY * np.maximum(1, angles)
             for got, name, function in zip(found, (cos, sin), (np.cos, np.sin), strict=True):
-                if got.shape != angles.shape or not bool((np.abs(got - function(angles)) <= slack).all()):
+                if got.shape != angles.shape or not bool((np.abs(got - amplitude * function(angles)) <= slack).all()):
                     raise Unreadable(
                         f"{name}: it is not the {function.__name__} of position_ids times the stored frequencies"
                     )
