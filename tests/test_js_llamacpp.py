@@ -75,6 +75,19 @@ def test_ladder(exported: Path, name: str) -> None:
     assert all(said in c.summary for c in found if c.rung == "L1")
 
 
+@pytest.mark.parametrize("group_size", [64, 128])
+def test_two_bits_in_two_bits(tmp_path: Path, group_size: int) -> None:
+    """Q2_0, which only llama.cpp of July 2026 and later has."""
+    artifacts.runnable(NODE)
+    outer = {"bits": 8, "group_size": 0, "power_of_two": True}
+    blocks = {"bits": 2, "group_size": group_size}
+    recipe = Recipe((Rule(r".*_proj", blocks), Rule(r"model\.embed_tokens|lm_head", outer)))
+    model = models.tiny("llama", vocab_size=320, hidden_size=128, intermediate_size=256)
+    artifact = artifacts.export_model(tmp_path, "q2_0", models.fold_model(model, recipe), byte_tokenizer())
+    found = artifacts.climb(NODE, artifact, "L0", "L1", "L2", "L3")
+    assert {(c.rung, c.status) for c in found} == {(rung, "passed") for rung in ("L0", "L1", "L2", "L3")}, found
+
+
 def test_what_nobody_stated_is_not_verified(tmp_path: Path, name: str) -> None:
     """llama.cpp multiplies zero-points (Q4_1) with sums that it keeps as fp16."""
     found = artifacts.climb(name, export(tmp_path, bits=3, symmetric=False), "L2")
