@@ -2,8 +2,8 @@
 """host-llamacpp: llama.cpp on this machine, through cyllama's wheel (releases.py has the version and how it is fetched).
 
 llama.cpp's kernels round the input of quantized linears to int8 in blocks of 32. The cache is float32 here, without
-flash attention: apps have float16 by default, which the report says. Weights are not repacked (`use_extra_bufts`), for
-repacked kernels round halves in another way.
+flash attention: apps have float16 by default, which the report says. Weights are not repacked (`use_extra_bufts`): which
+repacked kernels there are depends on the CPU. Those for AVX2 round alike, halves too (node-llamacpp has them).
 """
 
 from __future__ import annotations
