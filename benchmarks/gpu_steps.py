@@ -108,13 +108,14 @@ def folds(model_dir: Path, device: str) -> dict[str, Any]:
 
     from dlqat import adapter, recipe, source
     from dlqat.folded import dense
+    from dlqat.model_dir import ADAPTERS
     from dlqat.trainer.kernels import choose
 
     record = json.loads((model_dir / "dlqat.json").read_text())
     weights = source.weights(source.resolve(record["source"]))
     names = [n.removesuffix(".weight") for n in weights if n.endswith(".weight") and len(weights[n].shape) == 2]
     specs = recipe.parse(record["recipe"], "dlqat.json").layers({n: tuple(weights[f"{n}.weight"].shape) for n in names})
-    adapters = adapter.read(model_dir / adapter.ADAPTERS, {n: (s.grid, s.scaling) for n, s in specs.items()})
+    adapters = adapter.read(model_dir / ADAPTERS, {n: (s.grid, s.scaling) for n, s in specs.items()})
     count = differ = kernel = 0
     furthest = 0.0
     for name, here in adapters.items():

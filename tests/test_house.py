@@ -225,16 +225,18 @@ def test_every_python_file_names_its_licence() -> None:
     assert len(files) > len(PARTS)
 
 
-@pytest.mark.parametrize("module", ["runtime_tests.cli", "runtime_tests.eval_cli", "devices.cli", "demo"])
+@pytest.mark.parametrize(
+    "module", ["exporters.cli", "runtime_tests.cli", "runtime_tests.eval_cli", "devices.cli", "publish", "demo"]
+)
 def test_commands_start_without_torch(module: str) -> None:
     """--help answers at once, and TQDM_DISABLE, which tqdm reads once (torch imports it), can still be set."""
     code = f"import sys, dlqat.{module}; sys.exit('torch' in sys.modules or 'tqdm' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
 
 
-def test_dlqat_export_starts_without_transformers() -> None:
+def test_dlqat_train_starts_without_transformers() -> None:
     """Two seconds of --help in place of five; and its remarks on torchao come where quiet() holds them back."""
-    code = "import sys, dlqat.exporters.cli; sys.exit('transformers' in sys.modules)"
+    code = "import sys, dlqat.trainer.cli; sys.exit('transformers' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
 
 

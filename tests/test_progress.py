@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dlqat import progress
-from dlqat.adapter import ADAPTERS
+from dlqat.model_dir import ADAPTERS
 from dlqat.progress import Bars
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from dlqat import folder_lock, own_folder
-from dlqat.adapter import ADAPTERS
 from dlqat.exporters import cli as export_cli
 from dlqat.exporters import fold, pipeline, templates
 from dlqat.folded import Quantized, dense, disk
+from dlqat.model_dir import ADAPTERS
 from dlqat.recipe import portable
 from dlqat.refusal import Refusal
 from dlqat.trainer import cli, course, run, state

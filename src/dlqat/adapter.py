@@ -31,9 +31,6 @@ from dlqat.folded import Quantized
 from dlqat.grid import Grid, quantize
 from dlqat.refusal import Refusal
 
-ADAPTERS, RECORD = "adapters.safetensors", "dlqat.json"
-"""What dlqat-train leaves in model_dir: the trained tensors, and what was asked for."""
-
 OFFSET_UNIT = 1.0 / 64
 """A step of `offset`, in steps of the grid; int8 reaches two grid steps either way, int16 512."""
 

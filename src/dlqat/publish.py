@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from dlqat import adapter, artifact, atomic, json_file, model_card, own_folder, refusal
+from dlqat import artifact, atomic, json_file, model_card, model_dir, own_folder, refusal
 from dlqat.artifact import Artifact
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
@@ -82,10 +82,10 @@ class _Recorded(msgspec.Struct, frozen=True):
     source: str
 
 
-def licence(model_dir: Path) -> str:
+def licence(trained: Path) -> str:
     """The `license:` in the model card of the base, or "" if it is not on this machine."""
     try:
-        base = Path(json_file.read_as(model_dir / adapter.RECORD, _Recorded).source)
+        base = Path(json_file.read_as(trained / model_dir.RECORD, _Recorded).source)
         text = (base / CARD).read_text(encoding="utf-8")
     except (Refusal, OSError, UnicodeDecodeError):
         return ""

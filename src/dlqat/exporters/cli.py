@@ -10,20 +10,22 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import TaskID
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from dlqat import first_lines, refusal
-from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, refuse, write
-from dlqat.exporters.storage import LayerRow
 from dlqat.formats import FORMATS
 from dlqat.progress import Bars
 from dlqat.refusal import Refusal
-from dlqat.terminal import Terminal
+from dlqat.terminal import Terminal, starting
+
+if TYPE_CHECKING:
+    from dlqat.exporters.storage import LayerRow
 
 CHECK, PUBLISH = "dlqat.runtime_tests.cli", "dlqat.publish"
 
@@ -70,37 +72,49 @@ def export(
     """
     if push and (dry_run or not verify):
         raise Refusal("--push needs the check; leave out --dry-run and --no-verify")
-    module = load(target)
+    starting()
+    from dlqat.exporters import pipeline  # with torch, and --help imports this file
+
+    module = pipeline.load(target)
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
-    folder = destination(model_dir, name, output)
+    folder = pipeline.destination(model_dir, name, output)
     asked_for = {"form": form, "logits": logits, "deployment_target": deployment_target}
-    options = choose(module, target, config_of(model_dir, base), max_context, asked_for)
-    with opened(model_dir, base, write=not dry_run, busy=lambda what: console.status(Text(what))) as (model, folded):
+    options = pipeline.choose(module, target, pipeline.config_of(model_dir, base), max_context, asked_for)
+    with pipeline.opened(model_dir, base, write=not dry_run, busy=_busy) as (model, folded):
         plan = module.plan(model, folded, options)
         if dry_run:
             Terminal().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
-        refuse(plan)
+        pipeline.refuse(plan)
         if dry_run:
             return
         with Bars(console, transient=True) as progress:
-            task = progress.add_task("export", total=parts(model))
+            task = progress.add_task("export", total=pipeline.parts(model))
             done = partial(_advance, progress, task)
-            summary = write(module, model, folded, folder, options, ask=verify, done=done)
+            summary = pipeline.write(module, model, folded, folder, options, ask=verify, done=done)
+    _tell(summary, folder)
+    if verify:
+        check(folder, folded)
+    if push:
+        _child(PUBLISH, str(folder), push)
+
+
+def _busy(what: str) -> Status:
+    return console.status(Text(what))
+
+
+def _tell(summary: dict[str, Any], folder: Path) -> None:
+    """What was written, what its clients said, and how to load it."""
+    target, form = summary["target"], summary["form"]
     console.print(
         f"{folder}: {summary['bytes']['total'] / 1e6:.1f} MB, {summary['bits_per_weight']} bits per weight, "
-        f"{target} {options.form}",
+        f"{target} {form}",
         soft_wrap=True,
     )
     for client, state in summary["clients"].items():
         if state != "ready":
             console.print(f"{client}: {state}", soft_wrap=True)
-    console.print(
-        Text(f"to load it:\n{indent(first_lines.of(target, options.form, str(folder)), '    ')}"), soft_wrap=True
-    )
-    if verify:
-        check(folder, folded)
-    if push:
-        _child(PUBLISH, str(folder), push)
+    lines = indent(first_lines.of(target, form, str(folder)), "    ")
+    console.print(Text(f"to load it:\n{lines}"), soft_wrap=True)
 
 
 def _advance(progress: Bars, task: TaskID, part: str) -> None:

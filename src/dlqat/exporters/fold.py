@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from dlqat import adapter, atomic, folder_lock, json_file, plan, recipe, source, tree
-from dlqat.adapter import ADAPTERS, RECORD, need
+from dlqat.adapter import need
 from dlqat.architecture import EMBEDDING, HEAD, Config
 from dlqat.folded import Folded, Quantized, disk
 from dlqat.folded.disk import FoldedModel, Lazy
+from dlqat.model_dir import ADAPTERS, RECORD
 from dlqat.plan import Leaf, Node
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal

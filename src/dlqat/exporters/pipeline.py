@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any, cast
 
 from dlqat import architecture, folder_lock, own_folder
-from dlqat.adapter import ADAPTERS
 from dlqat.architecture import Config
 from dlqat.exporters import app, asked, decoder, manifest
 from dlqat.exporters.storage import LayerRow
@@ -24,6 +23,7 @@ from dlqat.exporters.target import Target, chosen
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.formats import FORMATS
+from dlqat.model_dir import ADAPTERS
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 

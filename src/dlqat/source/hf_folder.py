@@ -11,7 +11,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dlqat import adapter, json_file, plain_file, tensor_file
+from dlqat import json_file, plain_file, tensor_file
+from dlqat.model_dir import RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import float_model, language_part, pretrained
 from dlqat.source.float_model import FloatModel, Shape
@@ -41,7 +42,7 @@ def config(folder: Path, *, text_only: bool = False) -> dict[str, Any]:
 
 def _hint(folder: Path) -> str:
     """What a folder without a config.json is likely to be, and what to do."""
-    if (folder / adapter.RECORD).is_file():
+    if (folder / RECORD).is_file():
         return "it is a model_dir that dlqat-train writes: give it to dlqat-export, or train again from its base model"
     if (folder / "adapter_config.json").is_file():
         return "it is a PEFT adapter, and not the base model of one"

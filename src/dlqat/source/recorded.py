@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 from huggingface_hub import snapshot_download
 
-from dlqat import adapter, json_file
+from dlqat import json_file
+from dlqat.model_dir import RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import peft_adapter
 from dlqat.source.resolve import Source, fingerprint, resolve
@@ -46,9 +47,9 @@ def at_hand(model_dir: Path, named: str | None) -> Source | str:
 
 
 def _checked(model_dir: Path, named: str | None) -> Source:
-    path = model_dir / adapter.RECORD
+    path = model_dir / RECORD
     if not path.is_file():
-        raise Refusal(f"{model_dir} is not a model_dir: it has no {adapter.RECORD}")
+        raise Refusal(f"{model_dir} is not a model_dir: it has no {RECORD}")
     record = json_file.read_as(path, Record)
     if named is None or record.base is not None:
         record = msgspec.structs.replace(record, source=cached(record.source))

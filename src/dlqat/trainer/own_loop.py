@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlqat import adapter, atomic, folder_lock, json_file, own_folder, plan
-from dlqat.adapter import ADAPTERS, RECORD
+from dlqat.model_dir import ADAPTERS, RECORD
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal

@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 
 from dlqat import __version__, json_file, recipe, source
-from dlqat.adapter import ADAPTERS, RECORD
+from dlqat.model_dir import ADAPTERS, RECORD
 from dlqat.recipe import Recipe
 from dlqat.refusal import Refusal
 from dlqat.source import Source

@@ -32,8 +32,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlqat import adapter, atomic, folder_lock, own_folder, plan, tensor_file
-from dlqat.adapter import ADAPTERS, RECORD
 from dlqat.folded import disk
+from dlqat.model_dir import ADAPTERS, RECORD
 from dlqat.progress import Bars
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
