@@ -107,6 +107,9 @@ class Mil:
             return mb.mul(x=_float32(x), y=np.float32(factor), name=mil_name(name))
         return _times(mil_name(name), x, factor)
 
+    def cap(self, name: str, x: Any, limit: float) -> Any:
+        raise NotImplementedError(f"{name}: target.plan refuses soft caps")
+
     def gated_silu(self, name: str, gate: Any, up: Any) -> Any:
         return mb.mul(x=mb.silu(x=gate), y=up, name=mil_name(name))
 

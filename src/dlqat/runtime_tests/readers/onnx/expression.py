@@ -11,6 +11,7 @@ lengths, indices) are held to their meaning by plumbing.py where an operation ta
     x * Sigmoid(x), QuickGelu(alpha 1)                              silu
     Gelu(approximate tanh)                                          gelu
     Mul with NAME.factor                                            scale
+    Tanh between Div and Mul with NAME.limit                        cap
     Reshape, Split of a product of several layers                   the same numbers, parted
     Split of another, or GroupQueryAttention of it                  part
 """
@@ -159,11 +160,32 @@ def _add(f: _Forward, node: Any) -> None:
 
 
 def _mul(f: _Forward, node: Any) -> None:
+    if (name := f.file.limit(node)) is not None:
+        f.values[node.output[0]] = _capped(f, node, name)
+        return
     if (name := f.file.factor(node)) is not None:
         (x,) = (f.hidden(node.name, n) for n in node.input if n not in f.file.initializers)
         f.values[node.output[0]] = Node("scale", name, (x,))
         return
     f.values[node.output[0]] = times(*f.inputs(node, 2))
+
+
+def _divided(f: _Forward, node: Any) -> None:
+    """The beginning of a soft cap; tanh and the product with the same number are its end."""
+    if (name := f.file.limit(node)) is None:
+        raise Unreadable(f"{node.name}: divides {f.hidden(node.name, node.input[0])}, which no cap does")
+    f.values[node.output[0]] = Node("divided", name, tuple(f.inputs(node, 1)))
+
+
+def _capped(f: _Forward, node: Any, name: str) -> Node:
+    (y,) = f.inputs(node, 1)
+    if y.kind != "tanh" or (y.inputs[0].kind, y.inputs[0].label) != ("divided", name):
+        raise Unreadable(f"{node.name}: multiplies {y} by a limit that it was not divided by")
+    return Node("cap", name, y.inputs[0].inputs)
+
+
+def _tanh(f: _Forward, node: Any) -> None:
+    f.values[node.output[0]] = Node("tanh", "", tuple(f.inputs(node, 1)))
 
 
 def _sigmoid(f: _Forward, node: Any) -> None:
@@ -265,6 +287,8 @@ HANDLERS = {
     "Add": _add,
     "Mul": _mul,
     "Sigmoid": _sigmoid,
+    "Div": _divided,
+    "Tanh": _tanh,
     "QuickGelu": _quick_gelu,
     "Gelu": _gelu,
     "RMSNormalization": _norm,
