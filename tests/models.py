@@ -29,7 +29,7 @@ FAMILIES = (
 )
 
 CAPPED = ("gemma2",)
-"""Those with soft caps: ExecuTorch and Core ML have none."""
+"""Those with soft caps: ExecuTorch has none."""
 
 WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text", "phi3")
 """Those whose window is shorter than a context: ExecuTorch has none."""

@@ -19,7 +19,6 @@ from dlqat.exporters.storage import LayerRow, rows
 from dlqat.exporters.target import choice, parameters
 from dlqat.folded import disk
 from dlqat.folded.disk import FoldedModel
-from dlqat.refusal import Refusal
 
 FORMS = ("stateful",)
 NAME = "model.mlpackage"
@@ -35,8 +34,6 @@ class Options(target.Options):
 def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
     """`target.Target.plan`."""
     tokens.read(source, model.config)
-    if architecture.read(model.config).caps():
-        raise Refusal("soft caps: Core ML's attention operator has none; targets onnx and gguf have them")
     return rows(Storage(options.deployment_target), model)
 
 
