@@ -90,6 +90,7 @@ def test_a_cell_is_what_the_target_says(folded: Any, family: str, column: str) -
         ),
         ("phi3-long", {"rope_parameters": {**LONG, "short_factor": [1.0] * 7}}, "short_factor has 7 numbers, and 8"),
         ("phi3-long", {"rope_parameters": {**LONG, "short_factor": [0.0] * 8}}, "short_factor"),
+        ("phi3-long", {"original_max_position_embeddings": 1}, "is 1, and must be more than 1"),
         ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear' of this phi3"),
         ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.45}}, "7 numbers of a head would turn"),
         ("phi3", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor"),

@@ -146,9 +146,8 @@ def read(config: Config) -> Decoder:
     decoder = replace(decoder, ropes={name: ropes[name] for name in ropes if name in decoder.rotary})
     for name in decoder.ropes:
         decoder.inverse_frequencies(name)  # refuses an unknown rope_type now
-    return replace(
-        decoder, max_positions=min(decoder.max_positions, *map(rope.longest, decoder.ropes.values()), 1 << 40)
-    )
+    longest = min([decoder.max_positions, *map(rope.longest, decoder.ropes.values())])
+    return replace(decoder, max_positions=int(longest))
 
 
 _ALL_LAYERS = ("mistral", "ministral", "ministral3", "phi3")

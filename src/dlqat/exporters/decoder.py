@@ -6,8 +6,8 @@
     h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale           n = norm(h)
     logits = lm_head(norm(h)) * scale                                         some capped: c tanh(x / c)
 
-q, k, v, or gate and up, may be parts of one linear's output. Which of the norms there are, what the gate's activation is, which layers have rotary positions and which scales are not 1
-is said by `architecture.Decoder`.
+q, k, v, or gate and up, may be parts of one linear's output. Which of the norms there are, what the gate's activation is, which
+layers have rotary positions, which scales are not 1 and what is capped is said by `architecture.Decoder`.
 
 This file also takes the union of dlqat.folded apart, so that a target sees leaves only:
 
