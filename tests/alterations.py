@@ -54,8 +54,8 @@ def epsilon(patch: Patch, model: FoldedModel) -> FoldedModel:
 def theta(patch: Patch, model: FoldedModel) -> FoldedModel:
     own = architecture._rope
 
-    def rope(config: Any) -> dict[str, Any]:
-        found = own(config)
+    def rope(*given: Any) -> dict[str, Any]:
+        found = own(*given)
         return {**found, "rope_theta": 1.1 * found["rope_theta"]}
 
     patch.setattr(architecture, "_rope", rope)
@@ -261,6 +261,10 @@ FAMILY: dict[str, tuple[str, Callable[[Patch, FoldedModel], FoldedModel]]] = {
     ),
     "gemma3: SiLU in place of GELU": ("gemma3_text", meaning(activation=lambda _: "silu")),
     "gemma3: embedding not scaled": ("gemma3_text", meaning(embedding_scale=lambda _: 1.0)),
+    "gemma2: attention not capped": ("gemma2", meaning(attention_cap=lambda _: None)),
+    "gemma2: attention capped at 3.1": ("gemma2", meaning(attention_cap=lambda _: 3.1)),
+    "gemma2: logits not capped": ("gemma2", meaning(logits_cap=lambda _: None)),
+    "gemma2: logits capped at 4.1": ("gemma2", meaning(logits_cap=lambda _: 4.1)),
     "olmo2: no norm behind the MLP": ("olmo2", meaning(norms=lambda facts: replace(facts.norms, after_mlp=None))),
 }
 """Facts that only some families have."""
@@ -841,6 +845,12 @@ GGUF_FAMILY: dict[str, dict[str, Callable[[Path], None]]] = {
         "one bit of the gain before the MLP": gguf_first("blk.1.ffn_norm.weight"),
         "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
         "one bit of the keys' gain": gguf_first("blk.0.attn_k_norm.weight"),
+    },
+    "gemma2": {
+        "another window": gguf_number("gemma2.attention.sliding_window", 7, "I"),
+        "another cap of scores": gguf_number("gemma2.attn_logit_softcapping", 3.1, "f"),
+        "another cap of logits": gguf_number("gemma2.final_logit_softcapping", 4.1, "f"),
+        "one bit of the gain behind the MLP": gguf_first("blk.1.post_ffw_norm.weight"),
     },
     "phi3-long": {
         "another part of a head turns": gguf_number("phi3.rope.dimension_count", 32, "I"),

@@ -25,8 +25,11 @@ SCALED_LOCAL_ROPE: dict[str, Any] = {
 FAMILIES = (
     *("llama", "llama-tied", "llama-biased", "llama3", "mistral", "qwen2", "qwen3"),
     *("ministral", "ministral3", "internlm3", "iquestcoder", "cwm", "smollm3", "granite", "gemma3_text", "olmo2"),
-    *("phi3", "phi3-long"),
+    *("phi3", "phi3-long", "gemma2"),
 )
+
+CAPPED = ("gemma2",)
+"""Those with soft caps: ExecuTorch has none."""
 
 WINDOWED = ("mistral", "ministral", "cwm", "gemma3_text", "phi3")
 """Those whose window is shorter than a context: ExecuTorch has none."""
@@ -97,12 +100,21 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "long_factor": [1.0 + i for i in range(8)],
         },
     },
+    "gemma2": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
+        "pad_token_id": 0,
+    },
     "cwm": {"head_dim": 16, "sliding_window": 8, "mlp_bias": True},
 }
 
 RELEASED: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
     "gemma3_text": {"query_pre_attn_scalar": 32},
+    "gemma2": {"query_pre_attn_scalar": 32, "tie_word_embeddings": True},
     "phi3-long": {"original_max_position_embeddings": 512},
 }
 """As the released models have it, where llama.cpp and mlx-lm have it in code and a tiny variant is something else."""

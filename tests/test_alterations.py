@@ -52,7 +52,8 @@ def cases() -> Iterator[Case]:
                 yield Case(form, name, build=build)
     for name, (family, build) in alterations.FAMILY.items():
         for form in FORMS:
-            if form != "web" and not (form == "xnnpack" and name in XNNPACK_HAS_NONE):
+            capped = family in models.CAPPED and form == "xnnpack"
+            if form != "web" and not capped and not (form == "xnnpack" and name in XNNPACK_HAS_NONE):
                 yield Case(form, name, build=build, family=family)
     for form, edits in (("qdq", alterations.QDQ), ("ort", alterations.ORT), ("web", alterations.WEB)):
         for name, edit in edits.items():

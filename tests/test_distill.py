@@ -21,23 +21,30 @@ from dlqat.trainer.train import Loss, checkpoint_blocks
 from models import FAMILIES, tiny
 
 
-def plain(student: Tensor, teacher: Tensor, heads: tuple[Tensor, Tensor], labels: Tensor, mix: Mix) -> Tensor:
+def plain(
+    student: Tensor, teacher: Tensor, heads: tuple[Tensor, Tensor], labels: Tensor, mix: Mix, cap: float | None = None
+) -> Tensor:
     """The definition, without chunks."""
-    log_p = F.log_softmax(student @ heads[0].T, -1)
-    log_t = F.log_softmax(teacher @ heads[1].T, -1)
+
+    def capped(logits: Tensor) -> Tensor:
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    log_p = F.log_softmax(capped(student @ heads[0].T), -1)
+    log_t = F.log_softmax(capped(teacher @ heads[1].T), -1)
     kd = F.kl_div(log_p, log_t, reduction="sum", log_target=True)
     return mix.kd * kd + mix.ce * F.nll_loss(log_p, labels, reduction="sum")
 
 
 @pytest.mark.parametrize("mix", [Mix(1.0, 0.0), Mix(0.0, 1.0), Mix(0.7, 0.4)])
 @pytest.mark.parametrize("tokens", [1, 8, 63, 300])
-def test_value_and_gradient_equal_the_definition(tokens: int, mix: Mix) -> None:
+@pytest.mark.parametrize("cap", [None, 4.0])
+def test_value_and_gradient_equal_the_definition(tokens: int, mix: Mix, cap: float | None) -> None:
     student = torch.randn(tokens, 32, requires_grad=True)
     teacher = torch.randn(tokens, 32)
     heads = (torch.randn(97, 32), torch.randn(97, 32))
     labels = torch.randint(0, 97, (tokens,))
-    want = plain(student, teacher, heads, labels, mix)
-    got = head_loss(student, teacher if mix.kd else None, heads, labels, mix)
+    want = plain(student, teacher, heads, labels, mix, cap)
+    got = head_loss(student, teacher if mix.kd else None, heads, labels, mix, cap)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
     (a,) = torch.autograd.grad(got * 0.5, [student])
     (b,) = torch.autograd.grad(want * 0.5, [student])

@@ -90,6 +90,7 @@ def test_a_cell_is_what_the_target_says(folded: Any, family: str, column: str) -
         ),
         ("phi3-long", {"rope_parameters": {**LONG, "short_factor": [1.0] * 7}}, "short_factor has 7 numbers, and 8"),
         ("phi3-long", {"rope_parameters": {**LONG, "short_factor": [0.0] * 8}}, "short_factor"),
+        ("phi3-long", {"original_max_position_embeddings": 1}, "is 1, and must be more than 1"),
         ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear' of this phi3"),
         ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.45}}, "7 numbers of a head would turn"),
         ("phi3", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor"),
@@ -106,6 +107,11 @@ def test_a_cell_is_what_the_target_says(folded: Any, family: str, column: str) -
         ("granite", {"residual_multiplier": None}, "lacks residual_multiplier"),
         ("granite", {"logits_scaling": 0.0}, "logits_scaling"),
         ("gemma3_text", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' of this gemma2"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention of this gemma2"),
+        ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping"),
+        ("gemma2", {"layer_types": None}, "lacks layer_types"),
+        ("gemma2", {"query_pre_attn_scalar": None}, "lacks query_pre_attn_scalar"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "lacks sliding_attention"),
@@ -164,6 +170,12 @@ def test_longrope_is_that_of_transformers_up_to_the_original_length(
     np.testing.assert_allclose(found.inverse_frequencies(), frequencies, rtol=2e-6)
     assert found.rope_tables(1)[0] == pytest.approx(factor)
     assert found.max_positions == min(4096, config.max_position_embeddings)
+
+
+def test_gemma2_as_it_is_released_says_gelu_twice() -> None:
+    """hidden_act of its config.json is not read: transformers goes by hidden_activation."""
+    config = models.tiny("gemma2").config.to_dict()
+    assert architecture.read({**config, "hidden_act": "gelu_pytorch_tanh"}) == architecture.read(config)
 
 
 def test_ministral3_ends_where_its_queries_would_be_scaled() -> None:

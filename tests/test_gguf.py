@@ -133,6 +133,7 @@ AGAIN = (
     "olmo2",
     "phi3",
     "phi3-long",
+    "gemma2",
 )
 
 
@@ -244,6 +245,14 @@ UNLIKE: dict[str, tuple[str, dict[str, Any], str]] = {
         "multiple of 256, so with 128 tokens",
     ),
     "llama, LongRoPE": ("llama", {"rope_parameters": LONG}, "writes it for phi3 only, not for llama"),
+    "gemma2, another scale": (
+        "gemma2",
+        {"query_pre_attn_scalar": 24},
+        "gemma2 of 2 layers has 32, config.json means 24",
+    ),
+    "gemma2, untied": ("gemma2", {"tie_word_embeddings": False}, "has no other head"),
+    "gemma2, windows last": ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "in every 2nd layer"),
+    "gemma2, logits without a cap": ("gemma2", {"final_logit_softcapping": None}, "does not say both"),
     "gemma3, another scale": ("gemma3_text", {"query_pre_attn_scalar": 24}, "has 32, config.json means 24"),
     "gemma3, windows everywhere": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}, "in every Nth layer"),
     "gemma3, windows last": (
@@ -392,7 +401,7 @@ def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
 
 
 @runs
-@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2", "phi3-long"])
+@pytest.mark.parametrize("family", ["smollm3", "granite", "gemma3_text", "olmo2", "phi3-long", "gemma2"])
 def test_llamacpp_computes_what_only_these_families_have(tmp_path: Path, family: str) -> None:
     """Logits and texts, quickly: products are those of the others."""
     artifact = export(tmp_path, family, max_position_embeddings=1024)

@@ -50,7 +50,7 @@ CASES: list[tuple[str, Arguments]] = [
     ),
     *((kind, {"x": flags(4, 5), "y": flags(5, 4).reshape(4, 5)}) for kind in ("logical_and", "logical_or")),
     ("logical_not", {"x": flags(4, 5)}),
-    *((kind, {"x": X}) for kind in ("abs", "exp", "sigmoid", "identity")),
+    *((kind, {"x": X}) for kind in ("abs", "exp", "sigmoid", "tanh", "identity")),
     ("sqrt", {"x": POSITIVE}),
     ("rsqrt", {"x": POSITIVE, "epsilon": np.float32(0)}),
     ("rsqrt", {"x": POSITIVE, "epsilon": np.float32(0.5)}),

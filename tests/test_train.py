@@ -97,8 +97,10 @@ def test_every_corner_learns(tmp_path: Path, changes: dict[str, object]) -> None
         ("granite", {}),
         ("gemma3_text", {}),
         ("olmo2", {}),
+        ("phi3-long", {}),
+        ("gemma2", {}),
     ],
-    ids=["tied", "untied", "base-bits", "no-rope", "scaled", "gemma3", "post-norm"],
+    ids=["tied", "untied", "base-bits", "no-rope", "scaled", "gemma3", "post-norm", "fused", "capped"],
 )
 def test_the_loss_is_that_of_the_models_own_forward(family: str, head: dict[str, object]) -> None:
     """The head's int8 activations and its one-byte base included: both go past the head's module."""
@@ -218,6 +220,7 @@ def test_a_start_sees_a_block_in_float() -> None:
     [
         ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}),
         ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}),
     ],
 )
 def test_a_start_walks_every_block_with_its_own_arguments(family: str, changes: dict[str, Any]) -> None:

@@ -60,6 +60,9 @@ class TorchBuilder:
     def scale(self, name: str, x: Tensor, factor: float) -> Tensor:
         return x * factor
 
+    def cap(self, name: str, x: Tensor, limit: float) -> Tensor:
+        return limit * torch.tanh(x / limit)
+
     def gated_gelu(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
         return F.gelu(gate, approximate="tanh") * up
 
@@ -77,7 +80,12 @@ class TorchBuilder:
         seen = torch.arange(k.shape[2]) <= at
         if spec.window is not None:
             seen &= torch.arange(k.shape[2]) > at - spec.window
-        y = F.scaled_dot_product_attention(q, k, v, seen, scale=spec.scale, enable_gqa=True)
+        if spec.cap is None:
+            y = F.scaled_dot_product_attention(q, k, v, seen, scale=spec.scale, enable_gqa=True)
+        else:
+            k, v = (t.repeat_interleave(spec.heads // spec.kv_heads, 1) for t in (k, v))
+            scores = self.cap(name, q @ k.mT * spec.scale, spec.cap)
+            y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
         return y.transpose(1, 2).flatten(2)
 
     def select(self, name: str, x: Tensor) -> Tensor:

@@ -58,6 +58,9 @@ class Decoder:
     residual_scale: float = 1.0
     """What attention and MLP are multiplied by before they are added."""
     logits_scale: float = 1.0
+    attention_cap: float | None = None
+    """c, where the scores of attention are c tanh(score / c) before the softmax."""
+    logits_cap: float | None = None
     fused: bool = False
     """Whether q, k and v are the rows of one matrix, gate and up those of another."""
 
@@ -84,6 +87,11 @@ class Decoder:
             places |= dict.fromkeys((f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"), self.residual_scale)
         return {f"{place}.scaled": factor for place, factor in places.items() if factor != 1}
 
+    def caps(self) -> dict[str, float]:
+        """Where numbers go through a soft cap, and its limit."""
+        scores = {f"model.layers.{i}.self_attn": self.attention_cap for i in range(self.layers)}
+        return {where: cap for where, cap in {**scores, f"{HEAD}.capped": self.logits_cap}.items() if cap is not None}
+
     def turned(self, name: str) -> int:
         """How many numbers of a head the rope of that name turns: the first of them."""
         return rope.turned(self.ropes[name], self.head_dim)
@@ -106,7 +114,7 @@ def read(config: Config) -> Decoder:
         raise Refusal(f"architecture {kind!r} is not known; known: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[kind]
     config_schema.check(config, f"config.json of this {kind}")
-    if config.get("hidden_act", "silu") != "silu":
+    if family.hidden_act and config.get("hidden_act", "silu") != "silu":
         raise Refusal(f"hidden_act {config['hidden_act']!r} of this {kind} is not known; known: silu")
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     bias = bool(config.get("attention_bias", False))
@@ -138,9 +146,8 @@ def read(config: Config) -> Decoder:
     decoder = replace(decoder, ropes={name: ropes[name] for name in ropes if name in decoder.rotary})
     for name in decoder.ropes:
         decoder.inverse_frequencies(name)  # refuses an unknown rope_type now
-    return replace(
-        decoder, max_positions=min(decoder.max_positions, *map(rope.longest, decoder.ropes.values()), 1 << 40)
-    )
+    longest = min([decoder.max_positions, *map(rope.longest, decoder.ropes.values())])
+    return replace(decoder, max_positions=int(longest))
 
 
 _ALL_LAYERS = ("mistral", "ministral", "ministral3", "phi3")

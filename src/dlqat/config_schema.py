@@ -73,6 +73,8 @@ class Facts(msgspec.Struct, frozen=True):
     attention_multiplier: Positive | None = None
     logits_scaling: Positive | None = None
     query_pre_attn_scalar: Positive | None = None
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
 
 
 _SOME = {"hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 1}

@@ -47,6 +47,10 @@ class Family:
     """Whether the family reads sliding_window at all."""
     partial: bool = False
     """Whether it reads partial_rotary_factor."""
+    hidden_act: bool = True
+    """Whether it reads hidden_act."""
+    eager: bool = False
+    """Whether transformers computes its attention step by step: no other implementation there has a soft cap."""
     layer_ropes: bool = False
     """Whether each type of layer has a rope of its own."""
     transformers_js: bool = True
@@ -102,13 +106,28 @@ def _phi3(config: Config) -> dict[str, Any]:
     return {"fused": True}
 
 
+_CAPS = {"attention_cap": "attn_logit_softcapping", "logits_cap": "final_logit_softcapping"}
+
+
+def _gemma2(config: Config) -> dict[str, Any]:
+    """Gemma 3's norms and scales, and soft caps."""
+    return {**_gemma(config), **{field: config.get(key) for field, key in _CAPS.items()}}
+
+
 def _gemma3(config: Config) -> dict[str, Any]:
-    """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size)."""
-    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+    for key in _CAPS.values():
         if config.get(key):
             raise Refusal(f"{key} {config[key]!r} of this gemma3_text is not known; known: none")
+    return _gemma(config)
+
+
+def _gemma(config: Config) -> dict[str, Any]:
+    """Norms on both sides, gains 1 + w, GELU, embeddings times sqrt(hidden_size)."""
+    kind = config["model_type"]
+    if config.get("use_bidirectional_attention"):
+        raise Refusal(f"use_bidirectional_attention of this {kind} is not known; known: none")
     if (activation := given(config, "hidden_activation")) != "gelu_pytorch_tanh":
-        raise Refusal(f"hidden_activation {activation!r} of this gemma3_text is not known; known: gelu_pytorch_tanh")
+        raise Refusal(f"hidden_activation {activation!r} of this {kind} is not known; known: gelu_pytorch_tanh")
     return {
         "norms": SANDWICH,
         "norm_offset": 1.0,
@@ -130,7 +149,10 @@ FAMILIES: dict[str, Family] = {
     "iquestcoder": Family(mlp_bias=True, transformers_js=False),  # the same
     "smollm3": Family(mlp_bias=True, windows=True, genai="smollm3", read=_smollm3),
     "granite": Family(mlp_bias=True, genai="granite", read=_granite),
-    "gemma3_text": Family(qk_norm="heads", windows=True, layer_ropes=True, genai="gemma3_text", read=_gemma3),
+    "gemma3_text": Family(
+        qk_norm="heads", windows=True, layer_ropes=True, hidden_act=False, genai="gemma3_text", read=_gemma3
+    ),
+    "gemma2": Family(windows=True, hidden_act=False, eager=True, genai="gemma2", read=_gemma2),
     "phi3": Family(qkv_bias=False, windows=True, partial=True, genai="phi3", read=_phi3),  # Phi-3, 3.5, 4-mini
     "cwm": Family(qkv_bias=False, mlp_bias=True, windows=True, transformers_js=False),
 }

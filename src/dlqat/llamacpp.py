@@ -28,6 +28,8 @@ class Architecture:
     """Whether it reads scales of embedding, attention, residuals and logits."""
     windows: bool = False
     """Whether it reads a window, and in which layers it is."""
+    caps: bool = False
+    """Whether it caps scores of attention and logits, always both."""
     longrope: bool = False
     """Whether it reads rope_factors_short.weight (and _long, where its context is longer than the original one) and a factor of
     cos and sin."""
@@ -43,6 +45,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "smollm3": Architecture("smollm3", interleaved=True, biases=_ATTENTION[:3]),
     "granite": Architecture("granite", interleaved=True, rope_factors=True, biases=_ALL, multipliers=True),
     "gemma3_text": Architecture("gemma3", windows=True),
+    "gemma2": Architecture("gemma2", windows=True, caps=True),
     "olmo2": Architecture("olmo2"),
     "phi3": Architecture("phi3", longrope=True),
 }
@@ -51,6 +54,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 GEMMA_PERIOD, GEMMA_LOCAL_BASE, GEMMA_LARGE = 6, 10000.0, 62
 """What gemma3 has where the file does not say it: every 6th layer sees all, the base of the others; in the model of 62 layers
 queries are scaled by the width of all heads."""
+GEMMA2_PERIOD, GEMMA2_LARGE = 2, 46
+"""The same of gemma2, whose layers have one rope. Where the file does not say them, its window is 4096 and its caps 50 and 30."""
+GEMMA2_DEFAULTS = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 SMOLLM3_PERIOD = 4
 """Every 4th layer of smollm3 has no positions."""
 PADDED = 256

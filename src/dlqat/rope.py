@@ -121,6 +121,8 @@ def _longrope(rope: Rope, size: int) -> NDArray[np.float32]:
             raise Refusal(
                 f"rope_type longrope: {key} has {len(rope.get(key) or ())} numbers, and {size // 2} pairs turn"
             )
+    if (length := rope["original_max_position_embeddings"]) <= 1:
+        raise Refusal(f"rope_type longrope: original_max_position_embeddings is {length}, and must be more than 1")
     divisors = rope["short_factor"]
     wave = np.float32(rope["rope_theta"]) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
     return (1.0 / (np.array(divisors, np.float32) * wave)).astype(np.float32)

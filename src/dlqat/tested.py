@@ -16,13 +16,15 @@ def ranges(*clients: str) -> dict[str, str]:
     return {client: " to ".join(_all()[client]["tested"]) for client in clients}
 
 
-def known(client: str, version: str, form: str, bits: Collection[int] | None = None) -> str | None:
+def known(
+    client: str, version: str, form: str, bits: Collection[int] | None = None, *, capped: bool = False
+) -> str | None:
     """What is known against a version of a client with artifacts of `form`; None if it lies in the tested range.
 
-    `bits`: those of the artifact's layers; None: it may have any."""
+    `bits`: those of the artifact's layers; None: it may have any. `capped`: whether the model has soft caps."""
     if (found := _all().get(client)) is None or not _key(version):
         return None
-    if faults := list(_faults(found.get("bad", ()), version, form, bits)):
+    if faults := list(_faults(found.get("bad", ()), version, form, bits, capped=capped)):
         return f"{'; '.join(faults)} (tested: {' to '.join(found['tested'])})"
     oldest, newest = found["tested"]
     if not _key(oldest) <= _key(version) <= _key(newest):
@@ -30,10 +32,11 @@ def known(client: str, version: str, form: str, bits: Collection[int] | None = N
     return None
 
 
-def _faults(bad: Any, version: str, form: str, bits: Collection[int] | None) -> Iterator[str]:
+def _faults(bad: Any, version: str, form: str, bits: Collection[int] | None, *, capped: bool) -> Iterator[str]:
     for entry in bad:
         hit = version in entry.get("versions", ()) or _key(version) < _key(entry.get("before", "0"))
         has = bits is None or entry.get("bits") is None or entry["bits"] in bits
+        has = has and (capped or not entry.get("capped"))
         if hit and has and form in entry.get("forms", (form,)):
             yield entry["what"]
 

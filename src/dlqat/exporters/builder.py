@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target that writes a program must be able to say: twelve coarse operations.
+"""What a target that writes a program must be able to say: thirteen coarse operations.
 
 `decoder.forward` describes a language model once, against this Protocol. A target (ONNX, MIL, torch for
 ExecuTorch, ...) implements it with the operations of its own graph, so nothing is traced, names survive, and a
@@ -48,6 +48,8 @@ class Attention:
     rope: str | None
     """The rope that turns q and k; None: they have no positions."""
     scale: float
+    cap: float | None = None
+    """c, where scores are c tanh(score / c) before the mask; None: they are as they are."""
 
     @property
     def plain(self) -> bool:
@@ -84,6 +86,10 @@ class Builder(Protocol[V]):
 
     def scale(self, name: str, x: V, factor: float) -> V:
         """x * factor; a target that stores the factor calls it NAME.factor."""
+        ...
+
+    def cap(self, name: str, x: V, limit: float) -> V:
+        """limit * tanh(x / limit); a target that stores the limit calls it NAME.limit."""
         ...
 
     def gated_silu(self, name: str, gate: V, up: V) -> V:

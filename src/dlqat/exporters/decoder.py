@@ -4,10 +4,10 @@
     h = embed(ids) * scale
     h = h + norm(o_proj(attention(q, k, v = qkv_proj(norm(h))))) * scale      per layer; some norm each head of q and k
     h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale           n = norm(h)
-    logits = lm_head(norm(h)) * scale
+    logits = lm_head(norm(h)) * scale                                         some capped: c tanh(x / c)
 
-q, k, v, or gate and up, may be parts of one linear's output. Which of the norms there are, what the gate's activation is, which layers have rotary positions and which scales are not 1
-is said by `architecture.Decoder`.
+q, k, v, or gate and up, may be parts of one linear's output. Which of the norms there are, what the gate's activation is, which
+layers have rotary positions, which scales are not 1 and what is capped is said by `architecture.Decoder`.
 
 This file also takes the union of dlqat.folded apart, so that a target sees leaves only:
 
@@ -43,7 +43,8 @@ def forward(b: Builder[V], model: FoldedModel, done: Callable[[str], None] = lam
         done(f"model.layers.{i}")
     h = _norm(b, model, facts, "model.norm", h)
     logits = linear(b, h, HEAD, weight(model, HEAD), model.tensors.get(f"{HEAD}.bias"))
-    b.output(_scale(b, HEAD, logits, facts.logits_scale))
+    logits = _scale(b, HEAD, logits, facts.logits_scale)
+    b.output(logits if facts.logits_cap is None else b.cap(f"{HEAD}.capped", logits, facts.logits_cap))
     done(HEAD)
 
 
@@ -66,7 +67,14 @@ def _block(b: Builder[V], model: FoldedModel, facts: Decoder, i: int, h: V) -> V
         q = _norm(b, model, facts, f"{at}.self_attn.q_norm", q, 1 if one else facts.heads)
         k = _norm(b, model, facts, f"{at}.self_attn.k_norm", k, 1 if one else facts.kv_heads)
     spec = Attention(
-        i, facts.heads, facts.kv_heads, facts.head_dim, facts.windows[i], facts.rotary[i], facts.attention_scale
+        i,
+        facts.heads,
+        facts.kv_heads,
+        facts.head_dim,
+        facts.windows[i],
+        facts.rotary[i],
+        facts.attention_scale,
+        facts.attention_cap,
     )
     a = b.attention(f"{at}.self_attn", spec, q, k, v)
     if i == facts.layers - 1:  # later positions read keys and values only: the rest of this layer is for the logits

@@ -72,6 +72,7 @@ OPERATIONS: dict[str, Compute] = {
     "sqrt": partial(_unary, torch.sqrt),
     "exp": partial(_unary, torch.exp),
     "sigmoid": partial(_unary, torch.sigmoid),
+    "tanh": partial(_unary, torch.tanh),
     "gelu": _gelu,
     "silu": partial(_unary, torch.nn.functional.silu),
     "identity": partial(_unary, torch.Tensor.clone),

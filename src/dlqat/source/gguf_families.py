@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlqat.families import FAMILIES
-from dlqat.llamacpp import GEMMA_LARGE, GEMMA_LOCAL_BASE, GEMMA_PERIOD, SMOLLM3_PERIOD
+from dlqat.llamacpp import (
+    GEMMA2_DEFAULTS,
+    GEMMA2_LARGE,
+    GEMMA2_PERIOD,
+    GEMMA_LARGE,
+    GEMMA_LOCAL_BASE,
+    GEMMA_PERIOD,
+    SMOLLM3_PERIOD,
+)
 from dlqat.refusal import Refusal
 
 Fields = Mapping[str, Any]
@@ -44,6 +52,18 @@ def _granite(found: Fields, base: Fields) -> Fields:
         "residual_multiplier": found.get("residual_scale") or 1.0,
         "logits_scaling": found.get("logit_scale") or 1.0,
         "attention_multiplier": found.get("attention.scale") or base["head_dim"] ** -0.5,
+    }
+
+
+def _gemma2(found: Fields, base: Fields) -> Fields:
+    layers, heads = base["num_hidden_layers"], base["num_attention_heads"]
+    said = {key: found.get(key, default) for key, default in GEMMA2_DEFAULTS.items()}
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": ["sliding_attention" if (i + 1) % GEMMA2_PERIOD else "full_attention" for i in range(layers)],
+        "sliding_window": said[_WINDOW],
+        "query_pre_attn_scalar": base["hidden_size"] // heads if layers == GEMMA2_LARGE else base["head_dim"],
+        **{key: said[key] for key in ("attn_logit_softcapping", "final_logit_softcapping")},
     }
 
 
@@ -88,6 +108,7 @@ READINGS: Mapping[str, Reading] = {
         more=_gemma3,
     ),
     "olmo2": Reading("olmo2"),
+    "gemma2": Reading("gemma2", frozenset(GEMMA2_DEFAULTS), more=_gemma2),
     "phi3": Reading("phi3", frozenset({_WINDOW, "rope.scaling.attn_factor"}), more=_phi3, partial=True),
 }
 """By general.architecture (llama.cpp writes Mistral and others as llama)."""

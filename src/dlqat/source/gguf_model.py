@@ -74,6 +74,8 @@ class Metadata(msgspec.Struct, frozen=True):
     embedding: _Factor | None = msgspec.field(default=None, name="embedding_scale")
     residual: _Factor | None = msgspec.field(default=None, name="residual_scale")
     logits: _Factor | None = msgspec.field(default=None, name="logit_scale")
+    attention_cap: _Positive | None = msgspec.field(default=None, name="attn_logit_softcapping")
+    logits_cap: _Positive | None = msgspec.field(default=None, name="final_logit_softcapping")
     local_base: _Positive | None = msgspec.field(default=None, name="rope.freq_base_swa")
     base: _Positive | None = msgspec.field(default=None, name="rope.freq_base")
     scaling: str | None = msgspec.field(default=None, name="rope.scaling.type")

@@ -108,8 +108,13 @@ def generation_config(folder: Path) -> GenerationConfig:
 def config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """The config object of a config.json's fields; raises what transformers raises where they make none."""
     found = AutoConfig.for_model(**fields)
-    found._attn_implementation = ATTENTION  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # the setter is called so
+    found._attn_implementation = _attention(fields)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # the setter is called so
     return found
+
+
+def _attention(fields: Mapping[str, Any]) -> str:
+    family = architecture.FAMILIES.get(str(fields.get("model_type")))
+    return "eager" if family is not None and family.eager else ATTENTION
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -125,7 +130,7 @@ def model_of(fields: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torc
         config=whole,
         state_dict=dict(state),
         dtype=dtype,
-        attn_implementation=ATTENTION,
+        attn_implementation=_attention(fields),
         trust_remote_code=False,
     )
 
@@ -142,7 +147,7 @@ def model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
-        attn_implementation=ATTENTION,
+        attn_implementation=_attention(fields),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,

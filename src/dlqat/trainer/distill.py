@@ -9,7 +9,8 @@ in cache, and no page of fresh memory is touched (on a CPU that cost more than t
     loss = (kd * KL(teacher || student) + ce * CE(labels)) summed over tokens / count
 
 d(KL)/dlogits = softmax(student) - softmax(teacher); d(CE)/dlogits = softmax(student) - onehot(label).
-The head is frozen, so dL/dhidden = dL/dlogits @ W is all that the backward needs.
+The head is frozen, so dL/dhidden = dL/dlogits @ W is all that the backward needs. Some models cap their logits (Gemma 2):
+c tanh(z / c) of what the head gives, whose slope is 1 - tanh^2.
 """
 
 from __future__ import annotations
@@ -40,12 +41,18 @@ class Mix:
 class _HeadLoss(Function):
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor | None, weights: tuple[Tensor, Tensor], labels: Tensor, mix: Mix
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor | None,
+        weights: tuple[Tensor, Tensor],
+        labels: Tensor,
+        mix: Mix,
+        cap: float | None,
     ) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
             total = torch.zeros((), dtype=torch.float32, device=student.device)
             grad = torch.empty_like(student)
-            space = _Space.of(student, weights, teacher is not None)
+            space = _Space.of(student, weights, teacher is not None, cap)
             for i in range(0, student.shape[0], CHUNK):
                 rows = slice(i, i + CHUNK)
                 t = None if teacher is None else teacher[rows]
@@ -57,26 +64,37 @@ class _HeadLoss(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0].to(grad.dtype), None, None, None, None
+        return grad * grads[0].to(grad.dtype), None, None, None, None, None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Space:
-    """Buffers of one call: logits of a chunk in the heads' dtype, strips of them in float32."""
+    """Buffers of one call: logits of a chunk in the heads' dtype, strips of them in float32; and the logits' cap."""
 
     own: Tensor
     teacher: Tensor | None
     log_p: Tensor
     log_t: Tensor
     p: Tensor
+    slope: Tensor
+    cap: float | None
 
     @staticmethod
-    def of(student: Tensor, weights: tuple[Tensor, Tensor], teacher: bool) -> _Space:
+    def of(student: Tensor, weights: tuple[Tensor, Tensor], teacher: bool, cap: float | None) -> _Space:
         tokens, vocabulary = min(CHUNK, student.shape[0]), weights[0].shape[0]
         logits = [w.new_empty(tokens, vocabulary) for w in weights[: 1 + teacher]]
         rows = STRIP if student.device.type == "cpu" else tokens
-        strips = torch.empty(3, rows, vocabulary, dtype=torch.float32, device=student.device)
-        return _Space(logits[0], logits[1] if teacher else None, strips[0], strips[1], strips[2])
+        strips = torch.empty(3 + (cap is not None), rows, vocabulary, dtype=torch.float32, device=student.device)
+        return _Space(logits[0], logits[1] if teacher else None, strips[0], strips[1], strips[2], strips[-1], cap)
+
+    def capped(self, logits: Tensor, slope: Tensor | None = None) -> Tensor:
+        """The model's logits in place of the head's; `slope` becomes how they follow those."""
+        if self.cap is None:
+            return logits
+        logits.div_(self.cap).tanh_()
+        if slope is not None:
+            torch.addcmul(logits.new_ones(()), logits, logits, value=-1, out=slope)
+        return logits.mul_(self.cap)
 
 
 def _chunk(
@@ -103,15 +121,15 @@ def _chunk(
 def _strip(logits: Tensor, target: Tensor | None, labels: Tensor, mix: Mix, space: _Space) -> Tensor:
     """Summed loss of a few rows; `logits` becomes dL/dlogits."""
     count = len(logits)
-    log_p, p = space.log_p[:count], space.p[:count]
-    torch.log_softmax(log_p.copy_(logits), -1, out=log_p)
+    log_p, p, slope = space.log_p[:count], space.p[:count], space.slope[:count]
+    torch.log_softmax(space.capped(log_p.copy_(logits), slope), -1, out=log_p)
     loss = torch.zeros((), device=logits.device)
     if mix.ce:
         loss = loss - mix.ce * log_p.gather(-1, labels).sum()
     torch.exp(log_p, out=p)
     if target is not None:
         log_t = space.log_t[:count]
-        torch.log_softmax(log_t.copy_(target), -1, out=log_t)
+        torch.log_softmax(space.capped(log_t.copy_(target)), -1, out=log_t)
         log_p.sub_(log_t)  # log p - log t
         t = log_t.exp_()
         loss = loss - mix.kd * torch.dot(t.flatten(), log_p.flatten())
@@ -120,17 +138,22 @@ def _strip(logits: Tensor, target: Tensor | None, labels: Tensor, mix: Mix, spac
         p.mul_(mix.ce)
     if mix.ce:
         p.scatter_add_(-1, labels, torch.full_like(labels, -mix.ce, dtype=p.dtype))
-    logits.copy_(p)
+    logits.copy_(p if space.cap is None else p.mul_(slope))
     return loss
 
 
 def head_loss(
-    student: Tensor, teacher: Tensor | None, heads: tuple[Tensor, Tensor], labels: Tensor, mix: Mix
+    student: Tensor,
+    teacher: Tensor | None,
+    heads: tuple[Tensor, Tensor],
+    labels: Tensor,
+    mix: Mix,
+    cap: float | None = None,
 ) -> Tensor:
     """Summed loss over tokens, float32 scalar, differentiable in `student`.
 
     student, teacher: hidden states [tokens, hidden] that predict `labels` [tokens] (no ignored ones).
-    heads: the student's and the teacher's head weights [vocabulary, hidden] in the compute dtype.
+    heads: the student's and the teacher's head weights [vocabulary, hidden] in the compute dtype. cap: of the logits.
     """
-    loss: Tensor = _HeadLoss.apply(student, teacher, heads, labels, mix)  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
+    loss: Tensor = _HeadLoss.apply(student, teacher, heads, labels, mix, cap)  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
     return loss

@@ -47,7 +47,8 @@ class Loss(nn.Module):
         super().__init__()
         self.model, self.mix = model, mix
         self._blocks = weights(model, mix.blocks)
-        self._scale = architecture.read(model.config.to_dict()).logits_scale
+        decoder = architecture.read(model.config.to_dict())
+        self._scale, self._cap = decoder.logits_scale, decoder.logits_cap
         self._frozen: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class Loss(nn.Module):
         if isinstance(head, QATLinear) and head.spec.activation_bits:  # of the student's head alone
             hidden = straight_through(hidden)
         target = float_hidden if self.mix.kd else None
-        loss = head_loss(hidden, target, self._heads(hidden), labels[:, 1:][wanted], self.mix)
+        loss = head_loss(hidden, target, self._heads(hidden), labels[:, 1:][wanted], self.mix, self._cap)
         return loss + distance(blocks, float_blocks, wanted, self._blocks) if self._blocks else loss
 
     def _hidden(self, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -107,6 +107,9 @@ class Mil:
             return mb.mul(x=_float32(x), y=np.float32(factor), name=mil_name(name))
         return _times(mil_name(name), x, factor)
 
+    def cap(self, name: str, x: Any, limit: float) -> Any:
+        return _capped(x, limit, mil_name(name))
+
     def gated_silu(self, name: str, gate: Any, up: Any) -> Any:
         return mb.mul(x=mb.silu(x=gate), y=up, name=mil_name(name))
 
@@ -118,13 +121,19 @@ class Mil:
         q, k = _heads(q, spec.heads, spec.head_dim), _heads(k, spec.kv_heads, spec.head_dim)
         if spec.rope is not None:
             q, k = self.positions.rotate(q, spec.rope), self.positions.rotate(k, spec.rope)
-        if not spec.plain:  # the operator knows no other scale than head_dim ** -0.5
+        if spec.cap is not None:
+            q = _times(f"{at}__query", q, spec.scale)
+        elif not spec.plain:  # the operator knows no other scale than head_dim ** -0.5
             q = _times(f"{at}__query", q, spec.scale * spec.head_dim**0.5)
         keys = self._extend(self._in.keys, spec, k)
         values = self._extend(self._in.values, spec, _heads(v, spec.kv_heads, spec.head_dim))
         q = mb.reshape(x=q, shape=[1, spec.kv_heads, -1, spec.head_dim])
         mask = self.positions.mask(spec.window, rows)
-        y = mb.scaled_dot_product_attention(query=q, key=keys, value=values, attn_mask=mask, name=at)
+        if spec.cap is None:
+            y = mb.scaled_dot_product_attention(query=q, key=keys, value=values, attn_mask=mask, name=at)
+        else:  # which the operator does not have
+            scores = _capped(mb.matmul(x=q, y=keys, transpose_y=True), spec.cap, f"{at}__scores")
+            y = mb.matmul(x=mb.softmax(x=mb.add(x=scores, y=mask), axis=-1), y=values, name=at)
         y = mb.reshape(x=y, shape=[1, spec.heads, -1, spec.head_dim])
         return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[1, -1, spec.heads * spec.head_dim])
 
@@ -225,6 +234,13 @@ def _times(at: str, x: Any, factor: float) -> Any:
     if float(np.float16(factor)) == factor:
         return mb.mul(x=x, y=np.float16(factor), name=at)
     return _float16(mb.mul(x=mb.cast(x=x, dtype="fp32"), y=np.float32(factor), name=at))
+
+
+def _capped(x: Any, limit: float, at: str) -> Any:
+    """limit * tanh(x / limit), in float32 where float16 does not have the limit."""
+    kind = np.float16 if float(np.float16(limit)) == limit else np.float32
+    x = _float16(x) if kind is np.float16 else _float32(x)
+    return _float16(mb.mul(x=mb.tanh(x=mb.real_div(x=x, y=kind(limit))), y=kind(limit), name=at))
 
 
 def _plus(path: str, y: Any, bias: Tensor) -> Any:

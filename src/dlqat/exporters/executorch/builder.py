@@ -107,6 +107,9 @@ class Xnnpack:
     def scale(self, name: str, x: Value, factor: float) -> Value:
         return self.graph.xnn("Multiply", [x, self._number(f"{name}.factor", factor)], x.shape)
 
+    def cap(self, name: str, x: Value, limit: float) -> Value:
+        raise NotImplementedError(f"{name}: target.plan refuses soft caps")
+
     def gated_silu(self, name: str, gate: Value, up: Value) -> Value:
         g = self.graph
         silu = g.xnn("Multiply", [gate, g.xnn("Sigmoid", [gate], gate.shape)], gate.shape)

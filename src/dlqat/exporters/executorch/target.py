@@ -50,6 +50,8 @@ def plan(model: FoldedModel, source: Path, options: Options) -> list[LayerRow]:
     """`target.Target.plan`."""
     facts = architecture.read(model.config)
     tokens.read(source, model.config)
+    if facts.caps():
+        raise Refusal("soft caps: ExecuTorch's attention kernel has none; targets onnx, coreml and gguf have them")
     if narrow := [w for w in facts.windows if w is not None and w < options.context]:
         raise Refusal(
             f"attention sees the latest {min(narrow)} positions only, and ExecuTorch's attention kernel sees all; "

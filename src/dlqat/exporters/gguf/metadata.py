@@ -11,6 +11,8 @@ from dlqat.architecture import Decoder
 from dlqat.exporters.gguf.names import architecture
 from dlqat.llamacpp import (
     ARCHITECTURES,
+    GEMMA2_LARGE,
+    GEMMA2_PERIOD,
     GEMMA_LARGE,
     GEMMA_LOCAL_BASE,
     GEMMA_PERIOD,
@@ -50,6 +52,8 @@ def refuse(facts: Decoder, context: int) -> None:
             _refuse_smollm3(facts)
         case "gemma3":
             _refuse_gemma3(facts)
+        case "gemma2":
+            _refuse_gemma2(facts)
         case "olmo2":
             _refuse_olmo2(facts)
         case "phi3":
@@ -76,12 +80,28 @@ def _refuse_gemma3(facts: Decoder) -> None:
         raise Refusal(
             f"rope_type {local} of sliding_attention: llama.cpp's gemma3 does not scale the layers with windows"
         )
-    width = facts.hidden_size // facts.heads if facts.layers == GEMMA_LARGE else facts.head_dim
+    _refuse_scale(facts, GEMMA_LARGE)
+
+
+def _refuse_scale(facts: Decoder, large: int) -> None:
+    width = facts.hidden_size // facts.heads if facts.layers == large else facts.head_dim
     if abs(facts.attention_scale - width**-0.5) > 1e-6 * width**-0.5:
         raise Refusal(
-            f"query_pre_attn_scalar: llama.cpp's gemma3 of {facts.layers} layers has {width}, config.json means "
-            f"{facts.attention_scale**-2:g}"
+            f"query_pre_attn_scalar: llama.cpp's {architecture(facts).name} of {facts.layers} layers has {width}, config.json "
+            f"means {facts.attention_scale**-2:g}"
         )
+
+
+def _refuse_gemma2(facts: Decoder) -> None:
+    _refuse_scale(facts, GEMMA2_LARGE)
+    if not facts.tied:
+        raise Refusal("tie_word_embeddings: llama.cpp's gemma2 multiplies with the embedding, and has no other head")
+    if _period(facts) != GEMMA2_PERIOD:
+        raise Refusal(
+            "layer_types: llama.cpp's gemma2 has full attention in every 2nd layer, and windows in all others"
+        )
+    if None in (facts.attention_cap, facts.logits_cap):
+        raise Refusal("soft caps: llama.cpp's gemma2 caps attention and logits, and config.json does not say both")
 
 
 def _refuse_phi3(facts: Decoder) -> None:
@@ -134,6 +154,8 @@ def keys(facts: Decoder, context: int) -> dict[str, Value]:
             "rope.scaling.attn_factor": rope.attention_factor(_rope(facts)),
         }
     arch = architecture(facts)
+    if arch.caps and facts.attention_cap is not None and facts.logits_cap is not None:
+        found |= {"attn_logit_softcapping": facts.attention_cap, "final_logit_softcapping": facts.logits_cap}
     return found | (_multipliers(facts) if arch.multipliers else {}) | (_windows(facts) if arch.windows else {})
 
 
@@ -148,10 +170,13 @@ def _multipliers(facts: Decoder) -> dict[str, Value]:
 
 def _windows(facts: Decoder) -> dict[str, Value]:
     """The last two only where llama.cpp has another number without them, for versions that do not read them."""
-    period, base = _period(facts), float(facts.ropes["sliding_attention"]["rope_theta"])
+    window: dict[str, Value] = {"attention.sliding_window": next(w for w in facts.windows if w is not None)}
+    if (local := facts.ropes.get("sliding_attention")) is None:  # gemma2
+        return window
+    period, base = _period(facts), float(local["rope_theta"])
     assert period is not None  # refuse
     return {
-        "attention.sliding_window": next(w for w in facts.windows if w is not None),
+        **window,
         **({} if period == GEMMA_PERIOD else {"attention.sliding_window_pattern": period}),
         **({} if base == GEMMA_LOCAL_BASE else {"rope.freq_base_swa": base}),
     }

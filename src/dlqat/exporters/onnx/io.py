@@ -71,6 +71,13 @@ def cut(graph: OnnxGraph, name: str, y: ir.Value, sizes: Sequence[int]) -> tuple
     return tuple(graph.ops("Split", name, [y, graph.integers(list(sizes))], {"axis": -1}, outputs=len(sizes)))
 
 
+def capped(graph: OnnxGraph, name: str, x: ir.Value, limit: float) -> ir.Value:
+    """limit * tanh(x / limit)."""
+    by = graph.tensor(f"{name}.limit", np.array(limit, np.float32))
+    y = graph.op("Tanh", f"{name}/Tanh", [graph.op("Div", f"{name}/Div", [x, by])])
+    return graph.op("Mul", f"{name}/Mul", [y, by])
+
+
 def save(graph: OnnxGraph, opset: int, metadata: Mapping[str, str]) -> None:
     """Write both files: all logits, and the last ones only."""
     model = graph.save(opset, metadata)

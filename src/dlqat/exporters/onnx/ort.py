@@ -37,7 +37,7 @@ from dlqat.architecture import EMBEDDING, Decoder
 from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx.graph import MS, Array, Attribute, OnnxGraph, pack
-from dlqat.exporters.onnx.io import Io, cut, save, split
+from dlqat.exporters.onnx.io import Io, capped, cut, save, split
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
@@ -126,6 +126,9 @@ class Ort:
         g = self.graph
         return g.op("Mul", name, [self._now(x), g.tensor(f"{name}.factor", np.array(factor, np.float32))])
 
+    def cap(self, name: str, x: ir.Value, limit: float) -> ir.Value:
+        return capped(self.graph, name, self._now(x), limit)
+
     def gated_silu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
         g = self.graph
         silu = g.op("QuickGelu", f"{name}/silu", [self._now(gate)], {"alpha": 1.0}, MS)
@@ -143,6 +146,7 @@ class Ort:
             "scale": spec.scale,
             "do_rotary": int(spec.rope is not None),
             "local_window_size": -1 if spec.window is None else spec.window,
+            **({} if spec.cap is None else {"softcap": spec.cap}),
         }
         qkv = packed(q, k, v) or [self._now(x) for x in (q, k, v)]
         y = ir.Value(name=f"{name}:y")

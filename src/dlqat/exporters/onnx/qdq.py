@@ -35,7 +35,7 @@ from dlqat.architecture import EMBEDDING, Decoder
 from dlqat.exporters.builder import Attention, Linear
 from dlqat.exporters.merge import merge
 from dlqat.exporters.onnx.graph import OnnxGraph
-from dlqat.exporters.onnx.io import Io, cut, save, split
+from dlqat.exporters.onnx.io import Io, capped, cut, save, split
 from dlqat.exporters.onnx.positions import Positions
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
@@ -122,6 +122,9 @@ class Qdq:
     def scale(self, name: str, x: ir.Value, factor: float) -> ir.Value:
         return self.graph.op("Mul", name, [x, self.graph.tensor(f"{name}.factor", np.array(factor, np.float32))])
 
+    def cap(self, name: str, x: ir.Value, limit: float) -> ir.Value:
+        return capped(self.graph, name, x, limit)
+
     def gated_silu(self, name: str, gate: ir.Value, up: ir.Value) -> ir.Value:
         g = self.graph
         silu = g.op("Mul", f"{name}/silu", [gate, g.op("Sigmoid", f"{name}/sigmoid", [gate])])
@@ -140,6 +143,7 @@ class Qdq:
             k = g.op("RotaryEmbedding", f"{name}/k_rope", [k, *rope], {"num_heads": spec.kv_heads, **part})
         y = ir.Value(name=f"{name}:y")
         heads = {"q_num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": spec.scale}
+        heads |= {} if spec.cap is None else {"softcap": spec.cap}
         inputs = [q, k, v, self.positions.visible(spec.window), *self.io.past[spec.layer]]
         g.ops("Attention", name, inputs, heads, outputs=[y, *self.io.present[spec.layer]])
         return y

@@ -2,8 +2,8 @@
 """The third part of L0: numbers of the forward that are no parameters, against config.json.
 
 L2 sees them only as far as its texts go (some hundred tokens) and, where a runtime has nothing but int8 activations, only
-above the noise floor. So they are compared as they stand in the file: the epsilon of every norm, scale and window of
-every attention, and rotary tables at every position of the context.
+above the noise floor. So they are compared as they stand in the file: the epsilon of every norm, scale, window and
+soft cap of every attention, and rotary tables at every position of the context.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def compare(facts: Sequence[Fact], decoder: Decoder, needed: int = 0) -> tuple[i
     differences += [Difference(k, "missing: no norm or attention that has one was found", 0, 0, "") for k in absent]
     factors = {f.where for f in facts if f.kind == "factor"}
     differences += [Difference(w, "missing: it is not scaled", 0, 0, "") for w in decoder.factors() if w not in factors]
+    caps = {f.where for f in facts if f.kind == "cap"}
+    differences += [Difference(w, "missing: it is not capped", 0, 0, "") for w in decoder.caps() if w not in caps]
     differences += [d for f in facts if f.kind == "turns" for d in _turns(f, decoder)]
     single = [f for f in facts if (f.kind, f.where) not in rotary and f.kind != "turns"]
     differences += [d for f in single for d in _single(f, decoder, context)]
@@ -67,6 +69,9 @@ def _single(fact: Fact, decoder: Decoder, context: int) -> Iterator[Difference]:
         case "factor":
             wanted = decoder.factors().get(fact.where, 1.0)
             same = abs(found - wanted) <= tolerances.SCALE * abs(wanted)
+        case "cap":
+            wanted = decoder.caps().get(fact.where, np.inf)
+            same = abs(found - wanted) <= tolerances.SCALE * wanted if np.isfinite(wanted) else False
         case _:
             layer = re.search(r"layers\.(\d+)\.", fact.where)
             own = decoder.windows[int(layer[1]) :][:1] if layer else ()  # a layer too many has none; L0 names it anyway

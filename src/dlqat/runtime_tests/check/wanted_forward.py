@@ -4,7 +4,7 @@
     h = embed(ids) * scale
     h = h + norm(o_proj(attention(rope(q), rope(k), v of norm(h)))) * scale    Qwen3, Gemma norm the heads of q and k first
     h = h + norm(down_proj(act(gate_proj(n)) * up_proj(n))) * scale            n = norm(h)
-    logits = lm_head(norm(h)) * scale
+    logits = lm_head(norm(h)) * scale                                          Gemma 2: capped
 
 as far as the family has these norms and scales; q, k, v, or gate and up, may be parts of one product.
 
@@ -29,7 +29,8 @@ def wanted(model: FoldedModel, *, selected: bool) -> Node:
     h = _scaled(EMBEDDING, Node("embed", EMBEDDING, (Node("ids"),)), decoder.embedding_scale)
     for layer in range(decoder.layers):
         h = _block(model, decoder, layer, h, selected=selected and layer == decoder.layers - 1)
-    return _scaled(HEAD, _linear(model, HEAD, Node("norm", "model.norm", (h,))), decoder.logits_scale)
+    logits = _scaled(HEAD, _linear(model, HEAD, Node("norm", "model.norm", (h,))), decoder.logits_scale)
+    return logits if decoder.logits_cap is None else Node("cap", f"{HEAD}.capped", (logits,))
 
 
 def _scaled(of: str, x: Node, factor: float) -> Node:

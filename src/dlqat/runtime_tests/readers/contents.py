@@ -86,10 +86,20 @@ class Fact:
     """A number of the forward that is no parameter: what norms, attention and rotary positions compute with."""
 
     kind: Literal[
-        "epsilon", "scale", "window", "factor", "turns", "rope.cos", "rope.sin", "rope.frequencies", "rope.amplitude"
+        "epsilon",
+        "scale",
+        "window",
+        "factor",
+        "cap",
+        "turns",
+        "rope.cos",
+        "rope.sin",
+        "rope.frequencies",
+        "rope.amplitude",
     ]
     where: str
-    """The operation that uses it; of rotary positions the stored tensor; of a factor its name without .factor."""
+    """The operation that uses it; of rotary positions the stored tensor; of a factor its name without .factor, of the logits' cap without
+    .limit."""
     value: NDArray[np.float32]
     """One number (a window that is none: infinity; a scale that is the operator's default, head_dim ** -0.5: NaN), a table
     [positions, pairs], or [pairs]; what cos and sin are multiplied by behind frequencies. "turns": the cosines of position 1 by which a layer turns its queries,

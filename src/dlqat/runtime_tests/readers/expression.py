@@ -8,6 +8,7 @@
     take NAME (x)                    columns picked by the labels of a clustered layer
     norm NAME (x)                    RMSNorm with the gain NAME.weight; of heads where the gain is that long
     rope NAME (x)                    rotary positions of this step, by the rope of that name
+    cap NAME (x)                     c tanh(x / c), c stored as NAME.limit
     scale NAME (x)                   times the number that is stored as NAME.factor
     attention LAYER HEADS/HEADS (q, k, v)     causal, over the cache of that layer
     select (x)                       the positions whose logits are wanted

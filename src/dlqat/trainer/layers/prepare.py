@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import cast
@@ -74,11 +75,14 @@ def prepare(
 
 def _scaled(module: nn.Module) -> tuple[type, ...]:
     """The class of an embedding whose forward is known: the rows times scalar_embed_scale."""
-    if type(module).__name__ != "Gemma3TextScaledWordEmbedding":
+    name = type(module).__name__
+    if name not in _SCALED:
         return ()
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding  # seconds
+    known = getattr(importlib.import_module(_SCALED[name]), name)  # seconds
+    return (known,) if type(module) is known else ()
 
-    return (Gemma3TextScaledWordEmbedding,) if type(module) is Gemma3TextScaledWordEmbedding else ()
+
+_SCALED = {f"Gemma{n}TextScaledWordEmbedding": f"transformers.models.gemma{n}.modeling_gemma{n}" for n in (2, 3)}
 
 
 def _layer(module: nn.Module, name: str, spec: LayerSpec, find: Find) -> QATLayer:

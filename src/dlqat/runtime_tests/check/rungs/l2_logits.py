@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlqat import tested
+from dlqat import architecture, tested
 from dlqat.devices.device import DeviceFailure, Setting
 from dlqat.runtime_tests import tolerances
 from dlqat.runtime_tests.check import divergence
@@ -58,10 +58,11 @@ def _known(proof: Proof) -> Iterator[Check]:
         proof.artifact.manifest.form,
         {spec.bits for spec in proof.reference.model.specs.values()},
     )
+    capped = bool(architecture.read(proof.reference.model.config).caps())
     ran = {str(proof.facts.get(str(setting), {}).get("runtime", "")) for setting in proof.settings}
     for runtime in sorted(ran):
         name, _, version = runtime.partition(" ")
-        if (why := tested.known(name, version, form, bits)) is not None:
+        if (why := tested.known(name, version, form, bits, capped=capped)) is not None:
             yield Check("L2", runtime, "not verified", why)
 
 

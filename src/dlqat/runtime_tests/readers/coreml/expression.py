@@ -8,6 +8,7 @@ anchor whose input was made by anything else is a fault:
     linear                                                 linear; add of NAME.bias its bias; gather of columns take
     mul by NAME.weight behind x * rsqrt(...) / peak        norm (coreml/builder.py says why it is so long)
     scaled_dot_product_attention                           attention behind rope, over the states: attention.py
+    mul called capped, matmul with softmax                 cap, and attention with one: capped.py
     silu; gelu; mul; add; mul by a number called scaled    the same
     split of features                                      part
     cast between floats                                    the same numbers
@@ -23,7 +24,7 @@ import numpy as np
 
 from dlqat.mil.program import Function, Operation, Package
 from dlqat.runtime_tests.readers.contents import Unreadable
-from dlqat.runtime_tests.readers.coreml import attention
+from dlqat.runtime_tests.readers.coreml import attention, capped
 from dlqat.runtime_tests.readers.coreml.constants import dotted, real_bias
 from dlqat.runtime_tests.readers.coreml.walk import Walk, is_float
 from dlqat.runtime_tests.readers.expression import Node, biased, parted, times
@@ -86,6 +87,10 @@ def _add(w: Walk, op: Operation) -> None:
 def _mul(w: Walk, op: Operation) -> None:
     x, y = (op.inputs[name][0] for name in "xy")
     gain = w.stored(y)
+    if op.name.endswith("__capped"):
+        inner, _ = capped.cap(w.function, op.outputs[0])
+        w.values[op.outputs[0]] = Node("cap", dotted(op.name), (w.hidden(op.name, w.through(inner)),))
+        return
     if gain is not None and gain.endswith(".weight"):
         _norm(w, op, gain)
     elif op.name.endswith("__scaled") and x in w.values:
@@ -166,6 +171,11 @@ def _split(w: Walk, op: Operation) -> None:
         w.values.update(zip(op.outputs, parted(w.values[str(op.inputs["x"][0])], sizes), strict=True))
 
 
+def _matmul(w: Walk, op: Operation) -> None:
+    if (found := capped.attention(w.function, op)) is not None:
+        attention.attention(w, found[0])
+
+
 def _read_state(w: Walk, op: Operation) -> None:
     w.cells.setdefault(str(op.inputs["input"][0]), ["", "", ""])[2] = op.outputs[0]
 
@@ -184,6 +194,7 @@ HANDLERS = {
     "mul": _mul,
     "reshape": _reshape,
     "split": _split,
+    "matmul": _matmul,
     "silu": _one("silu"),
     "gelu": _one("gelu", mode="TANH_APPROXIMATION"),
     "read_state": _read_state,

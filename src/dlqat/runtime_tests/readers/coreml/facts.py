@@ -5,6 +5,7 @@ rsqrt <- mean + (a / peak)^2 b                                        epsilon = 
 scaled_dot_product_attention <- mask with key <= query - window       its scale is head_dim ** -0.5: other ones are in the query
 gather <- rope.cos, rope.sin                                          (coreml.py); which of them turns a layer's queries
 mul NAME__scaled by a number                                          factor
+NAME__capped, attention in parts                                      cap (capped.py)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from dlqat.mil.program import Argument, Constant, Function, Operation
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable, table
+from dlqat.runtime_tests.readers.coreml import capped
 from dlqat.runtime_tests.readers.coreml.constants import dotted
 
 
@@ -25,6 +27,16 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
     match operation.kind:
         case "rsqrt":
             yield Fact("epsilon", where, np.array(_epsilon(function, operation), np.float32))
+        case "matmul":
+            if (found := capped.attention(function, operation)) is not None:
+                whole, limit = found
+                yield Fact("window", dotted(where), np.array(window(function, whole), np.float32))
+                number, _ = _query(function, whole) or (1.0, 0)
+                yield Fact("scale", where, np.array(number, np.float32))
+                yield Fact("turns", dotted(where), _turns(function, whole))
+                yield Fact("cap", dotted(where), np.array(limit, np.float32))
+        case "mul" if where.endswith("__capped"):
+            yield Fact("cap", dotted(where), np.array(capped.cap(function, operation.outputs[0])[1], np.float32))
         case "scaled_dot_product_attention":
             yield Fact("window", dotted(where), np.array(window(function, operation), np.float32))
             yield Fact("scale", where, np.array(_scale(function, operation), np.float32))
@@ -47,16 +59,22 @@ def _epsilon(function: Function, operation: Operation) -> float:
 
 def _scale(function: Function, attention: Operation) -> float:
     """head_dim ** -0.5, times what queries were multiplied by before."""
+    number, size = _query(function, attention) or (np.nan, 1)
+    return number * size**-0.5
+
+
+def _query(function: Function, attention: Operation) -> tuple[float, int] | None:
+    """What queries were multiplied by, and the size of their heads; None: by nothing."""
     reshape = _made(function, attention.inputs["query"][0], "reshape")
     times: Operation | None = function.producer.get(str(reshape.inputs["x"][0]))
     while times is not None and times.kind == "cast":
         times = function.producer.get(str(times.inputs["x"][0]))
     if times is None or times.kind != "mul" or times.name != f"{attention.name}__query":
-        return np.nan
+        return None
     size = times.types[0].shape[-1]
     if size is None:
         raise Unreadable(f"{times.name}: heads of no fixed size")
-    return _number(function, times.inputs["y"][0]) * size**-0.5
+    return _number(function, times.inputs["y"][0]), size
 
 
 def _turns(function: Function, attention: Operation) -> NDArray[np.float32]:

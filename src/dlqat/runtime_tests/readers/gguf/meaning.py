@@ -90,12 +90,12 @@ class Meaning:
 
     def sliding(self, layer: int) -> bool:
         """Whether a layer has a window."""
-        period = int(self.values.get("attention.sliding_window_pattern", GEMMA3.period))
+        period = int(self.values.get("attention.sliding_window_pattern", self.rules.period))
         return self.rules.windows and (layer + 1) % period != 0
 
     def rope(self, layer: int) -> str | None:
         """The name of a layer's rope; None for a layer without positions."""
-        if self.rules.windows:
+        if self.rules.windows and self.rules.local_rope:
             return "sliding_attention" if self.sliding(layer) else "full_attention"
         step = self.rules.unturned
         return None if step is not None and (layer + 1) % step == 0 else ""
@@ -151,6 +151,10 @@ def facts(m: Meaning) -> Iterator[Fact]:
         at = f"model.layers.{layer}.self_attn"
         yield one("scale", at, _attention_scale(m))
         yield one("window", at, m.count("attention.sliding_window" if m.sliding(layer) else "context_length"))
+        if m.rules.caps:
+            yield one("cap", at, float(m.values["attn_logit_softcapping"]))
+    if m.rules.caps:
+        yield one("cap", f"{OUTER['output']}.capped", float(m.values["final_logit_softcapping"]))
     for where, value in _factors(m).items():
         yield one("factor", where, value)
     for name in sorted({n for n in map(m.rope, range(m.count("block_count"))) if n is not None}):
@@ -163,7 +167,7 @@ def _attention_scale(m: Meaning) -> float:
     """Of the queries; NaN: head_dim ** -0.5."""
     if m.rules.multipliers:
         return float(m.values.get("attention.scale") or np.nan)
-    if m.rules.windows and m.count("block_count") == GEMMA3.large:
+    if m.rules.windows and m.count("block_count") == m.rules.large:
         return float((m.count("embedding_length") // m.heads[0]) ** -0.5)
     return np.nan
 
@@ -208,7 +212,8 @@ def forward(m: Meaning) -> Node:
     n = Node("norm", OUTER["output_norm"], (h,))
     name = "token_embd.weight" if m.tied else "output.weight"
     rows, biased = m.file.tensors[name].shape[0], "output.bias" in m.file.tensors
-    return _scaled(factors, OUTER["output"], Node("linear", OUTER["output"], (n,), rows, biased))
+    logits = _scaled(factors, OUTER["output"], Node("linear", OUTER["output"], (n,), rows, biased))
+    return Node("cap", f"{OUTER['output']}.capped", (logits,)) if m.rules.caps else logits
 
 
 def _scaled(factors: Mapping[str, float], of: str, x: Node) -> Node:

@@ -43,7 +43,6 @@ class Gemma3(NamedTuple):
     """Every so many layers one sees all."""
     local_base: float = 10000.0
     large: int = 62
-    """With so many layers queries are scaled by (hidden size / heads) ** -0.5."""
 
 
 GEMMA3 = Gemma3()
@@ -70,7 +69,15 @@ class Rules:
     root: bool = False
     """Whether the embedding is multiplied by the root of its width."""
     multipliers: bool = False
+    caps: bool = False
+    """Whether scores and logits are capped."""
     windows: bool = False
+    period: int = GEMMA3.period
+    """Every so many layers one sees all, where the file is silent."""
+    large: int = GEMMA3.large
+    """With so many layers queries of a model with windows are scaled by (hidden size / heads) ** -0.5."""
+    local_rope: bool = True
+    """Whether layers with windows have a rope of their own."""
     unturned: int | None = None
     """Every so many layers one has no positions."""
     needed: frozenset[str] = frozenset()
@@ -107,6 +114,17 @@ RULES = {
         read=frozenset(("attention.sliding_window_pattern", "rope.freq_base_swa")),
     ),
     "olmo2": Rules(norms=_POST, qk_norm=True),
+    "gemma2": Rules(
+        norms=_SANDWICH,
+        activation="gelu",
+        root=True,
+        caps=True,
+        windows=True,
+        period=2,
+        large=46,
+        local_rope=False,
+        needed=frozenset(("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")),
+    ),
     "phi3": Rules(
         fused=True,
         longrope=True,

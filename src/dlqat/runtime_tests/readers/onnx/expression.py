@@ -11,34 +11,32 @@ lengths, indices) are held to their meaning by plumbing.py where an operation ta
     x * Sigmoid(x), QuickGelu(alpha 1)                              silu
     Gelu(approximate tanh)                                          gelu
     Mul with NAME.factor                                            scale
+    Tanh between Div and Mul with NAME.limit                        cap
     Reshape, Split of a product of several layers                   the same numbers, parted
     Split of another, or GroupQueryAttention of it                  part
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from dlqat import rope
 from dlqat.runtime_tests.readers.contents import Unreadable, Weight, parts
 from dlqat.runtime_tests.readers.expression import Node, biased, parted, times
-from dlqat.runtime_tests.readers.onnx import cut
-from dlqat.runtime_tests.readers.onnx.facts import turning
+from dlqat.runtime_tests.readers.onnx import attention, cut
+from dlqat.runtime_tests.readers.onnx.attention import PAST
 from dlqat.runtime_tests.readers.onnx.file import OnnxFile, attributes
 from dlqat.runtime_tests.readers.onnx.plumbing import Plumbing
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "num_logits_to_keep")
-PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 
 def forward(file: OnnxFile, plumbing: Plumbing, weights: Sequence[Weight], plain: dict[str, tuple[str, bool]]) -> Node:
     """The logits. Unreadable at the first node that has no meaning here."""
-    return _Forward(file, plumbing, weights, plain).logits()
+    return Forward(file, plumbing, weights, plain).logits()
 
 
-class _Forward:
+class Forward:
     def __init__(
         self, file: OnnxFile, plumbing: Plumbing, weights: Sequence[Weight], plain: dict[str, tuple[str, bool]]
     ) -> None:
@@ -103,11 +101,11 @@ class _Forward:
         return [self.hidden(node.name, name) for name in node.input[:count]]
 
 
-def _same(f: _Forward, node: Any) -> None:
+def _same(f: Forward, node: Any) -> None:
     f.values[node.output[0]] = f.inputs(node, 1)[0]
 
 
-def _split(f: _Forward, node: Any) -> None:
+def _split(f: Forward, node: Any) -> None:
     """The rows of several layers that were multiplied at once, or parts of one layer's."""
     (whole,) = f.inputs(node, 1)
     names, sizes = parts(whole.label), f.file.array(node.input[1]).tolist()
@@ -120,13 +118,13 @@ def _split(f: _Forward, node: Any) -> None:
         f.values[output] = Node("linear", name, whole.inputs, rows, whole.biased)
 
 
-def _matmul(f: _Forward, node: Any) -> None:
+def _matmul(f: Forward, node: Any) -> None:
     if node.input[1] not in f.dense:
         raise Unreadable(f"{node.name}: multiplies {f.hidden(node.name, node.input[0])} with {node.input[1]}")
     f.values[node.output[0]] = Node("linear", f.dense[node.input[1]], tuple(f.inputs(node, 1)))
 
 
-def _take(f: _Forward, node: Any) -> None:
+def _take(f: Forward, node: Any) -> None:
     """Columns by labels, or the positions whose logits are wanted."""
     if node.input[0] in f.flat:
         f.plumbing.wanted(node.input[1], f.ids)
@@ -137,7 +135,7 @@ def _take(f: _Forward, node: Any) -> None:
         raise Unreadable(f"{node.name}: takes parts of {f.hidden(node.name, node.input[0])} by {node.input[1]}")
 
 
-def _flatten(f: _Forward, node: Any) -> None:
+def _flatten(f: Forward, node: Any) -> None:
     """[batch, step, n] as [batch * step, n], for the choice of positions behind it; for nothing else."""
     f.inputs(node, 1)
     if attributes(node).get("axis") != 2 or any(n.op_type != "Gather" for n in f.file.consumers[node.output[0]]):
@@ -146,7 +144,7 @@ def _flatten(f: _Forward, node: Any) -> None:
     f.values[node.output[0]] = Node("flat", "", (f.values[node.input[0]],))
 
 
-def _add(f: _Forward, node: Any) -> None:
+def _add(f: Forward, node: Any) -> None:
     """A sum of hidden states, or a bias on its own linear, once."""
     stored = [n for n in node.input if n in f.file.initializers]
     if not stored:
@@ -158,7 +156,10 @@ def _add(f: _Forward, node: Any) -> None:
     f.values[node.output[0]] = y
 
 
-def _mul(f: _Forward, node: Any) -> None:
+def _mul(f: Forward, node: Any) -> None:
+    if (name := f.file.limit(node)) is not None:
+        f.values[node.output[0]] = _capped(f, node, name)
+        return
     if (name := f.file.factor(node)) is not None:
         (x,) = (f.hidden(node.name, n) for n in node.input if n not in f.file.initializers)
         f.values[node.output[0]] = Node("scale", name, (x,))
@@ -166,27 +167,45 @@ def _mul(f: _Forward, node: Any) -> None:
     f.values[node.output[0]] = times(*f.inputs(node, 2))
 
 
-def _sigmoid(f: _Forward, node: Any) -> None:
+def _divided(f: Forward, node: Any) -> None:
+    """The beginning of a soft cap; tanh and the product with the same number are its end."""
+    if (name := f.file.limit(node)) is None:
+        raise Unreadable(f"{node.name}: divides {f.hidden(node.name, node.input[0])}, which no cap does")
+    f.values[node.output[0]] = Node("divided", name, tuple(f.inputs(node, 1)))
+
+
+def _capped(f: Forward, node: Any, name: str) -> Node:
+    (y,) = f.inputs(node, 1)
+    if y.kind != "tanh" or (y.inputs[0].kind, y.inputs[0].label) != ("divided", name):
+        raise Unreadable(f"{node.name}: multiplies {y} by a limit that it was not divided by")
+    return Node("cap", name, y.inputs[0].inputs)
+
+
+def _tanh(f: Forward, node: Any) -> None:
+    f.values[node.output[0]] = Node("tanh", "", tuple(f.inputs(node, 1)))
+
+
+def _sigmoid(f: Forward, node: Any) -> None:
     f.values[node.output[0]] = Node("sigmoid", "", tuple(f.inputs(node, 1)))
 
 
-def _quick_gelu(f: _Forward, node: Any) -> None:
+def _quick_gelu(f: Forward, node: Any) -> None:
     if attributes(node) != {"alpha": 1.0}:
         raise Unreadable(f"{node.name}: QuickGelu with {attributes(node)}, where alpha 1 is SiLU")
     f.values[node.output[0]] = Node("silu", "", tuple(f.inputs(node, 1)))
 
 
-def _gelu(f: _Forward, node: Any) -> None:
+def _gelu(f: Forward, node: Any) -> None:
     if attributes(node) != {"approximate": b"tanh"}:
         raise Unreadable(f"{node.name}: Gelu with {attributes(node)}, where its tanh form is expected")
     f.values[node.output[0]] = Node("gelu", "", tuple(f.inputs(node, 1)))
 
 
-def _norm(f: _Forward, node: Any) -> None:
+def _norm(f: Forward, node: Any) -> None:
     f.values[node.output[0]] = _normed(node, f.inputs(node, 1)[0], node.input[1:2])
 
 
-def _skip_norm(f: _Forward, node: Any) -> None:
+def _skip_norm(f: Forward, node: Any) -> None:
     total = Node("add", "", tuple(f.inputs(node, 2)))
     f.values[node.output[0]] = _normed(node, total, node.input[2:])
     if len(node.output) > 3 and node.output[3]:
@@ -199,62 +218,6 @@ def _normed(node: Any, x: Node, gains: Sequence[str]) -> Node:
     return Node("norm", gains[0].removesuffix(".weight"), (x,))
 
 
-def _rope(f: _Forward, node: Any) -> None:
-    stored, amplitude = turning(f.file, node, node.input[1], "Cos")
-    frequencies = f.file.floats(stored)
-    if attributes(node).get("rotary_embedding_dim", 2 * len(frequencies)) != 2 * len(frequencies):
-        raise Unreadable(f"{node.name}: turns other numbers of a head than there are frequencies for")
-    by = 1.0 if amplitude is None else float(f.file.floats(amplitude).item())
-    f.plumbing.angles(node.input[1], node.input[2], frequencies, by)
-    f.values[node.output[0]] = Node("rope", rope.name_of(stored), tuple(f.inputs(node, 1)))
-
-
-def _attention(f: _Forward, node: Any) -> None:
-    found = attributes(node)
-    label = f"{_layer(node, 4)} {found.get('q_num_heads')}/{found.get('kv_num_heads')}"
-    f.values[node.output[0]] = Node("attention", label, tuple(f.inputs(node, 3)))
-
-
-def _grouped(f: _Forward, node: Any) -> None:
-    """GroupQueryAttention: rotates by itself; q, k and v apart, or as one product of three layers."""
-    found = attributes(node)
-    q = f.inputs(node, 1)[0]
-    names = parts(q.label) if q.kind == "linear" else ()
-    if not node.input[1] and len(names) == 3:
-        q, k, v = (Node("linear", name, q.inputs, None, q.biased) for name in names)
-    elif not node.input[1]:
-        size = f.file.cache_width(node.input[3])
-        q, k, v = parted(q, [size * found[key] for key in ("num_heads", "kv_num_heads", "kv_num_heads")])
-    else:
-        q, k, v = f.inputs(node, 3)
-    rotates = found.get("do_rotary")
-    if (rotates, len(node.input)) not in ((0, 7), (1, 9)):
-        raise Unreadable(
-            f"{node.name}: GroupQueryAttention with do_rotary {rotates} and {len(node.input)} inputs, which the reader "
-            "does not know"
-        )
-    if rotates:
-        names = {rope.name_of(name) for name in node.input[7:9]}
-        if len(names) != 1:
-            raise Unreadable(f"{node.name}: turns by {' and '.join(node.input[7:9])}: two different ropes")
-        q, k = (Node("rope", next(iter(names)), (x,)) for x in (q, k))
-    f.plumbing.lengths(node.input[5], node.input[6])
-    label = f"{_layer(node, 3)} {found.get('num_heads')}/{found.get('kv_num_heads')}"
-    f.values[node.output[0]] = Node("attention", label, (q, k, v))
-
-
-def _layer(node: Any, first: int) -> str:
-    """The layer whose cache it continues: keys and values of one number, in and out."""
-    given = [PAST.fullmatch(name) for name in node.input[first : first + 2]]
-    layers = {m[1] for m in given if m}
-    wanted = [(f"past_key_values.{i}.{x}", f"present.{i}.{x}") for i in layers for x in ("key", "value")]
-    if list(zip(node.input[first : first + 2], node.output[1:3], strict=False)) != wanted:
-        raise Unreadable(
-            f"{node.name}: continues {', '.join(node.input[first : first + 2])} as {', '.join(node.output[1:])}"
-        )
-    return layers.pop()
-
-
 ATTENTION = ("Attention", "GroupQueryAttention")
 HANDLERS = {
     "Reshape": _same,
@@ -265,13 +228,15 @@ HANDLERS = {
     "Add": _add,
     "Mul": _mul,
     "Sigmoid": _sigmoid,
+    "Div": _divided,
+    "Tanh": _tanh,
     "QuickGelu": _quick_gelu,
     "Gelu": _gelu,
     "RMSNormalization": _norm,
     "SimplifiedLayerNormalization": _norm,
     "SkipSimplifiedLayerNormalization": _skip_norm,
-    "RotaryEmbedding": _rope,
-    "Attention": _attention,
-    "GroupQueryAttention": _grouped,
+    "RotaryEmbedding": attention.turned,
+    "Attention": attention.attention,
+    "GroupQueryAttention": attention.grouped,
 }
 """Operations that may take a hidden state. Reshape keeps the order of the numbers, so it changes none."""

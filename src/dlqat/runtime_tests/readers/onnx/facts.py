@@ -5,7 +5,7 @@ RMSNormalization, (Skip)SimplifiedLayerNormalization     attribute epsilon
 GroupQueryAttention                                      attributes scale, local_window_size; tables as inputs 7, 8
 Attention                                                attribute scale; the window that its mask has when it is run
 RotaryEmbedding <- (times an amplitude <-) Cos, Sin <- positions * frequencies
-Mul <- NAME.factor
+Mul <- NAME.factor; Div <- NAME.limit
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from dlqat.runtime_tests.readers.onnx.plumbing import Plumbing
 NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 KNOWN = {
     **{norm: {"axis", "epsilon", "stash_type"} for norm in NORMS},
-    "Attention": {"q_num_heads", "kv_num_heads", "scale"},
-    "GroupQueryAttention": {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"},
+    "Attention": {"q_num_heads", "kv_num_heads", "scale", "softcap"},
+    "GroupQueryAttention": {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size", "softcap"},
     "RotaryEmbedding": {"num_heads", "rotary_embedding_dim"},
     "Mul": set[str](),
+    "Div": set[str](),
 }
 """Attributes that the reader can explain; any other could change the numbers."""
 
@@ -37,6 +38,8 @@ def facts(file: OnnxFile, node: Any, plumbing: Plumbing) -> Iterator[Fact]:
     found = attributes(node)
     if odd := sorted(set(found) - KNOWN[node.op_type]):
         raise Unreadable(f"{node.name}: {node.op_type} has the attribute {odd[0]}, which the reader does not know")
+    if found.get("softcap"):
+        yield _fact("cap", node, found["softcap"])
     match node.op_type:
         case "GroupQueryAttention":
             window = found.get("local_window_size", -1)
@@ -47,6 +50,9 @@ def facts(file: OnnxFile, node: Any, plumbing: Plumbing) -> Iterator[Fact]:
         case "Mul":
             if (name := file.factor(node)) is not None:
                 yield Fact("factor", name, file.floats(f"{name}.factor").reshape(()))
+        case "Div":
+            if (name := file.limit(node)) is not None:
+                yield Fact("cap", name, file.floats(f"{name}.limit").reshape(()))
         case "Attention":
             yield _fact("scale", node, found.get("scale"))
             yield _fact("window", node, plumbing.window(node.input[3]))

@@ -135,10 +135,17 @@ class OnnxFile:
 
     def factor(self, node: Any) -> str | None:
         """NAME of a Mul with the one number NAME.factor; None for any other product."""
+        return self._number(node, ".factor")
+
+    def limit(self, node: Any) -> str | None:
+        """NAME of an operation whose second input is the one number NAME.limit; None for any other."""
+        return self._number(node, ".limit") if node.input[1] in self.initializers else None
+
+    def _number(self, node: Any, suffix: str) -> str | None:
         stored = [n for n in node.input if n in self.initializers]
-        if len(stored) != 1 or not stored[0].endswith(".factor") or self.array(stored[0]).size != 1:
+        if len(stored) != 1 or not stored[0].endswith(suffix) or self.array(stored[0]).size != 1:
             return None
-        return stored[0].removesuffix(".factor")
+        return stored[0].removesuffix(suffix)
 
     def span(self, name: str) -> Span | None:
         """Where the bytes of an initializer lie; None if they cannot be told from others in the .onnx file."""
