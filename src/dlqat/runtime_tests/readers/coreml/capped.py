@@ -9,6 +9,7 @@ Core ML's attention operator has none, so an attention with one stands there in 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _made(function: Function, value: Argument, kind: str) -> Operation:
     return found
 
 
-def _constant(function: Function, value: Argument) -> object:
+def _constant(function: Function, value: Argument) -> Any:
     literal = value if isinstance(value, Constant) else _made(function, value, "const").inputs["val"][0]
     if not isinstance(literal, Constant):
         raise Unreadable(f"{value}: is computed, where a constant is expected")
