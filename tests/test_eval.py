@@ -746,7 +746,9 @@ def test_killed_and_resumed(exported: Path, data: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     run(exported, "--no-reference", "--threads", 1, "--text", data / "text.txt", "--output", whole)
-    assert json.loads((whole / "eval-host-ort.json").read_text())["text"]["artifact"] == broken
+    # What is left is put together into other batches, which onnxruntime adds up in another order.
+    unbroken = json.loads((whole / "eval-host-ort.json").read_text())["text"]["artifact"]
+    assert unbroken == pytest.approx(broken, rel=1e-6)
 
 
 def test_the_reference_is_asked_once(exported: Path, data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ range is exact in fp32, in bf16 (XNNPACK stores group scales as bf16) and in fp1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,6 +104,15 @@ class Grid:
     def __str__(self) -> str:
         group = "per channel" if self.group_size is None else f"g{self.group_size}"
         return f"int{self.bits} {'mirrored' if self.mirrored else 'sym' if self.symmetric else 'asym'} {group}"
+
+
+def as_json(spec: Any) -> dict[str, Any]:
+    """The fields of a Grid or a LayerSpec. Without scale_bits where it is 8: folders are then those of before there was a
+    choice, which an older dlqat reads."""
+    found = asdict(spec)
+    if found["scale_bits"] == 8:
+        del found["scale_bits"]
+    return found
 
 
 def snap(x: Tensor, bits: int = 8) -> Tensor:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
 from dlqat import atomic, json_file, tree
+from dlqat.grid import as_json
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 from dlqat.tree import Clustered, LowRank, Sum, Tree
@@ -115,9 +116,9 @@ def _to_json(node: Node) -> dict[str, Any]:
     def leaf(spec: Spec) -> dict[str, Any]:
         match spec:
             case LayerSpec():
-                return {"kind": "quantized", **asdict(spec)}
+                return {"kind": "quantized", **as_json(spec)}
             case Pruned(kept, among, inner):
-                return {"kind": "pruned", "kept": kept, "among": among, "spec": asdict(inner)}
+                return {"kind": "pruned", "kept": kept, "among": among, "spec": as_json(inner)}
 
     return tree.to_json(node, leaf, lambda clusters: {"clusters": clusters})
 

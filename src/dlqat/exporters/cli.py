@@ -73,24 +73,25 @@ def export(
     if push and (dry_run or not verify):
         raise Refusal("--push needs the check; leave out --dry-run and --no-verify")
     starting()
-    from dlqat.exporters import pipeline  # with torch, and --help imports this file
+    # With torch, and --help imports this file.
+    from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, refuse, write
 
-    module = pipeline.load(target)
+    module = load(target)
     name = target if form in (None, *module.FORMS[:1]) else f"{target}-{form}"
-    folder = pipeline.destination(model_dir, name, output)
+    folder = destination(model_dir, name, output)
     asked_for = {"form": form, "logits": logits, "deployment_target": deployment_target}
-    options = pipeline.choose(module, target, pipeline.config_of(model_dir, base), max_context, asked_for)
-    with pipeline.opened(model_dir, base, write=not dry_run, busy=_busy) as (model, folded):
+    options = choose(module, target, config_of(model_dir, base), max_context, asked_for)
+    with opened(model_dir, base, write=not dry_run, busy=_busy) as (model, folded):
         plan = module.plan(model, folded, options)
         if dry_run:
             Terminal().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
-        pipeline.refuse(plan)
+        refuse(plan)
         if dry_run:
             return
         with Bars(console, transient=True) as progress:
-            task = progress.add_task("export", total=pipeline.parts(model))
+            task = progress.add_task("export", total=parts(model))
             done = partial(_advance, progress, task)
-            summary = pipeline.write(module, model, folded, folder, options, ask=verify, done=done)
+            summary = write(module, model, folded, folder, options, ask=verify, done=done)
     _tell(summary, folder)
     if verify:
         check(folder, folded)

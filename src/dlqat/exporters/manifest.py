@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dlqat.artifact import FORMAT
 from dlqat.artifact import MANIFEST as NAME
 from dlqat.folded.disk import WEIGHT_FILES, FoldedModel, tokenizer_files
 from dlqat.formats import FORMATS
+from dlqat.grid import as_json
 from dlqat.refusal import Refusal
 
 _REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{"}
@@ -106,4 +107,4 @@ def _made_from(source: Path, folder: Path) -> list[str]:
 def _specs(model: FoldedModel) -> list[dict[str, Any]]:
     """Each training spec once, with the number of layers that have it."""
     counted = Counter(model.specs.values())
-    return [{"layers": count, "grid": str(spec.grid), **asdict(spec)} for spec, count in counted.items()]
+    return [{"layers": count, "grid": str(spec.grid), **as_json(spec)} for spec, count in counted.items()]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from dlqat import architecture, atomic, folded, json_file, own_folder, tensor_file
 from dlqat.architecture import EMBEDDING, HEAD, Config
 from dlqat.folded import Folded, Quantized, packing
-from dlqat.grid import Grid
+from dlqat.grid import Grid, as_json
 from dlqat.recipe import LayerSpec
 from dlqat.refusal import Refusal
 
@@ -109,7 +109,7 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
     record = {
         "format": FORMAT,
         "layers": structure,
-        "specs": {name: asdict(spec) for name, spec in model.specs.items()},
+        "specs": {name: as_json(spec) for name, spec in model.specs.items()},
         "adapters": adapters,
     }
     with own_folder.replacing(target, earlier) as draft:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from dlqat import json_file, tree
 from dlqat.folded.layer import Folded, Quantized
-from dlqat.grid import Grid
+from dlqat.grid import Grid, as_json
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
 
@@ -70,7 +69,7 @@ def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
 
 def describe(layer: Folded) -> dict[str, Any]:
     """The structure of a layer, for dlqat.json; `build` reads it."""
-    return tree.to_json(layer, lambda leaf: {"kind": "quantized", **asdict(leaf.grid)}, lambda labels: {})
+    return tree.to_json(layer, lambda leaf: {"kind": "quantized", **as_json(leaf.grid)}, lambda labels: {})
 
 
 def build(node: Mapping[str, Any], name: str, tensor: Callable[[str], Tensor]) -> Folded:
