@@ -15,6 +15,7 @@ import random
 import shutil
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,13 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests of the real model first, then those with many tests: a long file begun last would be waited for
+    on one core (pytest-xdist gives out whole files, in this order with --no-loadscope-reorder)."""
+    tests, slow = Counter(item.path for item in items), {i.path for i in items if i.get_closest_marker("real")}
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)
