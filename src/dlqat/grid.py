@@ -23,11 +23,18 @@ import torch
 from torch import Tensor
 
 SNAP_MIN = 2.0**-14  # fp16's smallest normal number
-SNAP_MAX = 65280.0  # largest(8)
-SCALE_BITS = (7, 8)
+SIGNIFICANT = (7, 8)
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128)
+
+
+def largest(bits: int) -> float:
+    """The largest number of so many significant bits that fp16 holds."""
+    return (2.0**bits - 1) * 2.0 ** (16 - bits)
+
+
+SNAP_MAX = largest(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,8 @@ class Grid:
             raise ValueError(f"bits = {self.bits} is not one of {BITS}")
         if self.mirrored and (self.bits != 3 or not self.symmetric):
             raise ValueError("only symmetric 3 bits can be mirrored: 4 and 8 fill their type, 2 have one of their own")
-        if self.scale_bits not in SCALE_BITS:
-            raise ValueError(f"scale_bits = {self.scale_bits} is not one of {SCALE_BITS}")
+        if self.scale_bits not in SIGNIFICANT:
+            raise ValueError(f"scale_bits = {self.scale_bits} is not one of {SIGNIFICANT}")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size = {self.group_size} is not one of {GROUP_SIZES} or per channel")
 
@@ -122,11 +129,6 @@ def snap(x: Tensor, bits: int = 8) -> Tensor:
     mantissa, exponent = torch.frexp(x.to(torch.float32))
     rounded = torch.ldexp(torch.round(mantissa * 2**bits), exponent - bits)
     return rounded.clamp(SNAP_MIN, largest(bits))
-
-
-def largest(bits: int) -> float:
-    """The largest number of so many significant bits that fp16 holds."""
-    return (2.0**bits - 1) * 2.0 ** (16 - bits)
 
 
 def power_of_two(x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 from dlqat import first_lines
 from dlqat.visible import markdown
 
-LIBRARIES = {"onnx": "onnx", "executorch": "executorch", "coreml": "coreml", "gguf": "gguf", "mlx": "mlx"}
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -61,7 +60,7 @@ def _front(manifest: Mapping[str, Any], target: str, licence: str) -> Iterator[s
         yield f"base_model: {base}"
         yield "base_model_relation: quantized"
     yield "pipeline_tag: text-generation"
-    yield f"library_name: {LIBRARIES[target]}"
+    yield f"library_name: {target}"
     yield "tags:"
     for tag in ("dlqat", "quantized", target, *(f"{b}-bit" for b in bits)):
         yield f"- {tag}"

@@ -107,7 +107,7 @@ def _send(folder: Path, repository: str, files: list[str], *, private: bool) -> 
     except (HfHubHTTPError, OSError) as error:
         said = " ".join(str(error).split())[:300]
         raise Refusal(f"{repository}: the hub did not take it ({said}); are you logged in (hf auth login)?") from error
-    return str(done.repo_url if hasattr(done, "repo_url") else done.commit_url)
+    return str(done.repo_url)
 
 
 main = refusal.command(app)

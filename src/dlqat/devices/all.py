@@ -56,12 +56,6 @@ def device(name: str | None, form: str) -> Device:
     return DEVICES[name]
 
 
-def lacks(chosen: Device, form: str) -> str | None:
-    """Why a device does not load artifacts of this form, where it says so itself (`lacks`)."""
-    ask = getattr(chosen, "lacks", None)
-    return None if ask is None else ask(form)
-
-
 def usable(name: str | None, form: str) -> Device:
     """`device`, if it can run here. Refusal with the reason if not."""
     chosen = device(name, form)

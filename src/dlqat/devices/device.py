@@ -155,3 +155,9 @@ class Device(Protocol):
     ) -> list[NDArray[np.float32]]:
         """The first output of a small program (one linear, cut out of the artifact) for each batch of inputs."""
         ...
+
+
+def lacks(device: Device, form: str) -> str | None:
+    """Why a device does not load artifacts of this form, where it says so itself by a method `lacks`; most load all."""
+    ask = getattr(device, "lacks", None)
+    return None if ask is None else ask(form)

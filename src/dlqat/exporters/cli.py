@@ -6,14 +6,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import TaskID
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -88,9 +88,7 @@ def export(
         refuse(plan)
         if dry_run:
             return
-        with Bars(console, transient=True) as progress:
-            task = progress.add_task("export", total=parts(model))
-            done = partial(_advance, progress, task)
+        with _counted(parts(model)) as done:
             summary = write(module, model, folded, folder, options, ask=verify, done=done)
     _tell(summary, folder)
     if verify:
@@ -118,8 +116,12 @@ def _tell(summary: dict[str, Any], folder: Path) -> None:
     console.print(Text(f"to load it:\n{lines}"), soft_wrap=True)
 
 
-def _advance(progress: Bars, task: TaskID, part: str) -> None:
-    progress.update(task, advance=1, note=part)
+@contextmanager
+def _counted(total: int) -> Generator[Callable[[str], None]]:
+    """A bar of so many parts, and who is told of each that is done."""
+    with Bars(console, transient=True) as progress:
+        task = progress.add_task("export", total=total)
+        yield lambda part: progress.update(task, advance=1, note=part)
 
 
 def check(folder: Path, folded: Path) -> None:

@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import gguf_products, machine
+from dlqat.devices import llamacpp_device, machine
 from dlqat.devices.device import DeviceFailure, Session, Setting, Timings
+from dlqat.devices.llamacpp_device import LlamacppDevice
 
 BATCH, CONTEXT = 512, 4096
 F32 = 0
 
 
-class HostLlamacpp:
+class HostLlamacpp(LlamacppDevice):
     """llama.cpp on the CPU of this machine."""
 
     name = "host-llamacpp"
-    formats = ("gguf",)
 
     def available(self) -> str | None:
         return None
@@ -39,21 +39,13 @@ class HostLlamacpp:
         """Why it does not load artifacts of a form of its format, or None."""
         return "its llama.cpp is older than Q2_0; --device node-llamacpp has it" if form == "q2_0" else None
 
-    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        del program
-        return (Setting("int8", True, threads),)
-
-    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
-        del program, setting
-        return ()
-
     def open(self, program: Path, setting: Setting) -> Session:
         return LlamacppSession(program, setting)
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        return gguf_products.evaluate(program, batches, lambda path: closing(LlamacppSession(path, setting)))
+        return llamacpp_device.evaluate(program, batches, lambda path: closing(LlamacppSession(path, setting)))
 
 
 class LlamacppSession:

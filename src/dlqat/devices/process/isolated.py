@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices.device import Device, Session, Setting
+from dlqat.devices.device import Device, Session, Setting, lacks
 from dlqat.devices.process import child
 from dlqat.devices.process.child import ChildSession, Limits, Worker
 
@@ -35,9 +35,8 @@ class Isolated:
         return self._inner.available()
 
     def lacks(self, form: str) -> str | None:
-        """Why it does not load artifacts of a form of its format, or None; most devices load all."""
-        ask = getattr(self._inner, "lacks", None)
-        return None if ask is None else ask(form)
+        """What the inner device says."""
+        return lacks(self._inner, form)
 
     def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
         return self._inner.settings(program, threads)

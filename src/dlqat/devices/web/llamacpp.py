@@ -12,15 +12,15 @@ import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices import gguf_products, machine, setup
+from dlqat.devices import llamacpp_device, machine, setup
 from dlqat.devices.device import NoProducts, Setting
+from dlqat.devices.llamacpp_device import LlamacppDevice
 from dlqat.devices.process.child import ChildSession, Limits, Worker, setting_fields
 from dlqat.devices.process.wire import Message
 from dlqat.devices.web import chromium
@@ -42,11 +42,10 @@ class JsLlamacpp(ChildSession):
         return self._call({"op": "tokenize", "text": text}, self._limits.call).header["tokens"]
 
 
-class WasmLlamacpp:
+class WasmLlamacpp(LlamacppDevice):
     """llama.cpp in a browser, on one thread."""
 
     name = "wasm-llamacpp"
-    formats = ("gguf",)
     own_process = True
 
     def available(self) -> str | None:
@@ -60,10 +59,6 @@ class WasmLlamacpp:
         del program, threads
         return (Setting("int8", True, 1),)
 
-    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
-        del program, setting
-        return ()
-
     def open(self, program: Path, setting: Setting) -> JsLlamacpp:
         command = [sys.executable, "-m", "dlqat.devices.web.browser_worker", "llamacpp", str(setting.threads)]
         return JsLlamacpp(Worker(self.name, command), program, setting, LIMITS, machine.facts())
@@ -75,14 +70,14 @@ class WasmLlamacpp:
         raise NoProducts("wllama gives the probabilities of whole models, so no product can be looked at by itself")
 
 
-@dataclass(eq=False)
-class NodeLlamacpp:
+class NodeLlamacpp(LlamacppDevice):
     """llama.cpp in Node, on the CPU."""
 
-    name: str = "node-llamacpp"
-    formats: tuple[str, ...] = ("gguf",)
-    own_process: bool = True
-    _evaluator: list[Worker] = field(default_factory=list[Worker])
+    name = "node-llamacpp"
+    own_process = True
+
+    def __init__(self) -> None:
+        self._evaluator: Worker | None = None
 
     def available(self) -> str | None:
         folder = setup.home() / "node-llamacpp"
@@ -90,24 +85,18 @@ class NodeLlamacpp:
             return f"node-llama-cpp is not in {folder}; dlqat-devices --set-up node-llamacpp (npm)"
         return node_fault()
 
-    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
-        del program
-        return (Setting("int8", True, threads),)
-
-    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
-        del program, setting
-        return ()
-
     def open(self, program: Path, setting: Setting) -> JsLlamacpp:
         return self._session(self._worker(), program, setting)
 
     def evaluate(
         self, program: bytes, batches: Sequence[Mapping[str, NDArray[Any]]], setting: Setting
     ) -> list[NDArray[np.float32]]:
-        if not (self._evaluator and self._evaluator[0].alive):
-            self._evaluator[:] = [self._worker()]
-        (worker,) = self._evaluator
-        return gguf_products.evaluate(program, batches, lambda path: nullcontext(self._session(worker, path, setting)))
+        if self._evaluator is None or not self._evaluator.alive:
+            self._evaluator = self._worker()
+        worker = self._evaluator
+        return llamacpp_device.evaluate(
+            program, batches, lambda path: nullcontext(self._session(worker, path, setting))
+        )
 
     def _session(self, worker: Worker, program: Path, setting: Setting) -> JsLlamacpp:
         facts = machine.facts() | {"threads": setting.threads}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from dlqat import atomic, folder_lock
 from dlqat.artifact import Artifact
-from dlqat.devices.all import device, lacks
+from dlqat.devices.all import device
+from dlqat.devices.device import lacks
 from dlqat.devices.process.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.report import versions

@@ -88,7 +88,7 @@ def _mul(w: Walk, op: Operation) -> None:
     x, y = (op.inputs[name][0] for name in "xy")
     gain = w.stored(y)
     if op.name.endswith("__capped"):
-        inner, _ = capped.cap(w.function, op.outputs[0])
+        inner, _ = capped.cap(w, op.outputs[0])
         w.values[op.outputs[0]] = Node("cap", dotted(op.name), (w.hidden(op.name, w.through(inner)),))
         return
     if gain is not None and gain.endswith(".weight"):
@@ -172,7 +172,7 @@ def _split(w: Walk, op: Operation) -> None:
 
 
 def _matmul(w: Walk, op: Operation) -> None:
-    if (found := capped.attention(w.function, op)) is not None:
+    if (found := capped.attention(w, op)) is not None:
         attention.attention(w, found[0])
 
 

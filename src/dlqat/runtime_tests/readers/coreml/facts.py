@@ -19,6 +19,7 @@ from dlqat.mil.program import Argument, Constant, Function, Operation
 from dlqat.runtime_tests.readers.contents import Fact, Unreadable, table
 from dlqat.runtime_tests.readers.coreml import capped
 from dlqat.runtime_tests.readers.coreml.constants import dotted
+from dlqat.runtime_tests.readers.coreml.walk import Walk
 
 
 def facts(function: Function, operation: Operation) -> Iterator[Fact]:
@@ -28,7 +29,7 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
         case "rsqrt":
             yield Fact("epsilon", where, np.array(_epsilon(function, operation), np.float32))
         case "matmul":
-            if (found := capped.attention(function, operation)) is not None:
+            if (found := capped.attention(Walk(function), operation)) is not None:
                 whole, limit = found
                 yield Fact("window", dotted(where), np.array(window(function, whole), np.float32))
                 number, _ = _query(function, whole) or (1.0, 0)
@@ -36,7 +37,7 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
                 yield Fact("turns", dotted(where), _turns(function, whole))
                 yield Fact("cap", dotted(where), np.array(limit, np.float32))
         case "mul" if where.endswith("__capped"):
-            yield Fact("cap", dotted(where), np.array(capped.cap(function, operation.outputs[0])[1], np.float32))
+            yield Fact("cap", dotted(where), np.array(capped.cap(Walk(function), operation.outputs[0])[1], np.float32))
         case "scaled_dot_product_attention":
             yield Fact("window", dotted(where), np.array(window(function, operation), np.float32))
             yield Fact("scale", where, np.array(_scale(function, operation), np.float32))
@@ -48,12 +49,12 @@ def facts(function: Function, operation: Operation) -> Iterator[Fact]:
 
 
 def _epsilon(function: Function, operation: Operation) -> float:
-    mean = _made(function, operation.inputs["x"][0], "add")
-    floor = _made(function, mean.inputs["y"][0], "mul")
-    square = _made(function, floor.inputs["x"][0], "mul")
+    mean = Walk(function).made(operation.inputs["x"][0], "add")
+    floor = Walk(function).made(mean.inputs["y"][0], "mul")
+    square = Walk(function).made(floor.inputs["x"][0], "mul")
     if square.inputs["x"] != square.inputs["y"]:
         raise Unreadable(f"{operation.name}: its epsilon is no square times a number")
-    share = _made(function, square.inputs["x"][0], "real_div")
+    share = Walk(function).made(square.inputs["x"][0], "real_div")
     return _number(function, share.inputs["x"][0]) ** 2 * _number(function, floor.inputs["y"][0])
 
 
@@ -65,7 +66,7 @@ def _scale(function: Function, attention: Operation) -> float:
 
 def _query(function: Function, attention: Operation) -> tuple[float, int] | None:
     """What queries were multiplied by, and the size of their heads; None: by nothing."""
-    reshape = _made(function, attention.inputs["query"][0], "reshape")
+    reshape = Walk(function).made(attention.inputs["query"][0], "reshape")
     times: Operation | None = function.producer.get(str(reshape.inputs["x"][0]))
     while times is not None and times.kind == "cast":
         times = function.producer.get(str(times.inputs["x"][0]))
@@ -105,25 +106,15 @@ def window(function: Function, attention: Operation) -> float:
         seen.add(source.name)
         stack += source.names()
         if source.kind == "less_equal":
-            return _number(function, _made(function, source.inputs["y"][0], "sub").inputs["y"][0])
+            return _number(function, Walk(function).made(source.inputs["y"][0], "sub").inputs["y"][0])
     return np.inf
-
-
-def _made(function: Function, value: Argument, kind: str) -> Operation:
-    """The operation that makes a value; Unreadable if it is of another kind."""
-    source = function.producer.get(value) if isinstance(value, str) else None
-    if source is None or source.kind != kind:
-        raise Unreadable(
-            f"{value if isinstance(value, str) else 'a constant'}: made by no {kind}, where one is expected"
-        )
-    return source
 
 
 def _number(function: Function, value: Argument) -> float:
     """A constant of one number, as a literal or by name."""
-    literal = value if isinstance(value, Constant) else _made(function, value, "const").inputs["val"][0]
-    if not isinstance(literal, Constant) or np.size(literal.value) != 1:
+    found = Walk(function).constant(value)
+    if np.size(found) != 1:
         raise Unreadable(
             f"{value if isinstance(value, str) else 'a constant'}: no single number, where one is expected"
         )
-    return float(np.asarray(literal.value).item())
+    return float(np.asarray(found).item())

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single products in llama.cpp, which runs whole models: each comes as a model of its own (readers/gguf/cut.py), whose
+"""What the devices that run llama.cpp share: their settings, and single products.
+
+llama.cpp runs whole models, so each product comes as a model of its own (readers/gguf/cut.py), whose
 logits it is. Rows to multiply go to the file's end; ids to look up are tokens."""
 
 from __future__ import annotations
@@ -13,7 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlqat.devices.device import Session
+from dlqat.devices.device import Session, Setting
+
+
+class LlamacppDevice:
+    """llama.cpp on a CPU: int8 activations, and nothing that apps set otherwise."""
+
+    formats: tuple[str, ...] = ("gguf",)
+
+    def settings(self, program: Path, threads: int) -> tuple[Setting, ...]:
+        del program
+        return (Setting("int8", True, threads),)
+
+    def conditions(self, program: Path, setting: Setting) -> tuple[Setting, ...]:
+        del program, setting
+        return ()
 
 
 def evaluate(
