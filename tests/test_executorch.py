@@ -88,7 +88,7 @@ def of_grid(bits: int, group_size: int, activation_bits: int = 8) -> Recipe:
     return Recipe((*rules, Rule(".*k_proj", {"bits": 8, "group_size": 0, "activation_bits": activation_bits})))
 
 
-@pytest.mark.parametrize(("bits", "group_size"), [(4, 64), (3, 32), (2, 32), (4, 0), (3, 0), (2, 0), (8, 0)])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 64), (3, 32), (2, 32), (4, 0), (3, 0), (2, 0), (5, 0), (8, 0)])
 def test_every_grid(tmp_path: Path, bits: int, group_size: int) -> None:
     """2 and 3 bits ride in XNNPACK's int4; one layer more has 8 bits per row."""
     passed(quickly(artifacts.export(tmp_path, FORM, "llama", of_grid(bits, group_size)), "L0", "L1"))

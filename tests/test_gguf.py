@@ -71,6 +71,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "3 bits, mirrored": {"bits": 3, "group_size": 32},
     "4 bits in groups of 64": {"bits": 4, "group_size": 64},
     "4 bits per channel": {"bits": 4, "group_size": 0},
+    "5 bits": {"bits": 5, "group_size": 32},
+    "5 bits per channel": {"bits": 5, "group_size": 0},
     "8 bits": {"bits": 8, "group_size": 32},
     "2 bits with zero-points": {"bits": 2, "group_size": 32, "symmetric": False},
     "3 bits with zero-points": {"bits": 3, "group_size": 32, "symmetric": False},
@@ -390,10 +392,12 @@ def test_layers_that_lost_theirs_have_positions_again(tmp_path: Path, monkeypatc
 
 
 @runs
-@pytest.mark.parametrize("family", ["llama3", "qwen2"])
-def test_llamacpp_computes_with_them(tmp_path: Path, family: str) -> None:
-    """Every product, and the logits, in llama.cpp's own arithmetic."""
-    artifact = export(tmp_path, family, max_position_embeddings=512)
+@pytest.mark.parametrize(
+    ("family", "asked"), [("llama3", None), ("qwen2", Recipe((Rule(".*", {"bits": 5, "group_size": 32}),)))]
+)
+def test_llamacpp_computes_with_them(tmp_path: Path, family: str, asked: Recipe | None) -> None:
+    """Every product, and the logits, in llama.cpp's own arithmetic; the embedding has 8 bits, or 5 like the layers."""
+    artifact = export(tmp_path, family, asked, max_position_embeddings=512)
     report = prove(CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=("L1", "L2", "L3")))
     open_ones = [c.summary for c in report.checks if c.status != "passed"]
     assert [text for text in open_ones if "reached an end-of-text token" not in text] == []

@@ -24,7 +24,9 @@ from dlqat.runtime_tests.check.integers import Integrity
 from dlqat.runtime_tests.check.proof import Proof
 from dlqat.runtime_tests.check.rungs.l0_integers import files, reference_equal
 
-GRIDS = [Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, None) for symmetric in (True, False)]
+GRIDS = [
+    Grid(bits, group, symmetric) for bits in (2, 3, 4, 5, 8) for group in (32, None) for symmetric in (True, False)
+]
 FORMS = (*artifacts.FORMS, "web")
 DOWN, OUT = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj"
 

@@ -79,6 +79,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "3 bits, not mirrored": {"bits": 3, "group_size": 32, "mirrored": False},
     "4 bits in groups of 64": {"bits": 4, "group_size": 64},
     "4 bits per channel": {"bits": 4, "group_size": 0},
+    "5 bits": {"bits": 5, "group_size": 32},
+    "5 bits with zero-points": {"bits": 5, "group_size": 32, "symmetric": False},
     "8 bits": {"bits": 8, "group_size": 32},
     "2 bits with zero-points": {"bits": 2, "group_size": 32, "symmetric": False},
     "4 bits with zero-points": {"bits": 4, "group_size": 32, "symmetric": False},
@@ -210,10 +212,10 @@ def test_what_mlx_lm_has_otherwise_is_refused(family: str, changes: dict[str, An
 
 
 @runs
-@pytest.mark.parametrize("family", ["llama3", "qwen3"])
-def test_mlx_lm_computes_with_them(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(("family", "bits"), [("llama3", 3), ("qwen3", 5)])
+def test_mlx_lm_computes_with_them(tmp_path: Path, family: str, bits: int) -> None:
     """Every product and lookup, and the logits, as mlx-lm loads the folder."""
-    artifact = export(tmp_path, family, recipe(bits=3, group_size=32), max_position_embeddings=512)
+    artifact = export(tmp_path, family, recipe(bits=bits, group_size=32), max_position_embeddings=512)
     report = prove(CheckRequest(artifact_folders.find(artifact), tmp_path / "folded", rungs=("L1", "L2", "L3")))
     open_ones = [c.summary for c in report.checks if c.status != "passed"]
     expected = ("reached an end-of-text token", "mlx computed on this CPU")

@@ -143,7 +143,7 @@ def test_every_layer_is_fused(tmp_path: Path, family: str) -> None:
     assert kinds.count("Add") == 2 * 2 + 3  # the residuals, and indices of the wanted logits
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_opset_is_the_lowest_that_has_the_operators(tmp_path: Path, bits: int) -> None:
     model = models.fold_model(models.tiny(), uniform(Grid(bits, 32)))
     loaded = {form: onnx.load(str(onnx_runs.write(model, tmp_path / form, form))) for form in FORMS}

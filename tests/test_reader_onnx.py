@@ -26,7 +26,7 @@ FRESH = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCh
 @st.composite
 def matrices(draw: st.DrawFn) -> dict[str, Any]:
     """codes, scales and zero-points of any grid, and the bits that hold them."""
-    bits, group = draw(st.sampled_from([2, 3, 4, 8])), draw(st.sampled_from([16, 32, 64, 128, None]))
+    bits, group = draw(st.sampled_from([2, 3, 4, 5, 8])), draw(st.sampled_from([16, 32, 64, 128, None]))
     out = draw(st.integers(1, 9))
     inputs = draw(st.integers(1, 3)) * group if group else draw(st.integers(1, 70))
     seed, symmetric = draw(st.integers(0, 2**16)), draw(st.booleans())

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
+from dlqat import folded
+from dlqat.architecture import EMBEDDING, HEAD
 from dlqat.grid import Grid, dequantize, quantize
 from dlqat.recipe import BLOCKS, Recipe, Rule, portable
 from dlqat.trainer import cli, compose, precision
 from dlqat.trainer.calibrate import mean_squares
 from dlqat.trainer.data.examples import Examples
-from dlqat.trainer.layers.prepare import prepare
+from dlqat.trainer.layers.prepare import fixed, load, prepare, qat_layers
 from dlqat.trainer.layers.qat import teacher
 from dlqat.trainer.options import MAGNITUDE_RATES, Options
 from dlqat.trainer.request import TrainRequest
@@ -90,6 +93,46 @@ def test_the_weighted_start_is_nearer_to_the_float_model() -> None:
         with torch.no_grad():
             lost[init] = float((model(TEXT).logits - wanted).square().mean())
     assert lost["weighted"] < 0.9 * lost["mse"]
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+@pytest.mark.parametrize("init", ["weighted", "gptq", "blocks"])
+def test_a_head_of_few_bits_is_rounded_for_what_it_reads(family: str, init: str) -> None:
+    """Nearer to the float model than least squares; a tied head has its embedding's integers; what the adapter file holds
+    brings it back."""
+    outer = Recipe(
+        (Rule(r"model\.embed_tokens|lm_head", {"bits": 4, "group_size": 16, "rank": 0, "magnitude": False}),)
+    )
+
+    def made(name: str) -> tuple[PreTrainedModel, float]:
+        """The model, and how far its head is from the float one's on the same inputs."""
+        model = tiny(family)
+        with torch.no_grad():
+            model.get_submodule("model.norm").weight[::8] *= 20  # what a head reads is of very different size
+            wanted = model(TEXT).logits
+            by_name.parse(name).prepare(Site(model, outer, text=lambda: TEXT))
+            with teacher(model):
+                assert torch.equal(model(TEXT).logits, wanted)
+                read = model.model(TEXT).last_hidden_state
+            return model, float((model.get_submodule(HEAD)(read) - wanted).norm())
+
+    (model, found), (_, plain) = made(init), made("mse")
+    assert found < 0.8 * plain
+    layers, again = qat_layers(model), tiny(family)
+    dense = {name: folded.dense(layer.fold()) for name, layer in layers.items()}
+    with torch.no_grad():
+        rows = model.get_submodule(EMBEDDING)(torch.arange(160))
+        assert torch.equal(rows, dense[EMBEDDING])
+        again.get_submodule("model.norm").weight[::8] *= 20
+        prepare(again, outer)
+        load(again, fixed(model))
+        assert torch.equal(again(TEXT).logits, model(TEXT).logits)
+
+
+def test_a_head_of_eight_bits_stays_as_it_was() -> None:
+    model = tiny("llama-tied")
+    by_name.parse("weighted").prepare(Site(model, portable(4, 32, 0), text=lambda: TEXT))
+    assert [name for name in fixed(model) if name.endswith("offset")] == []
 
 
 def test_a_run_begun_before_starts_were_one_is_continued(base: Path) -> None:  # noqa: F811

@@ -25,7 +25,7 @@ from torch import Tensor
 SNAP_MIN = 2.0**-14  # fp16's smallest normal number
 SIGNIFICANT = (7, 8)
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 8)
 GROUP_SIZES = (16, 32, 64, 128)
 
 
@@ -63,7 +63,9 @@ class Grid:
         if self.bits not in BITS:
             raise ValueError(f"bits = {self.bits} is not one of {BITS}")
         if self.mirrored and (self.bits != 3 or not self.symmetric):
-            raise ValueError("only symmetric 3 bits can be mirrored: 4 and 8 fill their type, 2 have one of their own")
+            raise ValueError(
+                "only symmetric 3 bits can be mirrored: 4 and more need it less, 2 have a type of their own"
+            )
         if self.scale_bits not in SIGNIFICANT:
             raise ValueError(f"scale_bits = {self.scale_bits} is not one of {SIGNIFICANT}")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
@@ -81,6 +83,11 @@ class Grid:
     def zero_points(self) -> bool:
         """Whether a layer has zero-points while it trains."""
         return self.mirrored or not self.symmetric
+
+    @property
+    def container(self) -> int:
+        """Bits of the smallest whole type that has its codes, where a runtime has 2, 4 and 8."""
+        return next(width for width in (2, 4, 8) if self.bits <= width)
 
     @property
     def folded(self) -> Grid:

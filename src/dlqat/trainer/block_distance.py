@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from dlqat.trainer.layers.qat import QATLinear
 
-BY_WIDTH = {2: 50.0, 3: 150.0, 4: 150.0, 8: 150.0}
+BY_WIDTH = {2: 50.0, 3: 150.0, 4: 150.0, 5: 150.0, 8: 150.0}
 """w of a block by the fewest bits of its linears: of 30 or 50, 150 and 600 the best on text that no row trains on
 (docs/training.md, the switches); that of 8 bits was not measured, and at 2 bits no other than 50."""
 

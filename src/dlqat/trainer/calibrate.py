@@ -100,6 +100,18 @@ def mean_squares(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
     return {name: sums[source] / tokens.numel() for name, source in read.items()}
 
 
+@torch.no_grad()
+def head_moments(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """X^T X [hidden, hidden] of what the head of the float model reads."""
+    width = model.config.hidden_size
+    moments = torch.zeros(width, width, device=model.device)
+    with teacher(model), precision.autocast(model.device.type):
+        for sequences in tokens.split(4):
+            x = model.model(sequences.to(model.device), use_cache=False).last_hidden_state.flatten(0, -2).float()
+            moments.addmm_(x.T, x)
+    return moments
+
+
 def _source(name: str) -> str:
     """The layer whose input the layer of that name shares."""
     parent, _, own = name.rpartition(".")

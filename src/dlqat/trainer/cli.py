@@ -67,7 +67,7 @@ def train(
             help="What follows the start: dlqat (trains its factors and centroids too) | nothing.", rich_help_panel=WHAT
         ),
     ] = "",
-    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.", rich_help_panel=WHAT)] = 4,
+    bits: Annotated[int, typer.Option(help="2, 3, 4, 5 or 8.", rich_help_panel=WHAT)] = 4,
     group_size: Annotated[
         int, typer.Option(help="Inputs per scale: 16, 32, 64, 128; 0: per channel.", rich_help_panel=WHAT)
     ] = 32,

@@ -11,7 +11,7 @@ MAGNITUDE_FLOOR = 0.05
 
 
 LARGEST_SHARE = 0.5
-MAGNITUDE_RATES = {2: 1e-2, 3: 1e-2, 4: 3e-3, 8: 3e-3}
+MAGNITUDE_RATES = {2: 1e-2, 3: 1e-2, 4: 3e-3, 5: 3e-3, 8: 3e-3}
 """By a layer's bits: where little was lost, large steps lead away from the float model (docs/training.md)."""
 
 

@@ -35,7 +35,7 @@ def pays(weight: Leaf, target: str) -> bool:
 
 def bits(weight: Quantized, kept: int) -> int:
     """Bits of the whole weight stored this way, `kept` of its codes being left."""
-    groups, width = weight.scales.numel(), 8 if weight.grid.bits == 8 else 4
+    groups, width = weight.scales.numel(), max(4, weight.grid.container)
     if _signs(weight):
         return weight.codes.numel() + kept + groups * (16 + 2 * 8)
     return weight.codes.numel() + kept * width + groups * (16 + (0 if weight.zero_points is None else width))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a weight stands in a MIL program: our codes, scales and zero-points verbatim, in the smallest type that has them.
 
-    8 bit         constexpr_blockwise_shift_scale   data int8, offset int8 where the grid has zero-points
+    5, 8 bit      constexpr_blockwise_shift_scale   data int8, offset int8 where the grid has zero-points
     4 bit         constexpr_blockwise_shift_scale   data int4; with zero-points data uint4 = code + 8, offset uint4
                                                     also 3 bits where that is smaller: below iOS26 in groups under 64
     3, 2 bit      constexpr_lut_to_dense            indices uint3 or uint2 = code + 2^(bits-1), packed to 3 or 2 bits
@@ -115,13 +115,13 @@ def _lookup_bits(weight: Quantized, target: str) -> int:
 
 
 def _plain_bits(weight: Quantized) -> int:
-    width = 8 if weight.grid.bits == 8 else 4
+    width = max(4, weight.grid.container)
     return weight.codes.numel() * width + weight.scales.numel() * (16 + (0 if weight.zero_points is None else width))
 
 
 def kind_of(weight: Quantized) -> str:
     """The type of its codes where it has 4 bits or more, or is sparse."""
-    if weight.grid.bits == 8:
+    if weight.grid.container == 8:
         return "int8"
     return "int4" if weight.zero_points is None else "uint4"
 

@@ -193,7 +193,7 @@ class Xnnpack:
 
     def _stored(self, name: str, leaf: Quantized) -> Stored:
         g, (rows, inputs), group = self.graph, leaf.codes.shape, leaf.grid.group_size
-        nibbles = leaf.grid.bits < 8
+        nibbles = leaf.grid.bits <= 4
         if name == HEAD and self.facts.tied and not nibbles and group is None:
             name = EMBEDDING  # the same bytes: looked up there, multiplied with here
         codes = packed(leaf.codes) if nibbles else leaf.codes.contiguous().numpy().tobytes()

@@ -34,10 +34,10 @@ class Storage:
         if name == EMBEDDING or grid.group_size is None:
             return (
                 None
-                if grid.bits == 8 or weight.codes.shape[1] % 2 == 0
+                if grid.bits > 4 or weight.codes.shape[1] % 2 == 0
                 else "an odd number of inputs does not pack into bytes of two 4-bit codes"
             )
-        if grid.bits == 8:
+        if grid.bits > 4:
             return f"{grid}: XNNPACK has groups for 4-bit codes only; recipe: group_size = 0 (one scale per row)"
         if grid.group_size % 32:
             return f"{grid}: XNNPACK has groups of multiples of 32; recipe: group_size = 32"
@@ -52,7 +52,7 @@ class Storage:
             return "float32"
         if name == EMBEDDING:
             return "int8 codes, looked up"
-        stored = "qbint4" if weight.grid.group_size else "qcint8" if weight.grid.bits == 8 else "qcint4"
+        stored = "qbint4" if weight.grid.group_size else "qcint8" if weight.grid.bits > 4 else "qcint4"
         return f"XNNPACK {stored}, {'int8' if rounds(name, self.specs) else 'float'} activations"
 
 

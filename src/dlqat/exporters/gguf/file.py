@@ -18,7 +18,7 @@ from dlqat.exporters.gguf.vocabulary import Vocabulary
 from dlqat.exporters.storage import Leaf
 from dlqat.folded.disk import FoldedModel
 
-FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q2_0": 41}
+FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q8_0": 7, "Q2_0": 41}
 """llama.cpp's llama_ftype in general.file_type, by the type that most linears have."""
 
 

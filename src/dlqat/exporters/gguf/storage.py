@@ -3,6 +3,7 @@
 
     Q4_0   fp16 d, 32 nibbles u            w = d * (u - 8)    symmetric 2, 3 and 4 bits
     Q4_1   fp16 d, fp16 m, 32 nibbles u    w = d * u + m      zero-points, where m = s * (qmin - z) is an fp16 number
+    Q5_0   fp16 d, 32 bits, 32 nibbles u   w = d * (u - 16)   symmetric 5 bits; bit i is the fifth of number i
     Q8_0   fp16 d, 32 int8 q               w = d * q          symmetric 8 bits
     Q2_0   fp16 d, 64 pairs of bits u      w = d * (u - 1)    symmetric 2 bits, with d = -s and u = 1 - q; form q2_0 only
 
@@ -29,6 +30,7 @@ TYPES: Mapping[str, tuple[int, int, int]] = {
     "F32": (0, 1, 4),
     "Q4_0": (2, BLOCK, 18),
     "Q4_1": (3, BLOCK, 20),
+    "Q5_0": (6, BLOCK, 22),
     "Q8_0": (8, BLOCK, 34),
     "Q2_0": (42, WIDE_BLOCK, 18),
 }
@@ -57,8 +59,8 @@ class Storage:
             return f"{grid}: GGUF keeps scales as fp16, and these would be rounded; fold with dlqat's own scales"
         if weight.zero_points is None:
             return None
-        if grid.bits == 8:
-            return f"{grid}: no GGUF type has 8 bits and zero-points; recipe: symmetric = true"
+        if grid.container == 8:
+            return f"{grid}: of GGUF's types with zero-points none has so many bits; recipe: symmetric = true"
         lowest = _lowest(weight)
         lost = int((lowest.half().float() != lowest).sum())
         if lost:
@@ -76,8 +78,8 @@ class Storage:
         if isinstance(weight, Tensor):
             return "F32"
         grid, inputs = weight.grid, weight.codes.shape[1]
-        if grid.bits == 8:
-            return "Q8_0"
+        if grid.container == 8:
+            return "Q5_0" if grid.bits == 5 else "Q8_0"
         if weight.zero_points is not None:
             return "Q4_1"
         fits = grid.bits == 2 and (grid.group_size or inputs) % WIDE_BLOCK == 0
@@ -95,6 +97,9 @@ def stored(weight: Leaf, kind: str) -> NDArray[np.generic]:
             parts = [scales, codes.view(np.uint8)]
         case "Q4_0":
             parts = [scales, _nibbles(codes + 8)]
+        case "Q5_0":
+            u = (codes + 16).view(np.uint8)
+            parts = [scales, np.packbits(u >> 4, axis=-1, bitorder="little"), _nibbles(u & 15)]
         case "Q2_0":
             parts = [_blockwise(weight, -weight.scales, block), _pairs(1 - codes)]
         case _:
@@ -114,7 +119,7 @@ def _blockwise(weight: Quantized, values: Tensor, block: int) -> NDArray[np.uint
     return np.repeat(values.half().numpy(), repeat, axis=1)[..., None].view(np.uint8)
 
 
-def _nibbles(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+def _nibbles(values: NDArray[np.int8 | np.uint8]) -> NDArray[np.uint8]:
     u = values.astype(np.uint8)
     return u[..., : BLOCK // 2] | (u[..., BLOCK // 2 :] * np.uint8(16))
 

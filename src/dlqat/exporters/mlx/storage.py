@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLX's affine grid: w = scales * u + biases, u unsigned in 2, 3, 4 or 8 bits, a bit stream along the inputs in uint32.
+"""MLX's affine grid: w = scales * u + biases, u unsigned in 2, 3, 4, 5 or 8 bits, a bit stream along the inputs in uint32.
 
     symmetric          biases = -2^(bits-1) * s: a shift of s, exact in float32, float16 and bfloat16
     mirrored 3 bits    biases = -4s or -3s: 10 bits, which bfloat16 has not; 3 bits in the file, though folded/ has int4

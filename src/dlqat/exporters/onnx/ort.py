@@ -57,7 +57,7 @@ class Storage:
         if isinstance(weight, Tensor):
             return "float32"
         node = "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
-        return f"{node}, {container(weight)} bits, blocks of {block_size(weight)}"
+        return f"{node}, {weight.grid.container} bits, blocks of {block_size(weight)}"
 
 
 class Ort:
@@ -219,7 +219,7 @@ def packed(q: ir.Value, k: ir.Value, v: ir.Value) -> list[ir.Value | None] | Non
 
 def blocks(leaf: Quantized) -> tuple[dict[str, Array], dict[str, Attribute]]:
     """MatMulNBits' tensors (codes, scales and maybe zero_points, in this order) and its attributes."""
-    (n, k), bits, size = leaf.codes.shape, container(leaf), block_size(leaf)
+    (n, k), bits, size = leaf.codes.shape, leaf.grid.container, block_size(leaf)
     count = -(-k // size)
     codes, scales, zero_points = leaf.codes, leaf.scales, leaf.zero_points
     if leaf.grid.group_size is None:
@@ -236,11 +236,6 @@ def blocks(leaf: Quantized) -> tuple[dict[str, Array], dict[str, Attribute]]:
 def block_size(leaf: Quantized) -> int:
     """The grid's group; for one scale per output CHANNEL_BLOCK, or the power of two that holds a short row."""
     return leaf.grid.group_size or min(CHANNEL_BLOCK, max(16, 1 << (leaf.codes.shape[1] - 1).bit_length()))
-
-
-def container(leaf: Quantized) -> int:
-    """The bits that a code occupies: MatMulNBits has 2, 4 and 8."""
-    return {3: 4}.get(leaf.grid.bits, leaf.grid.bits)
 
 
 def unsigned(codes: Tensor, bits: int) -> NDArray[np.uint8]:

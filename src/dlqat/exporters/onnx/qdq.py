@@ -65,7 +65,7 @@ class Storage:
             return "float32"
         if self.product is not None and name != EMBEDDING:
             return self.product.describe(weight)
-        bits = 8 if name == EMBEDDING else {3: 4}.get(weight.grid.bits, weight.grid.bits)
+        bits = 8 if name == EMBEDDING else weight.grid.container
         return f"INT{bits} DequantizeLinear, {'Gather of codes' if name == EMBEDDING else 'MatMul'}"
 
 
@@ -167,7 +167,7 @@ class Qdq:
         else:
             group = weight.grid.group_size
             layout = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
-            stored = self._stored(name, weight, weight.grid.bits)
+            stored = self._stored(name, weight, weight.grid.container)
             w = g.op("DequantizeLinear", f"{name}/DequantizeLinear", stored, layout)
             y = g.op("MatMul", f"{name}/MatMul", [x, w])
         return y if layer.bias is None else self._bias(name, y, layer.bias)

@@ -134,4 +134,4 @@ def _scales(values: Tensor, leaf: Quantized) -> NDArray[Any]:
 
 
 def _bits(leaf: Quantized) -> int:
-    return 8 if leaf.grid.bits == 8 else 4
+    return max(4, leaf.grid.container)

@@ -101,7 +101,7 @@ def status(linear: Linear, setting: Setting, known: AbstractSet[str]) -> str | N
 
 def limit(setting: Setting, leaf: Quantized | None = None) -> float:
     """The largest relative error of a linear (of `leaf`) without rounding of ours (tolerances.py)."""
-    if setting.activations == "int8" and leaf is not None and leaf.grid.bits == 8:
+    if setting.activations == "int8" and leaf is not None and leaf.grid.container == 8:
         return tolerances.BYTES_LINEAR_ERROR
     return tolerances.FLOAT16_LINEAR_ERROR if setting.activations == "float16" else tolerances.LINEAR_ERROR
 
@@ -126,7 +126,6 @@ def _matmul(
     batches = [{weight.input: rows}, {weight.input: rows[:1]}]
     many, one = device.evaluate(weight.program(), batches, setting)
     float_error, gain, best = float("inf"), float("inf"), (float("inf"), FLOAT)
-    most = limit(setting, leaf)
     for arithmetic in _candidates(leaf, setting):
         for rounded in arithmetic.roundings(x):
             reference = (rounded.double() @ dense.T + bias).numpy()
@@ -134,9 +133,9 @@ def _matmul(
             if arithmetic == FLOAT:
                 float_error, gain = error, _gain(many, reference)
             best = min(best, (error, arithmetic), key=lambda pair: pair[0])
-        if best[0] < most:
+        if best[0] < tolerances.LINEAR_ERROR:  # a wider limit may let a neighbour in, fp16 scales or not: see all then
             break
-    fits = best[0] < most
+    fits = best[0] < limit(setting, leaf)
     kind = f"{leaf.grid}, {leaf.codes.shape[1]} inputs"
     return Linear(weight.name, best[1] if fits else None, best[0], float_error, kind, gain)
 

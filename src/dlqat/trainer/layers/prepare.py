@@ -113,13 +113,28 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def put_offset(model: nn.Module, name: str, offset: Tensor | None) -> None:
+    """The start of a layer; a tied head has its embedding's."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, QATLayer)
+    layer.offset = offset
+    if name == EMBEDDING and (head := tied_head(model)) is not None:
+        head.offset = offset
+
+
+def tied_head(model: nn.Module) -> QATLinear | None:
+    """The head that multiplies with the integers of the embedding, if there is one."""
+    found = dict(model.named_modules())
+    head, embedding = found.get(HEAD), found.get(EMBEDDING)
+    if isinstance(head, QATLinear) and isinstance(embedding, QATEmbedding) and head.scales is embedding.scales:
+        return head
+    return None
+
+
 def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
     """The QAT layers of a prepared model by module name; a tied head is left to its embedding."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, QATLayer)}
-    head, embedding = layers.get(HEAD), layers.get(EMBEDDING)
-    if head is not None and embedding is not None and head.scales is embedding.scales:
-        del layers[HEAD]
-    return layers
+    tied = tied_head(model)
+    return {name: m for name, m in model.named_modules() if isinstance(m, QATLayer) and m is not tied}
 
 
 def fixed(model: nn.Module) -> dict[str, Tensor]:
@@ -136,8 +151,10 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put adapter tensors (by full name) into a prepared model; Refusal if one is missing or misshapen."""
     with torch.no_grad():
         for name, layer in qat_layers(model).items():
+            if name == EMBEDDING or isinstance(layer, QATLinear):
+                put_offset(model, name, tensors.get(f"{name}.offset"))
             if isinstance(layer, QATLinear):
-                layer.offset, layer.mask = tensors.get(f"{name}.offset"), tensors.get(f"{name}.mask")
+                layer.mask = tensors.get(f"{name}.mask")
             for field, own in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
                 if field in ("weight", "bias"):
                     continue

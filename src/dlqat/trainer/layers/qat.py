@@ -33,7 +33,10 @@ class Switched(nn.Module):
 
 
 class QATLayer(Switched):
-    """What linear and embedding share: the frozen weight, the spec and the teacher switch."""
+    """What linear and embedding share: the frozen weight, the spec and the teacher switch.
+
+    `offset` int8 or int16 [out, in]: a prepared start (dlqat.adapter).
+    """
 
     def __init__(self, weight: nn.Parameter, spec: LayerSpec, scales: Tensor, zero_points: Tensor | None) -> None:
         super().__init__()
@@ -46,10 +49,12 @@ class QATLayer(Switched):
             self.register_buffer("scales", scales)
         self.zero_points: Tensor | None
         self.register_buffer("zero_points", zero_points)
+        self.offset: Tensor | None
+        self.register_buffer("offset", None)
 
     def adapter(self) -> Adapter:
         """The layer's trained state, as the value that folds."""
-        return Adapter(self.spec.grid, self.scales, self.zero_points)
+        return Adapter(self.spec.grid, self.scales, self.zero_points, offset=self.offset)
 
     def fold(self) -> Quantized:
         """The layer's integers."""
@@ -73,19 +78,19 @@ class QATEmbedding(QATLayer):
         rows = F.embedding(ids, self.weight)
         if not self.quantized:
             return rows
-        scales = F.embedding(ids, self.scales)
-        zero_points = None if self.zero_points is None else F.embedding(ids, self.zero_points)
-        adapter = Adapter(
-            self.spec.grid, scales.flatten(0, -2), None if zero_points is None else zero_points.flatten(0, -2)
-        )
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else F.embedding(ids, tensor).flatten(0, -2)
+
+        scales = F.embedding(ids, self.scales).flatten(0, -2)
+        adapter = Adapter(self.spec.grid, scales, of(self.zero_points), offset=of(self.offset))
         return ops.weight(*ops.arguments(rows.flatten(0, -2), adapter), rows.dtype).view(rows.shape)
 
 
 class QATLinear(QATLayer):
     """y = act(x) W'^T + b with W' = snap(m s) (q - z): LoRA inside the rounding, one m per group.
 
-    `offset` int8 or int16 [out, in]: a prepared start (dlqat.adapter); `mask` bool [out, in]: False where the weight
-    is pruned. The weight W' is made anew in forward and in backward; autograd keeps x, W0 and the small tensors only.
+    `mask` bool [out, in]: False where the weight is pruned. The weight W' is made anew in forward and in backward; autograd keeps x, W0 and the small tensors only.
     """
 
     def __init__(
@@ -100,8 +105,7 @@ class QATLinear(QATLayer):
         super().__init__(cast("nn.Parameter", linear.weight), spec, scales, zero_points)
         bias = cast("nn.Parameter | None", linear.bias)
         self.bias = None if bias is None else bias.requires_grad_(False)
-        self.offset: Tensor | None
-        self.register_buffer("offset", offset)
+        self.offset = offset
         self.mask: Tensor | None
         self.register_buffer("mask", mask)
         out, inputs = linear.weight.shape

@@ -60,6 +60,8 @@ def reconstruct(model: PreTrainedModel, tokens: Tensor, progress: Callable[[str]
 
 def _block(block: nn.Module, inputs: Tensor, wanted: Tensor, arguments: dict[str, Any], order: torch.Generator) -> None:
     layers = {name: m for name, m in block.named_modules() if isinstance(m, QATLinear)}
+    if not layers:
+        return
     rounded = {name: Rounded(layer) for name, layer in layers.items()}
     with torch.enable_grad(), _replaced(block, rounded):
         for iteration in range(ITERATIONS):

@@ -49,9 +49,12 @@ class Weighted(Mse):
 
     def prepare(self, site: Site) -> Made:
         from dlqat.trainer.layers.prepare import prepare
+        from dlqat.trainer.starts.offsets import head
         from dlqat.trainer.starts.weighted import find
 
-        prepare(site.model, site.recipe, site.seed, site.progress, find=find(site.model, site.text()))
+        text = site.text()
+        prepare(site.model, site.recipe, site.seed, site.progress, find=find(site.model, text))
+        head(site.model, text, site.progress)
         return Made()
 
 
@@ -69,14 +72,16 @@ class Gptq(Mse):
     def prepare(self, site: Site) -> Made:
         from dlqat.trainer.calibrate import Walked, walk
         from dlqat.trainer.layers.qat import QATLinear
-        from dlqat.trainer.starts.offsets import gptq, onto_base
+        from dlqat.trainer.starts.offsets import gptq, head, onto_base
 
         def visit(name: str, layer: Walked, moments: Tensor) -> None:
             if isinstance(layer, QATLinear):
-                gptq(layer, moments)
+                layer.offset = gptq(layer, moments)
 
         Mse.prepare(self, site)
-        walk(site.model, site.text(), visit, lambda name: site.progress(f"gptq {name}"))
+        text = site.text()
+        walk(site.model, text, visit, lambda name: site.progress(f"gptq {name}"))
+        head(site.model, text, site.progress)
         onto_base(site.model)
         return Made()
 
@@ -87,9 +92,11 @@ class Blocks(Gptq):
 
     def prepare(self, site: Site) -> Made:
         from dlqat.trainer.starts.blockwise import reconstruct
-        from dlqat.trainer.starts.offsets import onto_base
+        from dlqat.trainer.starts.offsets import head, onto_base
 
         Mse.prepare(self, site)
-        reconstruct(site.model, site.text(), lambda name: site.progress(f"blocks {name}"))
+        text = site.text()
+        reconstruct(site.model, text, lambda name: site.progress(f"blocks {name}"))
+        head(site.model, text, site.progress)
         onto_base(site.model)
         return Made()

@@ -18,10 +18,10 @@ from dlqat.runtime_tests.readers.leftover import leftover
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
-BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34), 30: (1, 2), 42: (64, 18)}
-"""ggml type -> (numbers, bytes) of a block: F32, F16, Q4_0, Q4_1, Q8_0, BF16,
+BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 8: (32, 34), 30: (1, 2), 42: (64, 18)}
+"""ggml type -> (numbers, bytes) of a block: F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, BF16,
 Q2_0 (llama.cpp's; a fork has the same id for blocks of 128)."""
-NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16", 42: "Q2_0"}
+NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 8: "Q8_0", 30: "BF16", 42: "Q2_0"}
 
 
 @dataclass(frozen=True, slots=True)

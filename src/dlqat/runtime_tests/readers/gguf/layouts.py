@@ -2,6 +2,7 @@
 """Blocks as ggml defines them (ggml-quants.c, dequantize_row_*), as integers of a grid.
 
 Q4_0   d (u - 8)                     codes u - 8
+Q5_0   d (u - 16)                    codes u - 16
 Q8_0   d q                           codes q
 Q4_1   d u + m = d (u - z), z = -m / d, which must be a whole number
 Q2_0   d (u - 1)                     codes 1 - u of the scale -d, for our 2 bits reach from -2 to 1; blocks of 64
@@ -16,8 +17,8 @@ from dlqat.runtime_tests.readers.contents import Integers, Unreadable
 from dlqat.runtime_tests.readers.gguf.file import BLOCKS
 
 BLOCK = 32
-Q4_0, Q4_1, Q8_0, Q2_0 = 2, 3, 8, 42
-OF_A_GRID = (Q4_0, Q4_1, Q8_0, Q2_0)
+Q4_0, Q4_1, Q5_0, Q8_0, Q2_0 = 2, 3, 6, 8, 42
+OF_A_GRID = (Q4_0, Q4_1, Q5_0, Q8_0, Q2_0)
 
 
 def integers(kind: int, content: NDArray[np.uint8], shape: tuple[int, ...], name: str) -> Integers:
@@ -31,6 +32,10 @@ def integers(kind: int, content: NDArray[np.uint8], shape: tuple[int, ...], name
             return Integers(1 - pairs.astype(np.int8).reshape(shape), -scales, None, block)
         case 8:
             codes = blocks[..., 2:].view(np.int8)
+            return Integers(codes.reshape(shape), scales, None, BLOCK)
+        case 6:
+            fifth = np.unpackbits(np.ascontiguousarray(blocks[..., 2:6]), axis=-1, bitorder="little")
+            codes = (_nibbles(blocks[..., 6:]) | fifth << np.uint8(4)).astype(np.int8) - 16
             return Integers(codes.reshape(shape), scales, None, BLOCK)
         case 2:
             codes = _nibbles(blocks[..., 2:]).astype(np.int8) - 8
