@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -43,3 +44,8 @@ def every(path: Path, advice: str = "") -> dict[str, Tensor]:
     """All tensors by name."""
     with opened(path, advice) as file:
         return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no number of it is NaN or infinity; a part at a time, for torch makes four more tensors of that size."""
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(1 << 24))

@@ -42,6 +42,12 @@ def shape(folded: Folded) -> tuple[int, int]:
             return shape(parts[0])
 
 
+def rows(leaf: Quantized, block: slice) -> Quantized:
+    """Some rows of a leaf (views)."""
+    zero_points = None if leaf.zero_points is None else leaf.zero_points[block]
+    return Quantized(leaf.grid, leaf.codes[block], leaf.scales[block], zero_points)
+
+
 def dense(folded: Folded) -> Tensor:
     """The weight float32 [out, in]: the definition that every artifact is measured against."""
     match folded:

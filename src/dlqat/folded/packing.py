@@ -15,6 +15,7 @@ from dlqat.folded.layer import Folded, Quantized
 from dlqat.grid import Grid, as_json
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
+from dlqat.tensor_writer import Writer, blocks
 
 
 @cache
@@ -26,20 +27,18 @@ def _packing() -> Any:
     return helpers
 
 
-def store(leaf: Quantized, name: str) -> dict[str, Tensor]:
-    """The tensors of a leaf, under transformers' names for such a linear."""
-    scales = leaf.scales.to(torch.float32).contiguous()
+def write(leaf: Quantized, name: str, file: Writer) -> None:
+    """The tensors of a leaf, under transformers' names for such a linear. Packing makes several int32 of every code, so some
+    rows at a time."""
+    file.add(f"{name}.weight_scale", leaf.scales.to(torch.float32))
     if leaf.zero_points is not None:
-        return {
-            f"{name}.weight": leaf.codes.contiguous(),
-            f"{name}.weight_scale": scales,
-            f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
-        }
-    return {
-        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
-        f"{name}.weight_scale": scales,
-        f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
-    }
+        file.add(f"{name}.weight", leaf.codes)
+        file.add(f"{name}.weight_zero_point", leaf.zero_points)
+        return
+    (out, inputs), bits = leaf.codes.shape, leaf.grid.bits
+    packed = (_packing().pack_to_int32(leaf.codes[block], bits) for block in blocks(out, inputs))
+    file.rows(f"{name}.weight_packed", torch.int32, (out, -(-inputs * bits // 32)), packed)
+    file.add(f"{name}.weight_shape", torch.tensor(leaf.codes.shape))
 
 
 def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantized:
