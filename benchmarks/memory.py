@@ -102,6 +102,7 @@ class Measured:
     anonymous: float
     children: float
     resident: float
+    cpu: float
     code: int
     said: str
 
@@ -110,6 +111,7 @@ class Measured:
             "anonymous_gb": round(self.anonymous, 2),
             "resident_gb": round(self.resident, 2),
             "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu, 1),
         }
         if self.children > 0.05:
             found["runtime_gb"] = round(self.children, 2)
@@ -118,7 +120,7 @@ class Measured:
 
 def measured(words: list[str]) -> Measured:
     """Run a command. Its anonymous memory, that of all below it, and what it said last if it failed."""
-    start, most = time.monotonic(), [0, 0, 0]
+    start, most, before = time.monotonic(), [0, 0, 0], os.times()
     with tempfile.TemporaryFile() as said:
         made = subprocess.Popen(words, stdout=said, stderr=said)
         while made.poll() is None:
@@ -130,9 +132,10 @@ def measured(words: list[str]) -> Measured:
             time.sleep(0.02)
         said.seek(0)
         lines = said.read().decode(errors="replace").strip().splitlines()
-    gb = [x * 1024 / 1e9 for x in most]
+    gb, after = [x * 1024 / 1e9 for x in most], os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Measured(
-        time.monotonic() - start, gb[0], gb[1], gb[2], made.returncode, " ".join(lines[-2:])[-300:]
+        time.monotonic() - start, gb[0], gb[1], gb[2], cpu, made.returncode, " ".join(lines[-2:])[-300:]
     )
 
 

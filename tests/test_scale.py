@@ -9,9 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import artifacts
 from dlqat import adapter, tensor_file, tensor_writer
 from dlqat.adapter import Adapter
 from dlqat.grid import Grid
+from dlqat.recipe import Recipe, parse, portable
+from dlqat.runtime_tests.check.rungs.l0_integers import reference_equal
+from dlqat.runtime_tests.reference.model import Reference
+from dlqat.source import pretrained, unpacked
+from models import write_folded
 
 
 @pytest.fixture
@@ -65,8 +71,57 @@ def test_a_fold_by_blocks_is_the_fold(grid: Grid) -> None:
         assert torch.equal(parts.zero_points, whole.zero_points)
 
 
-def test_a_number_that_is_none_is_found_wherever_it_stands() -> None:
-    values = torch.zeros(1 << 24 | 5)
-    assert tensor_file.finite(values)
-    values[-1] = float("inf")
-    assert not tensor_file.finite(values)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+def test_a_number_that_is_none_is_found_wherever_it_stands(dtype: torch.dtype, bad: float) -> None:
+    for at in (0, 7, 998):
+        values = torch.randn(37, 27).to(dtype)
+        assert tensor_file.finite(values)
+        values.view(-1)[at] = bad
+        assert not tensor_file.finite(values)
+    assert tensor_file.finite(torch.zeros(0, dtype=dtype))
+
+
+MIXED: list[dict[str, object]] = [
+    {"match": r"model\.layers\.0\..*", "bits": 4, "group_size": 16, "symmetric": False},
+    {"match": r"model\.layers\.1\..*", "bits": 3, "group_size": 0},
+]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("family", ["llama-tied", "llama-biased", "gemma3_text"])
+@pytest.mark.parametrize("recipe", [portable(4, 32), parse([*MIXED], "test")], ids=["portable", "mixed"])
+def test_a_reference_that_unpacks_layer_by_layer_is_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, recipe: Recipe
+) -> None:
+    write_folded(tmp_path, family, recipe)
+    monkeypatch.setattr(unpacked, "HELD", 0)
+    whole, apart = Reference(tmp_path), Reference(tmp_path, unpacked.load)
+    assert (whole.logits([5, 9, 2]) == apart.logits([5, 9, 2])).all()
+    held = {n: p.numel() for n, p in whole.network.named_parameters() if p.ndim == 2}
+    left = sum(p.numel() for p in apart.network.parameters() if p.dtype == torch.float32 and p.ndim == 2)
+    assert left < sum(held.values()) / 4, "float32 weights stay in memory after the forward"
+    for name in whole.model.layers:
+        with whole.weight(name) as wanted, apart.weight(name) as found:
+            assert torch.equal(wanted, found)
+
+
+def test_a_small_model_is_held_whole(tmp_path: Path) -> None:
+    write_folded(tmp_path)
+    network = unpacked.load(tmp_path)
+    ids = torch.tensor([[3, 4]])
+    assert torch.equal(network(ids).logits, pretrained.model(tmp_path)(ids).logits)
+    assert network.model.layers[0].mlp.down_proj.weight.dtype == torch.float32
+
+
+def test_the_reference_is_checked_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked, "HELD", 0)
+    artifact = artifacts.export(tmp_path, "ort")
+    proof = artifacts.proof(artifact, tmp_path / "folded")
+    proof.reference = Reference(tmp_path / "folded", unpacked.load)
+    (good,) = reference_equal(proof)
+    down = "model.layers.1.mlp.down_proj"
+    proof.reference.network.get_submodule(down).weight_scale.data[0, 0] *= 2
+    (bad,) = reference_equal(proof)
+    assert (good.status, bad.status) == ("passed", "failed")
+    assert bad.summary.startswith(down)
