@@ -89,7 +89,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "gguf": ("--target", "gguf"),
     "mlx": ("--target", "mlx"),
 }
-TOKENIZER = "import sys; from dlqat import source as s; s.load(s.resolve(sys.argv[1])).tokenizer.save_pretrained(sys.argv[2])"
+TOKENIZER = (
+    "import sys; from dlqat import source as s; s.load(s.resolve(sys.argv[1])).tokenizer.save_pretrained(sys.argv[2])"
+)
 CONTEXT = ("--max-context", "256")
 """The cache is the runtime's, and it is not what is measured."""
 
@@ -134,9 +136,7 @@ def measured(words: list[str]) -> Measured:
         lines = said.read().decode(errors="replace").strip().splitlines()
     gb, after = [x * 1024 / 1e9 for x in most], os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Measured(
-        time.monotonic() - start, gb[0], gb[1], gb[2], cpu, made.returncode, " ".join(lines[-2:])[-300:]
-    )
+    return Measured(time.monotonic() - start, gb[0], gb[1], gb[2], cpu, made.returncode, " ".join(lines[-2:])[-300:])
 
 
 def _memory(pid: int) -> tuple[int, int]:
@@ -233,9 +233,7 @@ def steps(name: str, scratch: Path) -> dict[str, list[str]]:
     found = {"fold": [sys.executable, "-c", fold, str(work / "model_dir")]}
     for target, words in TARGETS.items():
         folder = out / target
-        found[f"export {target}"] = command(
-            "exporters.cli", folded, *words, *CONTEXT, "-o", folder, "--no-verify"
-        )
+        found[f"export {target}"] = command("exporters.cli", folded, *words, *CONTEXT, "-o", folder, "--no-verify")
         check = command("runtime_tests.cli", folder, "--reference", folded, "--output", work / "reports" / target)
         found[f"L0 {target}"] = [*check, "--level", "L0"]
         found[f"quick {target}"] = [*check, "--quick"]
@@ -245,7 +243,10 @@ def steps(name: str, scratch: Path) -> dict[str, list[str]]:
 def main() -> None:
     words = sys.argv[1:]
     only = words[words.index("--only") + 1].split(",") if "--only" in words else None
-    results = Results(os.environ.get("DLQAT_MEMORY_NAME", "memory"), Path(os.environ["DLQAT_MEMORY_FOLDER"]) if "DLQAT_MEMORY_FOLDER" in os.environ else None)
+    results = Results(
+        os.environ.get("DLQAT_MEMORY_NAME", "memory"),
+        Path(os.environ["DLQAT_MEMORY_FOLDER"]) if "DLQAT_MEMORY_FOLDER" in os.environ else None,
+    )
     scratch = Path(os.environ.get("DLQAT_SCRATCH", tempfile.gettempdir())) / "dlqat-memory"
     for name in [w for w in words if w in SHAPES] or list(SHAPES)[:1]:
         work = scratch / name

@@ -32,7 +32,7 @@ def test_a_streamed_file_has_the_bytes_of_save_file(tmp_path: Path, metadata: di
     kinds = (torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16)
     kinds += (torch.int16, torch.int8, torch.uint8, torch.bool)
     tensors = {f"layers.{i}.{j}": (torch.randn(3, i + 1) * 9).to(k) for i, k in enumerate(kinds) for j in (10, 9)}
-    tensors |= {"a": torch.tensor(3.0), "Ä\"b": torch.zeros(0, 4), "view": torch.arange(12.0).view(3, 4).T}
+    tensors |= {"a": torch.tensor(3.0), 'Ä"b': torch.zeros(0, 4), "view": torch.arange(12.0).view(3, 4).T}
     save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "whole", metadata=metadata)
     with tensor_writer.writing(tmp_path / "pieces", metadata) as file:
         for name, tensor in reversed(tensors.items()):
@@ -54,15 +54,22 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     "grid",
-    [Grid(8, None, power_of_two=True), Grid(4, 16), Grid(4, 16, symmetric=False, scale_bits=7), Grid(3, 16, mirrored=True)],
+    [
+        Grid(8, None, power_of_two=True),
+        Grid(4, 16),
+        Grid(4, 16, symmetric=False, scale_bits=7),
+        Grid(3, 16, mirrored=True),
+    ],
     ids=str,
 )
 def test_a_fold_by_blocks_is_the_fold(grid: Grid) -> None:
     weight = torch.randn(50, 32)
     groups = grid.groups(32)
     zeros = torch.randint(-1, 1, (50, groups), dtype=torch.int8) if grid.zero_points else None
-    own = Adapter(grid, torch.rand(50, groups) / 8 + 0.01, zeros, offset=torch.randint(-60, 60, (50, 32)).to(torch.int8))
-    whole, parts = adapter._fold(weight, own), adapter.fold(weight, own)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    own = Adapter(
+        grid, torch.rand(50, groups) / 8 + 0.01, zeros, offset=torch.randint(-60, 60, (50, 32)).to(torch.int8)
+    )
+    whole, parts = adapter._fold(weight, own), adapter.fold(weight, own)  # pyright: ignore[reportPrivateUsage]
     assert parts.grid == whole.grid
     assert torch.equal(parts.codes, whole.codes)
     assert torch.equal(parts.scales, whole.scales)
