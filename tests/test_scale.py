@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import save_file
 
 import artifacts
 from dlqat import adapter, tensor_file, tensor_writer
 from dlqat.adapter import Adapter
+from dlqat.folded import words
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, parse, portable
 from dlqat.runtime_tests.check.rungs.l0_integers import reference_equal
@@ -93,6 +95,16 @@ MIXED: list[dict[str, object]] = [
     {"match": r"model\.layers\.0\..*", "bits": 4, "group_size": 16, "symmetric": False},
     {"match": r"model\.layers\.1\..*", "bits": 3, "group_size": 0},
 ]
+
+
+@pytest.mark.parametrize("bits", words.WIDTHS)
+@pytest.mark.parametrize("inputs", [32, 37, 1])
+def test_words_are_those_of_compressed_tensors(bits: int, inputs: int) -> None:
+    codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (5, inputs), dtype=torch.int8)
+    packed = words.pack(codes, bits)
+    assert torch.equal(packed, pack_to_int32(codes, bits))
+    assert torch.equal(words.unpack(packed, bits, inputs), codes)
+    assert torch.equal(unpack_from_int32(packed, bits, codes.shape), codes)
 
 
 @pytest.mark.usefixtures("small_blocks")

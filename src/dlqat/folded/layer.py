@@ -7,6 +7,7 @@ The four kinds carry every method of the road (DL-QAT, GPTQ, CASP, SWSC, N:M) to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,15 +80,16 @@ def _check_leaf(leaf: Quantized) -> str | None:
     groups = (out, leaf.grid.groups(inputs))
     if tuple(leaf.scales.shape) != groups:
         return f"scales have shape {tuple(leaf.scales.shape)}, its grid needs {groups}"
-    if not bool(torch.isfinite(leaf.scales).all()):
+    least, most = map(float, torch.aminmax(leaf.scales))
+    if not (math.isfinite(least) and math.isfinite(most)):
         return "a scale is NaN or infinite"
-    if not bool((leaf.scales > 0).all()):
+    if least <= 0:
         return "a scale is not positive"
     if leaf.grid.symmetric != (leaf.zero_points is None):
         return "zero-points and the grid's symmetry disagree"
     for what, ints in (("code", leaf.codes), ("zero-point", leaf.zero_points)):
         if ints is not None and ints.numel():
-            low, high = int(ints.min()), int(ints.max())
+            low, high = map(int, torch.aminmax(ints))
             if low < leaf.grid.qmin or high > leaf.grid.qmax:
                 return f"a {what} lies outside {leaf.grid.qmin}..{leaf.grid.qmax}"
     return None

@@ -29,7 +29,7 @@ def pays(weight: Leaf, target: str) -> bool:
     """Whether `weight` is half zeros or more, and smaller this way than in full."""
     if isinstance(weight, Tensor):
         return False
-    kept = int(_kept(weight).sum())
+    kept = int(_kept(weight).count_nonzero())  # a sum of bools makes int64 of each
     return 2 * kept <= weight.codes.numel() and bits(weight, kept) < dense.bits(weight, target)
 
 

@@ -84,9 +84,7 @@ def emit(name: str, weight: Quantized, target: str) -> Any:
         offset = (zeros + np.int8(half)).astype(np.uint8)
         return mb.constexpr_blockwise_shift_scale(data=codes, scale=scales, offset=offset, name=name)
     table = mapped((np.arange(-half, half, dtype=np.int8) - zeros[..., None])[..., None])
-    scaled = mb.constexpr_blockwise_shift_scale(
-        data=table, scale=scales[..., None, None], name=f"{name}_table"
-    )
+    scaled = mb.constexpr_blockwise_shift_scale(data=table, scale=scales[..., None, None], name=f"{name}_table")
     return mb.constexpr_lut_to_dense(indices=indices, lut=scaled, name=name)
 
 
