@@ -400,7 +400,16 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("target", "says"), [("onnx", "File too large"), ("coreml", "No space left on device")])
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("onnx", "File too large"),
+        ("coreml", "No space left on device"),
+        ("executorch", "File too large"),
+        ("gguf", "File too large"),
+        ("mlx", "File too large"),
+    ],
+)
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, target: str, says: str) -> None:
     """A limit on the size of files stands for the disk; every write is refused half-way."""
     source = model_dir(tmp_path)

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import io
+import json
+import resource
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import save_file
 
 import artifacts
-from dlqat import adapter, tensor_file, tensor_writer
+from dlqat import adapter, refusal, tensor_file, tensor_writer
 from dlqat.adapter import Adapter
-from dlqat.folded import words
+from dlqat.exporters.executorch import file as executorch_file
+from dlqat.exporters.executorch.graph import Constants
+from dlqat.exporters.onnx.graph import OnnxGraph
+from dlqat.folded import disk, words
 from dlqat.grid import Grid
 from dlqat.recipe import Recipe, parse, portable
 from dlqat.runtime_tests.check.rungs.l0_integers import reference_equal
+from dlqat.runtime_tests.readers.executorch.file import PteFile
+from dlqat.runtime_tests.readers.onnx.file import OnnxFile
 from dlqat.runtime_tests.reference.model import Reference
 from dlqat.source import pretrained, unpacked
 from models import write_folded
@@ -144,3 +154,69 @@ def test_the_reference_is_checked_layer_by_layer(tmp_path: Path, monkeypatch: py
     (bad,) = reference_equal(proof)
     assert (good.status, bad.status) == ("passed", "failed")
     assert bad.summary.startswith(down)
+
+
+def test_a_fold_onto_a_full_disk_says_where_and_leaves_what_was_there(tmp_path: Path) -> None:
+    model = write_folded(tmp_path / "folded")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            disk.write(model, tmp_path / "folded", files=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refusal.disk(full.value) == f"File too large: {tmp_path / 'folded'}"
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p in before} == before
+    assert not [p for p in tmp_path.rglob("*") if "draft" in p.name and p.is_dir()]
+
+
+class _Hole(Constants):
+    """Constants of which one takes 5 GB and has no bytes: a hole in the file stands for it."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {**super().sizes, "hole": 5_000_000_000}
+
+
+def test_a_pte_of_more_than_four_gigabytes_is_written_and_read(tmp_path: Path) -> None:
+    data = _Hole(io.BytesIO())
+    for name, content in (("first", b"1234"), ("hole", b""), ("last", b"5678")):
+        data.add(name, content)
+    executorch_file.write(tmp_path / "model.pte", [], data, ["first"], [b"payload"])
+    found = PteFile(tmp_path / "model.pte")
+    assert found.path.stat().st_size > 5_000_000_000
+    assert found.named["hole"].length == 5_000_000_000
+    assert found.raw(found.named["last"]) == b"5678"
+    assert found.raw(found.named["first"]) == b"1234"
+
+
+def test_onnx_data_of_more_than_two_gigabytes_is_written_and_read(tmp_path: Path) -> None:
+    graph = OnnxGraph(tmp_path)
+    first = np.arange(1000, dtype=np.float32)
+    graph.tensor("first", first)
+    assert graph._stream is not None  # pyright: ignore[reportPrivateUsage]
+    graph._stream.seek(5_000_000_000)  # pyright: ignore[reportPrivateUsage]
+    last = graph.tensor("last", first + 1)
+    graph.output(graph.op("Add", "sum", [graph.shared("first", first), last]), "logits", [1000])
+    graph.save(24, {})
+    file = OnnxFile(tmp_path / "model.onnx")
+    assert file.span("last").offset >= 5_000_000_000
+    assert (file.array("last") == first + 1).all()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert (session.run(None, {})[0] == 2 * first + 1).all()
+
+
+def test_a_safetensors_file_of_more_than_four_gigabytes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    head = json.dumps(
+        {
+            "hole": {"dtype": "I8", "shape": [5_000_000_000], "data_offsets": [0, 5_000_000_000]},
+            "last": {"dtype": "F32", "shape": [1], "data_offsets": [5_000_000_000, 5_000_000_004]},
+        }
+    ).encode()
+    with path.open("wb") as stream:
+        stream.write(len(head).to_bytes(8, "little") + head)
+        stream.seek(5_000_000_000, 1)
+        stream.write(np.float32(7).tobytes())
+    assert tensor_file.tensor(path, "last").item() == 7

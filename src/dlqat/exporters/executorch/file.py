@@ -63,7 +63,7 @@ def write(
         base = file.tell()
         contents = itertools.chain((data[name] for name in order), payloads)  # one in memory at a time
         for start, content in zip(starts, contents, strict=True):
-            file.write(b"\0" * (base + start - file.tell()))
+            file.seek(base + start)  # what is skipped is zeros
             file.write(content)
 
 
