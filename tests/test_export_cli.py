@@ -406,7 +406,6 @@ cli.main()
         ("onnx", "File too large"),
         ("coreml", "No space left on device"),
         ("executorch", "File too large"),
-        ("gguf", "File too large"),
         ("mlx", "File too large"),
     ],
 )

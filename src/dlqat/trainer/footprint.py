@@ -92,6 +92,7 @@ def _activations(decoder: Decoder, options: Options, tokens: int, compute: int) 
     attention = 2 * q + 2 * kv + (q + kv if decoder.qk_norm else 0)
     gate = 3 * wide
     block = tokens * compute * (residual + norms + products + attention + gate)
+    last = tokens * hidden * compute  # what the norm before the head reads
     if not options.gradient_checkpointing:
-        return decoder.layers * block
-    return block + decoder.layers * tokens * hidden * compute
+        return decoder.layers * block + last
+    return block + (decoder.layers + 1) * last
