@@ -181,6 +181,7 @@ def test_plan_shows_structures(tmp_path: Path) -> None:
     assert code == 0
     assert "LowRank of int8 asym g16 and int4 sym g32" in output
     assert "Clustered of int4 sym g16" in output
+    assert "memory: 0.4 GB at most" in output
 
 
 def with_file(path: Path, name: str, content: str) -> Path:

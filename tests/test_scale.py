@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 import artifacts
 from dlqat import adapter, architecture, refusal, tensor_file, tensor_writer
 from dlqat.adapter import Adapter
+from dlqat.exporters import footprint as export_footprint
 from dlqat.exporters.executorch import file as executorch_file
 from dlqat.exporters.executorch.graph import Constants
 from dlqat.exporters.onnx.graph import OnnxGraph
 from dlqat.folded import disk, words
+from dlqat.formats import FORMATS
 from dlqat.grid import Grid
 from dlqat.recipe import BLOCKS, Recipe, parse, portable, tables
 from dlqat.runtime_tests.check.rungs.l0_integers import reference_equal
@@ -289,3 +291,12 @@ def test_a_dry_run_says_what_would_fit_and_writes_nothing(
     with pytest.raises(refusal.Refusal, match=r"training takes about .* with --gradient-checkpointing it takes"):
         dry_run.run(request, Terminal(quiet=True))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_memory_of_an_export_follows_its_largest_weight() -> None:
+    facts = architecture.read(tiny("llama").config.to_dict())
+    assert set(export_footprint.BYTES) == set(FORMATS)
+    for target, each in export_footprint.BYTES.items():
+        assert export_footprint.of(facts, target) == export_footprint.PROCESS + each * 160 * 64
+    wide = replace(facts, intermediate_size=1000)
+    assert export_footprint.of(wide, "onnx") == export_footprint.PROCESS + 2 * 1000 * 64
