@@ -181,6 +181,7 @@ def test_plan_shows_structures(tmp_path: Path) -> None:
     assert code == 0
     assert "LowRank of int8 asym g16 and int4 sym g32" in output
     assert "Clustered of int4 sym g16" in output
+    assert "memory: 0.4 GB at most" in output
 
 
 def with_file(path: Path, name: str, content: str) -> Path:
@@ -400,7 +401,15 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("target", "says"), [("onnx", "File too large"), ("coreml", "No space left on device")])
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("onnx", "File too large"),
+        ("coreml", "No space left on device"),
+        ("executorch", "File too large"),
+        ("mlx", "File too large"),
+    ],
+)
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, target: str, says: str) -> None:
     """A limit on the size of files stands for the disk; every write is refused half-way."""
     source = model_dir(tmp_path)

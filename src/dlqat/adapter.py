@@ -30,6 +30,7 @@ from dlqat import atomic, tensor_file
 from dlqat.folded import Quantized
 from dlqat.grid import Grid, quantize
 from dlqat.refusal import Refusal
+from dlqat.tensor_writer import ROWS, blocks
 
 OFFSET_UNIT = 1.0 / 64
 """A step of `offset`, in steps of the grid; int8 reaches two grid steps either way, int16 512."""
@@ -124,6 +125,19 @@ def latent(weight: Tensor, adapter: Adapter) -> Tensor:
 
 def fold(weight: Tensor, adapter: Adapter) -> Quantized:
     """The integers of weight [out, in] under `adapter`: exactly those of the training forward."""
+    if adapter.lora_a is not None or weight.numel() <= ROWS:  # other blocks of a product may be summed in another order
+        return _fold(weight, adapter)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(adapter.scales.shape, device=weight.device)
+    part = None
+    for block in blocks(*weight.shape):  # an embedding in float32 would be the largest thing of all
+        part = _fold(weight[block], rows(adapter, block))
+        codes[block], scales[block] = part.codes, part.scales
+    assert part is not None
+    return Quantized(part.grid, codes, scales, None if part.zero_points is None else adapter.zero_points)
+
+
+def _fold(weight: Tensor, adapter: Adapter) -> Quantized:
     codes = quantize(latent(weight, adapter), grid_scales(adapter), adapter.zero_points, adapter.grid)
     if adapter.mask is not None:
         out, groups = adapter.scales.shape
@@ -186,7 +200,7 @@ def damage(adapter: Adapter) -> str | None:
         tensor: Tensor | None = getattr(adapter, field)
         if tensor is None:
             continue
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not tensor_file.finite(tensor):
             return f"{field} holds NaN or infinity"
         if field in ("scales", "magnitude") and not bool((tensor > 0).all()):
             return f"{field} holds a value <= 0"

@@ -151,6 +151,10 @@ def _draft(target: Path) -> Generator[Path]:
         inner = around / target.name
         inner.mkdir()
         yield inner
+    except OSError as error:
+        if error.filename is None:  # a disk that fills while a file is written does not say where
+            error.filename = str(target)
+        raise
     finally:
         shutil.rmtree(around, ignore_errors=True)
 

@@ -74,6 +74,8 @@ def export(
         raise Refusal("--push needs the check; leave out --dry-run and --no-verify")
     starting()
     # With torch, and --help imports this file.
+    from dlqat import architecture
+    from dlqat.exporters import footprint
     from dlqat.exporters.pipeline import choose, config_of, destination, load, opened, parts, refuse, write
 
     module = load(target)
@@ -85,6 +87,7 @@ def export(
         plan = module.plan(model, folded, options)
         if dry_run:
             Terminal().print(table(plan, f"{folder} ({target}, {options.form}, context {options.context})"))
+            Terminal().print(f"memory: {footprint.of(architecture.read(model.config), target) / 1e9:.1f} GB at most")
         refuse(plan)
         if dry_run:
             return

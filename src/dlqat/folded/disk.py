@@ -12,7 +12,7 @@
     tokenizer, generation_config, chat template as the source model has them
 
 AutoModelForCausalLM.from_pretrained(folder) is therefore the reference, and none of our code is in it.
-Layers are read when they are asked for, so a model larger than memory can be exported.
+Layers are written and read one at a time, so a model larger than memory can be folded and exported.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dlqat import architecture, atomic, folded, json_file, own_folder, tensor_file
+from dlqat import architecture, atomic, folded, json_file, own_folder, tensor_file, tensor_writer
 from dlqat.architecture import EMBEDDING, HEAD, Config
 from dlqat.folded import Folded, Quantized, packing
 from dlqat.grid import Grid, as_json
@@ -92,34 +91,53 @@ def write(model: FoldedModel, target: Path, files: Path, adapters: str = "") -> 
     """Write folded/ atomically at `target`; tokenizer and generation files are copied from `files`.
 
     adapters: the sha256 of what was folded, which tells later whether that has changed."""
-    main: dict[str, Tensor] = {name: t.to(torch.float32).contiguous() for name, t in model.tensors.items()}
-    aside: dict[str, Tensor] = {}
-    for name, layer in model.layers.items():
-        if (reason := folded.check(layer, name)) is not None:
-            raise Refusal(f"{reason}; the layer cannot be folded")
-        if isinstance(layer, Quantized) and _in_transformers(name):
-            main.update(packing.store(layer, name))
-            continue
-        exact = isinstance(layer, Quantized) and layer.grid.power_of_two
-        main[f"{name}.weight"] = folded.dense(layer).to(torch.bfloat16 if exact else torch.float32)
-        for path, leaf in folded.leaves(layer, name):
-            aside.update(packing.store(leaf, path))
-        aside.update({path: ids.to(torch.int32) for path, ids in folded.labels(layer, name)})
-    structure = {name: packing.describe(layer) for name, layer in model.layers.items()}
-    record = {
-        "format": FORMAT,
-        "layers": structure,
-        "specs": {name: as_json(spec) for name, spec in model.specs.items()},
-        "adapters": adapters,
-    }
     with own_folder.replacing(target, earlier) as draft:
         copy_tokenizer(files, draft)
-        save_file(main, draft / "model.safetensors", metadata={"format": "pt"})
-        save_file(aside, draft / "integers.safetensors")
+        structure, grids = _write_layers(model, draft)
+        record = {
+            "format": FORMAT,
+            "layers": structure,
+            "specs": {name: as_json(spec) for name, spec in model.specs.items()},
+            "adapters": adapters,
+        }
         rope = _rope(model.config)
-        config = {**model.config, **rope, "dtype": "float32", "quantization_config": _quantization_config(model)}
+        config = {**model.config, **rope, "dtype": "float32", "quantization_config": _quantization_config(model, grids)}
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (draft / "dlqat.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_layers(model: FoldedModel, draft: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Grid]]:
+    """Both files of tensors, each layer asked for once and let go; the structure of every layer, and the grids of those that
+    transformers quantizes itself."""
+    structure, grids = dict[str, dict[str, Any]](), dict[str, Grid]()
+    main_file = tensor_writer.writing(draft / "model.safetensors", {"format": "pt"})
+    with main_file as main, tensor_writer.writing(draft / "integers.safetensors") as aside:
+        for name, tensor in model.tensors.items():
+            main.add(name, tensor.to(torch.float32))
+        for name in model.layers:
+            layer = model.layers[name]
+            if (reason := folded.check(layer, name)) is not None:
+                raise Refusal(f"{reason}; the layer cannot be folded")
+            structure[name] = packing.describe(layer)
+            if isinstance(layer, Quantized) and _in_transformers(name):
+                grids[name] = layer.grid
+                packing.write(layer, name, main)
+                continue
+            _write_dense(layer, f"{name}.weight", main)
+            for path, leaf in folded.leaves(layer, name):
+                packing.write(leaf, path, aside)
+            for path, ids in folded.labels(layer, name):
+                aside.add(path, ids.to(torch.int32))
+    return structure, grids
+
+
+def _write_dense(layer: Folded, name: str, file: tensor_writer.Writer) -> None:
+    if not isinstance(layer, Quantized):
+        file.add(name, folded.dense(layer).to(torch.float32))
+        return
+    dtype = torch.bfloat16 if layer.grid.power_of_two else torch.float32  # then it is exact
+    parts = (folded.rows(layer, block) for block in tensor_writer.blocks(*layer.codes.shape))
+    file.rows(name, dtype, layer.codes.shape, (folded.dense(part).to(dtype) for part in parts))
 
 
 def read(folder: Path) -> FoldedModel:
@@ -146,7 +164,7 @@ def read(folder: Path) -> FoldedModel:
 
     def parameter(name: str) -> Tensor:
         found = tensor(name)
-        if not bool(torch.isfinite(found).all()):
+        if not tensor_file.finite(found):
             raise Refusal(f"{folder}: tensor {name} holds NaN or infinity")
         return found
 
@@ -244,15 +262,12 @@ def _layout(grid: Grid) -> str:
     return "pack-quantized" if grid.symmetric else "int-quantized"
 
 
-def _quantization_config(model: FoldedModel) -> dict[str, Any]:
-    """compressed-tensors' config: one group per grid, its layers named one by one."""
+def _quantization_config(model: FoldedModel, known: Mapping[str, Grid]) -> dict[str, Any]:
+    """compressed-tensors' config: one group per grid, its layers named one by one. `known`: those that it holds."""
     grids: dict[Grid, list[str]] = {}
-    rest: list[str] = []
-    for name, layer in model.layers.items():
-        if isinstance(layer, Quantized) and _in_transformers(name):
-            grids.setdefault(layer.grid, []).append(name)
-        else:
-            rest.append(name)
+    for name, grid in known.items():
+        grids.setdefault(grid, []).append(name)
+    rest = [name for name in model.layers if name not in known]
     groups: dict[str, Any] = {}
     for i, (grid, names) in enumerate(grids.items()):
         group = (

@@ -7,6 +7,7 @@ The four kinds carry every method of the road (DL-QAT, GPTQ, CASP, SWSC, N:M) to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,12 @@ def shape(folded: Folded) -> tuple[int, int]:
             return shape(parts[0])
 
 
+def rows(leaf: Quantized, block: slice) -> Quantized:
+    """Some rows of a leaf (views)."""
+    zero_points = None if leaf.zero_points is None else leaf.zero_points[block]
+    return Quantized(leaf.grid, leaf.codes[block], leaf.scales[block], zero_points)
+
+
 def dense(folded: Folded) -> Tensor:
     """The weight float32 [out, in]: the definition that every artifact is measured against."""
     match folded:
@@ -73,15 +80,16 @@ def _check_leaf(leaf: Quantized) -> str | None:
     groups = (out, leaf.grid.groups(inputs))
     if tuple(leaf.scales.shape) != groups:
         return f"scales have shape {tuple(leaf.scales.shape)}, its grid needs {groups}"
-    if not bool(torch.isfinite(leaf.scales).all()):
+    least, most = map(float, torch.aminmax(leaf.scales))
+    if not (math.isfinite(least) and math.isfinite(most)):
         return "a scale is NaN or infinite"
-    if not bool((leaf.scales > 0).all()):
+    if least <= 0:
         return "a scale is not positive"
     if leaf.grid.symmetric != (leaf.zero_points is None):
         return "zero-points and the grid's symmetry disagree"
     for what, ints in (("code", leaf.codes), ("zero-point", leaf.zero_points)):
         if ints is not None and ints.numel():
-            low, high = int(ints.min()), int(ints.max())
+            low, high = map(int, torch.aminmax(ints))
             if low < leaf.grid.qmin or high > leaf.grid.qmax:
                 return f"a {what} lies outside {leaf.grid.qmin}..{leaf.grid.qmax}"
     return None

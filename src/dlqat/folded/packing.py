@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from dlqat import json_file, tree
+from dlqat.folded import words
 from dlqat.folded.layer import Folded, Quantized
 from dlqat.grid import Grid, as_json
 from dlqat.quiet import quiet
 from dlqat.refusal import Refusal
+from dlqat.tensor_writer import Writer, blocks
 
 
 @cache
@@ -26,20 +28,19 @@ def _packing() -> Any:
     return helpers
 
 
-def store(leaf: Quantized, name: str) -> dict[str, Tensor]:
-    """The tensors of a leaf, under transformers' names for such a linear."""
-    scales = leaf.scales.to(torch.float32).contiguous()
+def write(leaf: Quantized, name: str, file: Writer) -> None:
+    """The tensors of a leaf, under transformers' names for such a linear. Packing makes several int32 of every code, so some
+    rows at a time."""
+    file.add(f"{name}.weight_scale", leaf.scales.to(torch.float32))
     if leaf.zero_points is not None:
-        return {
-            f"{name}.weight": leaf.codes.contiguous(),
-            f"{name}.weight_scale": scales,
-            f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
-        }
-    return {
-        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
-        f"{name}.weight_scale": scales,
-        f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
-    }
+        file.add(f"{name}.weight", leaf.codes)
+        file.add(f"{name}.weight_zero_point", leaf.zero_points)
+        return
+    (out, inputs), bits = leaf.codes.shape, leaf.grid.bits
+    pack = words.pack if bits in words.WIDTHS else _packing().pack_to_int32
+    packed = (pack(leaf.codes[block], bits) for block in blocks(out, inputs))
+    file.rows(f"{name}.weight_packed", torch.int32, (out, -(-inputs * bits // 32)), packed)
+    file.add(f"{name}.weight_shape", torch.tensor(leaf.codes.shape))
 
 
 def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantized:
@@ -50,14 +51,16 @@ def _restore(grid: Grid, name: str, tensor: Callable[[str], Tensor]) -> Quantize
     packed = tensor(f"{name}.weight_packed")
     if len(shape) != 2 or min(shape) < 1 or packed.dtype != torch.int32:
         raise Refusal(f"{name}: {packed.dtype} of shape {list(shape)} holds no packed integers")
-    words = -(-shape[1] * grid.bits // 32)
-    if tuple(packed.shape) != (shape[0], words):
-        raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], words)}")
+    wide = -(-shape[1] * grid.bits // 32)
+    if tuple(packed.shape) != (shape[0], wide):
+        raise Refusal(f"{name}.weight_packed has shape {tuple(packed.shape)}, {tuple(shape)} needs {(shape[0], wide)}")
     return Quantized(grid, _unpack(packed, grid.bits, shape), scales)
 
 
 def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """Codes int8 of `shape`, some rows at a time: unpacking makes int32 of every code (0.3 GB for an embedding)."""
+    if bits in words.WIDTHS:
+        return words.unpack(packed, bits, shape[1]).contiguous()
     helpers = _packing()
     codes = torch.empty(shape, dtype=torch.int8)
     step = max(1, (1 << 22) // shape[1])

@@ -25,7 +25,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlqat import architecture, atomic, plain_file
+from dlqat import architecture, atomic, plain_file, tensor_file
 from dlqat.architecture import Config, Decoder
 from dlqat.folded import disk
 from dlqat.quiet import quiet
@@ -125,7 +125,7 @@ def weights(source: Source) -> Mapping[str, Tensor]:
 
     def read(name: str) -> Tensor:
         value = source.stored.tensor(name)
-        if not bool(torch.isfinite(value).all()):
+        if not tensor_file.finite(value):
             raise Refusal(f"{source.path}: tensor {name} holds NaN or infinity")
         return value
 

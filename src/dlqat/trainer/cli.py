@@ -179,6 +179,9 @@ def train(
         _DEFAULT.save_every
     ),
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp | fsdp.", rich_help_panel=RUN)] = "ddp",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much memory it takes, and do nothing.", rich_help_panel=RUN)
+    ] = False,
 ) -> None:
     """Fine-tune MODEL with DL-QAT: LoRA inside the rounding, one magnitude per group, frozen weights.
 
@@ -246,6 +249,9 @@ def train(
         options=options,
     )
     console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
+    if dry_run:
+        compose.foretell(request, console)
+        return
     folder = compose.run(request, console)
     console.print(
         f"{folder} is {'trained' if request.options.steps else 'compressed'}. "

@@ -99,6 +99,13 @@ def run(request: TrainRequest, console: Terminal) -> Path:
     return run(request, console)
 
 
+def foretell(request: TrainRequest, console: Terminal) -> None:
+    """Print the memory that it takes; Refusal if this machine does not have it (dlqat.trainer.dry_run)."""
+    with _installed():
+        from dlqat.trainer import dry_run
+    dry_run.run(request, console)
+
+
 def prepared(request: TrainRequest, console: Terminal) -> Prepared:
     """The model of `request` at its start (dlqat.trainer.own_loop)."""
     with _installed():

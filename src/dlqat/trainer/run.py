@@ -38,7 +38,7 @@ from dlqat.progress import Bars
 from dlqat.refusal import Refusal
 from dlqat.source import Loaded
 from dlqat.terminal import Terminal
-from dlqat.trainer import held_out, log, opened, plot, samples, state
+from dlqat.trainer import dry_run, held_out, log, opened, plot, samples, state
 from dlqat.trainer.course import Course
 from dlqat.trainer.data import self_data, training_data
 from dlqat.trainer.data.batches import Batches
@@ -71,6 +71,8 @@ def _run(request: TrainRequest, console: Terminal) -> Path:
     if finished(request.output, wanted):
         console.print(f"{request.output} is already trained with these options; nothing to do")
         return request.output
+    if (reason := dry_run.short(request, origin, dry_run.needed(request, origin), dry_run.memory())) is not None:
+        console.print(reason, soft_wrap=True)
     runtime = accelerator(request.options, request.parallel)
     first = runtime.is_main_process
     loaded = opened.load(request, origin)

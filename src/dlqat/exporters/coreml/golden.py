@@ -50,8 +50,8 @@ def _ids(source: Path, facts: Decoder, count: int) -> NDArray[np.int32]:
 
 
 def _logits(source: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]:
-    from dlqat.source import pretrained
+    from dlqat.source import unpacked
 
     with quiet(), torch.inference_mode():
-        network = pretrained.model(source).eval()
+        network = unpacked.load(source).eval()
         return network(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0].float().numpy()

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from dlqat.exporters.coreml import weights as dense
-from dlqat.exporters.coreml.tools import mb
+from dlqat.exporters.coreml.tools import mapped, mb
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
@@ -29,7 +29,7 @@ def pays(weight: Leaf, target: str) -> bool:
     """Whether `weight` is half zeros or more, and smaller this way than in full."""
     if isinstance(weight, Tensor):
         return False
-    kept = int(_kept(weight).sum())
+    kept = int(_kept(weight).count_nonzero())  # a sum of bools makes int64 of each
     return 2 * kept <= weight.codes.numel() and bits(weight, kept) < dense.bits(weight, target)
 
 
@@ -52,12 +52,12 @@ def describe(weight: Quantized) -> str:
 def emit(name: str, weight: Quantized) -> Any:
     """The weight [out, in] as a constant expression named `name`, float16 to those that use it."""
     kept = _kept(weight).numpy()
-    mask, left = kept.astype(dense.TYPES["uint1"]), weight.codes.numpy()[kept]
-    scales = weight.scales.numpy().astype(np.float16)
+    mask, left = mapped(kept.astype(dense.TYPES["uint1"])), weight.codes.numpy()[kept]
+    scales = mapped(weight.scales.numpy().astype(np.float16))
     if _signs(weight):
-        table = np.broadcast_to(np.array([-1, 1], np.int8)[:, None], (*scales.shape, 2, 1)).copy()
+        table = mapped(np.broadcast_to(np.array([-1, 1], np.int8)[:, None], (*scales.shape, 2, 1)).copy())
         scaled = mb.constexpr_blockwise_shift_scale(data=table, scale=scales[..., None, None], name=f"{name}_table")
-        indices = (left > 0).astype(np.int8).astype(dense.TYPES["uint1"])
+        indices = mapped((left > 0).astype(np.int8).astype(dense.TYPES["uint1"]))
         where, values = mb.constexpr_lut_to_sparse(
             indices_mask=mask, indices_nonzero_data=indices, lut=scaled, name=f"{name}_left"
         )
@@ -66,7 +66,7 @@ def emit(name: str, weight: Quantized) -> Any:
     shift, given = np.int8(8 if kind == "uint4" else 0), {}
     if weight.zero_points is not None:
         given["offset"] = (weight.zero_points.numpy() + shift).astype(dense.TYPES[kind])
-    codes = (left + shift).astype(dense.TYPES[kind])
+    codes = mapped((left + shift).astype(dense.TYPES[kind]))
     where, values = mb.constexpr_sparse_blockwise_shift_scale(
         data_mask=mask, nonzero_data=codes, scale=scales, **given, name=f"{name}_left"
     )

@@ -10,6 +10,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dlqat.quiet import quiet
 
 with quiet():
@@ -18,6 +21,7 @@ with quiet():
 
 ct: Any = coremltools
 mb: Any = Builder  # its operations are attributes made at import
+_SMALL = 1 << 16
 
 
 @contextlib.contextmanager
@@ -38,3 +42,14 @@ def temporary_in(folder: Path) -> Generator[None]:
             raise OSError(errno.ENOSPC, said, str(folder)) from error
         finally:
             tempfile.tempdir = before
+
+
+def mapped(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in an unnamed file, mapped: coremltools holds every constant until it writes the program, a byte for each
+    of 4 bits."""
+    if array.nbytes < _SMALL:
+        return array
+    with tempfile.TemporaryFile() as file:
+        file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        return np.memmap(file, array.dtype, "r", shape=array.shape)

@@ -24,7 +24,7 @@ from coremltools.converters.mil.mil.types import type_int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlqat.exporters.coreml.tools import mb
+from dlqat.exporters.coreml.tools import mapped, mb
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
 
@@ -72,35 +72,33 @@ def bits(weight: Quantized, target: str) -> int:
 
 def emit(name: str, weight: Quantized, target: str) -> Any:
     """The weight [out, in] as a constant expression named `name`, float16 to those that use it."""
-    scales = weight.scales.numpy().astype(np.float16)
+    scales = mapped(weight.scales.numpy().astype(np.float16))
     if not _looked_up(weight, target):
         return _shift_scale(name, weight, scales)
     half, levels = 1 << (weight.grid.bits - 1), 1 << weight.grid.bits
-    indices = (weight.codes.numpy() + np.int8(half)).astype(TYPES[f"uint{weight.grid.bits}"])
+    indices = mapped((weight.codes.numpy() + np.int8(half)).astype(TYPES[f"uint{weight.grid.bits}"]))
     zeros = np.zeros(scales.shape, np.int8) if weight.zero_points is None else weight.zero_points.numpy()
     if target == COMPACT:
         table = np.arange(levels, dtype=np.uint8).reshape(1, 1, levels, 1)
         codes = mb.constexpr_lut_to_dense(indices=indices, lut=table, name=f"{name}_codes")
         offset = (zeros + np.int8(half)).astype(np.uint8)
         return mb.constexpr_blockwise_shift_scale(data=codes, scale=scales, offset=offset, name=name)
-    table = np.arange(-half, half, dtype=np.int8) - zeros[..., None]
-    scaled = mb.constexpr_blockwise_shift_scale(
-        data=table[..., None], scale=scales[..., None, None], name=f"{name}_table"
-    )
+    table = mapped((np.arange(-half, half, dtype=np.int8) - zeros[..., None])[..., None])
+    scaled = mb.constexpr_blockwise_shift_scale(data=table, scale=scales[..., None, None], name=f"{name}_table")
     return mb.constexpr_lut_to_dense(indices=indices, lut=scaled, name=name)
 
 
 def constant(name: str, values: NDArray[Any]) -> Any:
     """Numbers under a name."""
-    return mb.const(val=values, name=name)
+    return mb.const(val=mapped(values), name=name)
 
 
 def _shift_scale(name: str, weight: Quantized, scales: NDArray[np.float16]) -> Any:
     kind, codes = kind_of(weight), weight.codes.numpy()
     if weight.zero_points is None:
-        return mb.constexpr_blockwise_shift_scale(data=codes.astype(TYPES[kind]), scale=scales, name=name)
+        return mb.constexpr_blockwise_shift_scale(data=mapped(codes.astype(TYPES[kind])), scale=scales, name=name)
     shift, zeros = np.int8(8 if kind == "uint4" else 0), weight.zero_points.numpy()
-    data, offset = ((x + shift).astype(TYPES[kind]) for x in (codes, zeros))
+    data, offset = (mapped((x + shift).astype(TYPES[kind])) for x in (codes, zeros))
     return mb.constexpr_blockwise_shift_scale(data=data, scale=scales, offset=offset, name=name)
 
 

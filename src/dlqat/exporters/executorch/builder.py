@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import IO
 
 import numpy as np
 import torch
@@ -44,9 +45,11 @@ class Xnnpack:
     executorch_graph.whole makes of it the same step with the logits of all.
     """
 
-    def __init__(self, facts: Decoder, specs: Mapping[str, LayerSpec], context: int) -> None:
+    def __init__(
+        self, facts: Decoder, specs: Mapping[str, LayerSpec], context: int, spool: IO[bytes] | None = None
+    ) -> None:
         self.facts, self.specs, self.context = facts, specs, context
-        g = self.graph = PteGraph()
+        g = self.graph = PteGraph(spool)
         self.ids, self.position, self.logits = Value((1, TOKENS)), Value((1,)), Value(())
         count = g.scalar("aten::sym_size.int", self.ids, 1)
         self.start = g.scalar("aten::_local_scalar_dense", self.position)

@@ -14,7 +14,8 @@ kernels read come first, and the constant segment covers them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from executorch.exir import schema
@@ -22,25 +23,28 @@ from executorch.exir._serialize import _program as serializer
 from executorch.exir._serialize._flatbuffer_program import _program_to_flatbuffer
 from executorch.exir._serialize.padding import aligned_size, pad_to, padding_required
 
+from dlqat.exporters.executorch.graph import Constants
+
 ALIGNMENT = 64
 
 
 def write(
     path: Path,
     plans: Sequence[schema.ExecutionPlan],
-    data: Mapping[str, bytes],
+    data: Constants,
     of_kernels: Sequence[str],
     payloads: Sequence[bytes],
 ) -> None:
     """Write the file. `of_kernels`: the constants that tensors refer to, the first one as data_buffer_idx 1."""
     order = [*of_kernels, *(name for name in data if name not in set(of_kernels))]
-    contents = [*(data[name] for name in order), *payloads]
+    known = data.sizes
+    sizes = [*(known[name] for name in order), *map(len, payloads)]
     starts, end = list[int](), 0
-    for content in contents:
+    for size in sizes:
         starts.append(aligned_size(end, ALIGNMENT))
-        end = starts[-1] + len(content)
-    kernels = starts[len(of_kernels) - 1] + len(contents[len(of_kernels) - 1]) if of_kernels else 0
-    ranges = [schema.DataSegment(start, len(c)) for start, c in zip(starts, contents, strict=True)]
+        end = starts[-1] + size
+    kernels = starts[len(of_kernels) - 1] + sizes[len(of_kernels) - 1] if of_kernels else 0
+    ranges = [schema.DataSegment(start, size) for start, size in zip(starts, sizes, strict=True)]
     for plan in plans:
         for delegate in plan.delegates:
             delegate.processed.index += 1 + len(order)
@@ -57,8 +61,9 @@ def write(
     with path.open("wb") as file:
         file.write(head)
         base = file.tell()
+        contents = itertools.chain((data[name] for name in order), payloads)  # one in memory at a time
         for start, content in zip(starts, contents, strict=True):
-            file.write(b"\0" * (base + start - file.tell()))
+            file.seek(base + start)  # what is skipped is zeros
             file.write(content)
 
 

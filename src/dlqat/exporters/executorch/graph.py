@@ -11,9 +11,11 @@ Shapes are upper bounds; a dimension of TOKENS is the number of tokens of this s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,13 +85,44 @@ class Kernel:
 Node = Xnn | Kernel
 
 
-class PteGraph:
-    """Nodes in order, constants by name."""
+class Constants(Mapping[str, bytes]):
+    """Bytes by name, in a file until the program is written: together they are as large as the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._kept: dict[str, tuple[int, int, bytes]] = {}
+
+    def add(self, name: str, content: bytes) -> None:
+        """The same name twice must be the same bytes."""
+        digest = hashlib.sha256(content).digest()
+        start, size, known = self._kept.setdefault(name, (self._file.seek(0, 2), len(content), digest))
+        assert (size, known) == (len(content), digest), f"{name} is stored with two contents"
+        if start == self._file.tell():
+            self._file.write(content)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: size for name, (_, size, _) in self._kept.items()}
+
+    def __getitem__(self, name: str) -> bytes:
+        start, size, _ = self._kept[name]
+        self._file.seek(start)
+        return self._file.read(size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+class PteGraph:
+    """Nodes in order, constants by name. `spool`: where these are kept; None: in memory."""
+
+    def __init__(self, spool: IO[bytes] | None = None) -> None:
         self.nodes: list[Node] = []
         self.caches: list[Value] = []
-        self.data: dict[str, bytes] = {}
+        self.data = Constants(spool or io.BytesIO())
 
     def xnn(
         self,
@@ -124,22 +157,18 @@ class PteGraph:
 
     def floats(self, name: str, values: NDArray[np.float32]) -> Stored:
         """A float32 constant."""
-        self._store(name, np.ascontiguousarray(values, np.float32).tobytes())
+        self.data.add(name, np.ascontiguousarray(values, np.float32).tobytes())
         return Stored(name, values.shape)
 
     def integers(self, name: str, values: NDArray[Any]) -> Stored:
         """An integer constant of the type that it has."""
-        self._store(name, np.ascontiguousarray(values).tobytes())
+        self.data.add(name, np.ascontiguousarray(values).tobytes())
         return Stored(name, values.shape, str(values.dtype))
 
     def store(self, name: str, content: bytes) -> str:
         """Bytes under a name; the same name twice must be the same bytes."""
-        self._store(name, content)
+        self.data.add(name, content)
         return name
-
-    def _store(self, name: str, content: bytes) -> None:
-        known = self.data.setdefault(name, content)
-        assert known is content or known == content, f"{name} is stored with two contents"
 
 
 def whole(nodes: Sequence[Node], output: Value) -> tuple[list[Node], Value]:

@@ -22,7 +22,7 @@ from executorch.exir import schema
 from executorch.exir.scalar_type import ScalarType
 
 from dlqat.exporters.executorch import file
-from dlqat.exporters.executorch.graph import TOKENS, Kernel, Node, Scalar, Stored, Value, Xnn
+from dlqat.exporters.executorch.graph import TOKENS, Constants, Kernel, Node, Scalar, Stored, Value, Xnn
 from dlqat.exporters.executorch.xnnpack import payload
 
 TYPES = {
@@ -50,11 +50,11 @@ class Method:
     """The most tokens of one step."""
 
 
-def write(path: Path, methods: Sequence[Method], data: Mapping[str, bytes], constants: Mapping[str, Constant]) -> None:
+def write(path: Path, methods: Sequence[Method], data: Constants, constants: Mapping[str, Constant]) -> None:
     """Write the file with the tensors in `data`; `constants` become methods without inputs, as runners ask for them."""
     payloads: list[bytes] = []
     of_kernels: dict[str, int] = {}
-    sizes = {name: len(content) for name, content in data.items()}
+    sizes = data.sizes
     bound = max(method.longest for method in methods)  # one for all: equal delegates are stored once
     plans = [_MemoryPlan(method, _Delegates(payloads, sizes, bound), of_kernels).build() for method in methods]
     plans += [_constant_method(name, value) for name, value in constants.items()]

@@ -11,7 +11,8 @@ Metadata methods and signature are those of executorch/extension/llm/runner/cons
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +67,11 @@ def write(
     """`target.Target.write`."""
     facts = architecture.read(model.config)
     special = tokens.read(source, model.config)
-    b = Xnnpack(facts, model.specs, options.context)
-    decoder.forward(b, model, done)
     path = folder / PROGRAM
-    executorch_program.write(path, _methods(b, options), b.graph.data, _metadata(facts, special, options))
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        b = Xnnpack(facts, model.specs, options.context, spool)
+        decoder.forward(b, model, done)
+        executorch_program.write(path, _methods(b, options), b.graph.data, _metadata(facts, special, options))
     disk.copy_tokenizer(source, folder)
     states = dict.fromkeys(CLIENTS, f"not set up: {source} has no tokenizer.json")
     changed = None
@@ -79,7 +81,7 @@ def write(
         changed = runner_tokenizer.prepare(folder)
         settings = tokens.load(folder / "generation_config.json")
         states = {client: generation.state(client, settings, untold) for client in CLIENTS}
-    found = sizes({name: len(content) for name, content in b.graph.data.items()})
+    found = sizes(b.graph.data.sizes)
     return Written(
         target="executorch",
         form=options.form,
@@ -132,7 +134,7 @@ def _metadata(facts: Decoder, special: SpecialTokens | None, options: Options) -
     }
 
 
-def _head(facts: Decoder, data: Mapping[str, bytes]) -> str:
+def _head(facts: Decoder, data: Collection[str]) -> str:
     if not facts.tied:
         return "its own"
     own = any(name.startswith(f"{HEAD}.") for name in data)

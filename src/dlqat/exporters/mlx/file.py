@@ -1,40 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""model.safetensors, written one tensor at a time: the header first, so a model may be larger than memory."""
+"""model.safetensors, written one tensor at a time, so a model may be larger than memory."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dlqat import tensor_writer
 from dlqat.architecture import Decoder
 from dlqat.exporters.mlx import storage
 from dlqat.exporters.storage import Leaf, weight
 from dlqat.folded import Quantized
 from dlqat.folded.disk import FoldedModel
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "U32"}
-
 
 def write(path: Path, model: FoldedModel, dtype: torch.dtype, done: Callable[[str], None]) -> dict[str, int]:
     """Write the file; bytes by tensor."""
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     sizes: dict[str, int] = {}
-    at = 0
-    for name, tensor in _all(model, dtype):
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        sizes[name] = size
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    with tensor_writer.writing(path, {"format": "mlx"}, tensor_writer.as_they_come) as file:
         for name, tensor in _all(model, dtype):
-            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            file.add(name, tensor)
+            sizes[name] = tensor.numel() * tensor.element_size()
             if name.endswith(".weight"):
                 done(name)
     return sizes

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dlqat.exporters.storage import Leaf
 from dlqat.folded import Quantized
+from dlqat.tensor_writer import blocks
 
 GROUPS = (128, 64, 32)
 COMPOUND = (
@@ -40,7 +41,7 @@ class Storage:
             return f"{grid}: MLX has groups of 32, 64 and 128, and {inputs} inputs have none; recipe: group_size = 32"
         if (reason := rounded(weight.scales, self.dtype)) is not None:
             return f"{grid}: scales, {reason}"
-        _, biases, _ = affine(weight)
+        _, biases = affine(weight)
         return None if (reason := rounded(biases, self.dtype)) is None else f"{grid}: lowest values, {reason}"
 
     def describe(self, name: str, weight: Leaf) -> str:
@@ -70,32 +71,37 @@ def bits(weight: Quantized) -> int:
     return 3 if _mirrored(weight) is not None else weight.grid.bits
 
 
-def affine(weight: Quantized) -> tuple[Tensor, Tensor, Tensor]:
-    """(u uint8 [out, in], biases float32 [out, groups], scales) in the groups of folded/."""
+def affine(weight: Quantized) -> tuple[Tensor, Tensor]:
+    """(the code that u = 0 stands for, biases) float32 [out, groups], in the groups of folded/."""
     lowest = torch.full_like(weight.scales, weight.grid.qmin)
     if (mirrored := _mirrored(weight)) is not None:
-        lowest = mirrored
-    elif weight.zero_points is not None:
-        lowest = lowest - weight.zero_points
-    first = lowest if weight.zero_points is None else torch.full_like(lowest, weight.grid.qmin)
-    u = weight.codes.short().unflatten(1, (weight.scales.shape[1], -1)) - first.short()[..., None]
-    return u.flatten(1).to(torch.uint8), weight.scales * lowest, weight.scales
+        return mirrored, weight.scales * mirrored
+    if weight.zero_points is None:
+        return lowest, weight.scales * lowest
+    return lowest, weight.scales * (lowest - weight.zero_points)
 
 
-def packed(u: Tensor, width: int) -> Tensor:
-    """int32 [out, in * width / 32]: the bits of a row, one code after the other, the lowest first."""
-    stream = np.unpackbits(u.numpy()[..., None], axis=-1, count=width, bitorder="little")
-    return torch.from_numpy(np.packbits(stream.reshape(len(u), -1), axis=1, bitorder="little").view(np.int32))
+def packed(weight: Quantized, first: Tensor) -> Tensor:
+    """uint32 [out, in * bits / 32]: the bits of a row, one code after the other, the lowest first. A bit takes a byte on the
+    way, so some rows at a time."""
+    (out, inputs), width = weight.codes.shape, bits(weight)
+    words = torch.empty(out, inputs * width // 32, dtype=torch.int32)
+    for block in blocks(out, inputs):
+        codes = weight.codes[block].short().unflatten(1, (first.shape[1], -1)) - first[block].short()[..., None]
+        u = codes.flatten(1).to(torch.uint8).numpy()
+        stream = np.unpackbits(u[..., None], axis=-1, count=width, bitorder="little").reshape(len(u), -1)
+        words[block] = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little").view(np.int32))
+    return words.view(torch.uint32)
 
 
 def tensors(weight: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
     """suffix -> what stands in the file."""
-    u, biases, scales = affine(weight)
+    first, biases = affine(weight)
     size = group(weight)
     assert size is not None
-    repeat = weight.codes.shape[1] // size // scales.shape[1]
-    wide = (x.repeat_interleave(repeat, 1).to(dtype).contiguous() for x in (scales, biases))
-    return dict(zip(("weight", "scales", "biases"), (packed(u, bits(weight)), *wide), strict=True))
+    repeat = weight.codes.shape[1] // size // first.shape[1]
+    wide = (x.repeat_interleave(repeat, 1).to(dtype).contiguous() for x in (weight.scales, biases))
+    return dict(zip(("weight", "scales", "biases"), (packed(weight, first), *wide), strict=True))
 
 
 def _mirrored(weight: Quantized) -> Tensor | None:

@@ -99,12 +99,13 @@ def prove(
     from dlqat.runtime_tests.check import ladder, sizes
     from dlqat.runtime_tests.check.rungs import l4_accuracy
     from dlqat.runtime_tests.reference.model import Reference
+    from dlqat.source import unpacked
 
     torch.set_num_threads(request.threads)
     start = time.monotonic()
     checks: list[Check] = []
     tell("reading the reference")
-    reference = Reference(request.reference)
+    reference = Reference(request.reference, unpacked.load)
     proof = ladder.Proof(
         request.artifact, reference, isolated(chosen), request.threads, request.quick, tell, request.output
     )

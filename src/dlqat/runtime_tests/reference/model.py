@@ -29,7 +29,7 @@ from dlqat.folded.disk import FoldedModel
 from dlqat.quiet import hush, quiet
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.reference.arithmetic import Arithmetic, apply, gelu_table
-from dlqat.source import pretrained
+from dlqat.source import pretrained, unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Nudge:
 
 
 class Reference:
-    """folded/ in transformers; `model` are its integers."""
+    """folded/ in transformers; `model` are its integers. `load`: how it comes into memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, load: Callable[[Path], Any] = pretrained.model) -> None:
         self.folder = folder
         self.model: FoldedModel = disk.read(folder)
-        self.network: Any = _load(folder)
+        self.network: Any = _load(folder, load)
         self.eos: tuple[int, ...] = _eos(self.network.generation_config, self.model.config)
         self.max_positions = architecture.read(self.model.config).max_positions
         self.vocab_size = int(self.model.config["vocab_size"])
@@ -57,9 +57,9 @@ class Reference:
             rows: Tensor = self.network(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
         return rows.float().numpy()
 
-    def weight(self, name: str) -> Tensor:
-        """The dense weight that transformers multiplies with, [out, in]. Decompressed by the first forward."""
-        return self.network.get_submodule(name).weight.detach()
+    def weight(self, name: str) -> contextlib.AbstractContextManager[Tensor]:
+        """The dense weight that transformers multiplies with, [out, in], as long as the block runs."""
+        return unpacked.whole(self.network.get_submodule(name))
 
     def activations(self, token_ids: Sequence[int]) -> dict[str, Tensor]:
         """Input float32 [len(token_ids), in] of every linear that has integers, lm_head included."""
@@ -148,11 +148,11 @@ class Reference:
                 handle.remove()
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, load: Callable[[Path], Any]) -> Any:
     hush("transformers")
     try:
         with quiet():
-            network: Any = pretrained.model(folder)
+            network: Any = load(folder)
             with torch.no_grad():
                 network(torch.tensor([[0]]), use_cache=False)  # its weights are decompressed now, and a bar is drawn
     except Refusal:
