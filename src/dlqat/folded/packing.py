@@ -36,7 +36,7 @@ def store(leaf: Quantized, name: str) -> dict[str, Tensor]:
             f"{name}.weight_zero_point": leaf.zero_points.contiguous(),
         }
     return {
-        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits),
+        f"{name}.weight_packed": _packing().pack_to_int32(leaf.codes, leaf.grid.bits).contiguous(),
         f"{name}.weight_scale": scales,
         f"{name}.weight_shape": torch.tensor(leaf.codes.shape),
     }
