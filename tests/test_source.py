@@ -278,7 +278,7 @@ def test_a_tensor_that_is_no_number_is_named(tmp_path: Path, value: float) -> No
 def test_a_family_that_transformers_does_not_have_yet_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """dlqat knows families that came with transformers 5.23, and runs with 5.17: one line, wherever a config is read."""
+    """Families come with a version of transformers: one line, wherever a config is read."""
     tiny("llama").save_pretrained(tmp_path / "model")
     toy_tokenizer().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(pretrained, "CONFIG_MAPPING", {})
