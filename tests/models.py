@@ -6,14 +6,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dlqat import architecture
 from dlqat.folded import Folded, Quantized, disk
 from dlqat.folded.disk import FoldedModel
 from dlqat.grid import Grid, quantize
 from dlqat.recipe import Recipe, portable
+from dlqat.source import pretrained
 
 SCALED_LOCAL_ROPE: dict[str, Any] = {
     "rope_parameters": {
@@ -122,8 +125,10 @@ RELEASED: dict[str, dict[str, Any]] = {
 
 def tiny(family: str = "llama-tied", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random float32 model of `family`: 2 layers, hidden 64, grouped-query attention, vocabulary 160."""
+    if (model_type := family.partition("-")[0].replace("llama3", "llama")) not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} does not have {model_type}")
     config = AutoConfig.for_model(
-        family.partition("-")[0].replace("llama3", "llama"),
+        model_type,
         **{
             "vocab_size": 160,
             "hidden_size": 64,
@@ -141,7 +146,8 @@ def tiny(family: str = "llama-tied", seed: int = 0, **changes: Any) -> PreTraine
     )
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attention = pretrained._attention(config.to_dict())
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):

@@ -16,14 +16,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
+import jsonschema
 import numpy as np
 import pytest
 
 import artifacts
 from artifacts import FORMS
 from dlqat import artifact as folders
-from dlqat import folder_lock
+from dlqat import badge, folder_lock, schemas
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests import cli, tolerances
 from dlqat.runtime_tests.check import controls, ladder
@@ -79,6 +81,8 @@ def test_the_whole_ladder(exported: Path) -> None:
     assert found.pop("L3 stops") in ("passed", "not verified")  # a random model seldom says EOS
     assert set(found.values()) == {"passed"}
     assert "dlqat-check: passed" in done.stdout
+    jsonschema.validate(content, report.schema())
+    assert "integers verified, 4 bit" in (exported / "badge.svg").read_text()
     text = (exported / "report.md").read_text()
     assert text.startswith("# dlqat-check: passed")
     for check in content["checks"]:
@@ -356,7 +360,38 @@ def test_report_is_plain_json(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "http:" not in page and "https:" not in page  # one file: it opens without a network
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["badge.svg", "report.html", "report.json", "report.md"]
+    ET.fromstring((tmp_path / "badge.svg").read_text())  # noqa: S314 - ours: it is XML
+
+
+def test_schemas_are_of_the_files_as_they_are_written(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """manifest.json and report.json fit; a field less, or a status that there is not, does not."""
+    manifest, written = json.loads((exported / "manifest.json").read_text()), report.as_dict(some_report("passed"))
+    for name, content, wrong in (("manifest", manifest, {"format": 2}), ("report", written, {"verdict": "fine"})):
+        schemas.schema(name)
+        schema = json.loads(capsys.readouterr().out)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(content, schema)
+        for broken in ({k: v for k, v in content.items() if k != "versions"}, {**content, **wrong}):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(broken, schema)
+    with pytest.raises(Refusal, match="folded has no schema; known: report, manifest"):
+        schemas.schema("folded")
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "said"),
+    [
+        ({}, "passed", ("integers verified, 3 bit", badge.GREEN)),
+        ({"figures": {}}, "passed", ("integers verified", badge.GREEN)),
+        ({"rung": "L2"}, "passed", ("not verified", badge.GREY)),
+        ({"status": "not verified"}, "passed", ("not verified", badge.GREY)),
+        ({}, "failed", ("check failed", badge.RED)),
+    ],
+)
+def test_the_badge_says_no_more_than_the_check(changes: dict[str, Any], verdict: str, said: tuple[str, str]) -> None:
+    row = {"rung": "L0", "name": "integers of model.onnx", "status": "passed", "figures": {"bits": 3}, **changes}
+    assert badge.said({"verdict": verdict, "checks": [row]}) == said
 
 
 def test_every_limit_has_a_reason() -> None:

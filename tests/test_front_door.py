@@ -93,6 +93,21 @@ def test_a_prompt_that_fills_the_context_is_refused(road: SimpleNamespace) -> No
     assert isinstance(done.exception, dlqat.Refusal) and "the context is" in str(done.exception)
 
 
+def test_the_notebook_runs(road: SimpleNamespace, tmp_path: Path) -> None:
+    """Its code cells as they stand, on a tiny model and two steps; what a notebook alone can do (%pip) is left out."""
+    page = json.loads((Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "code"]
+    assert cells[0].startswith("%pip install") and all(cell.get("outputs", []) == [] for cell in page["cells"])
+    base = road.model_dir.parent / "base"
+    environment = {**os.environ, "DLQAT_MODEL": str(base), "DLQAT_STEPS": "2", "HF_HUB_OFFLINE": "1"}
+    program = "\n".join([*cells[1:], "assert report.verdict == 'passed' and len(written)"])
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "passed  L0 integers of" in done.stdout
+
+
 def test_one_command_leads_to_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def say(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["dlqat", *words])

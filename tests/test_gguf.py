@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -98,6 +100,43 @@ def test_two_bits_in_two_bits(tmp_path: Path, group_size: int) -> None:
     assert row < wide.stat().st_size
     loaded = source.resolve(str(artifact / "model.gguf")).stored.tensor(f"{name}.weight")
     assert torch.equal(loaded, folded.dense(folded_model.layers[name]))
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of form q2_0."""
+    model = models.tiny("llama", vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256)
+    folded_model = models.fold_model(model, recipe(bits=2, group_size=64))
+    return artifacts.export_model(tmp_path_factory.mktemp("narrow"), "q2_0", folded_model, byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("talk", ["hello"]),
+        ("talk", []),
+        ("runtime_tests.eval_cli", ["--text", "text.txt"]),
+        ("runtime_tests.cli", []),
+    ],
+    ids=["run", "chat", "eval", "check"],
+)
+def test_a_llamacpp_before_q2_0_is_not_asked(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    module: str, words: list[str],
+) -> None:  # fmt: skip
+    """Every command that runs an artifact says so in one line, before it loads anything; the device is there."""
+    monkeypatch.setenv("DLQAT_DEVICES", str(tmp_path))
+    ready = DEVICES["host-llamacpp"].release.folder / "ready"
+    ready.parent.mkdir(parents=True)
+    ready.touch()
+    monkeypatch.setattr(sys, "argv", ["dlqat", str(narrow), *words, "--device", "host-llamacpp"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"dlqat.{module}").main()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert said[-1] == (
+        "error: device host-llamacpp cannot run here: its llama.cpp is older than Q2_0; --device node-llamacpp has it"
+    )
 
 
 def test_what_would_not_be_smaller_as_q2_0_is_refused(tmp_path: Path) -> None:

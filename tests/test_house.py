@@ -226,7 +226,17 @@ def test_every_python_file_names_its_licence() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["exporters.cli", "runtime_tests.cli", "runtime_tests.eval_cli", "devices.cli", "publish", "demo"]
+    "module",
+    [
+        "trainer.cli",
+        "exporters.cli",
+        "runtime_tests.cli",
+        "runtime_tests.eval_cli",
+        "devices.cli",
+        "talk",
+        "publish",
+        "demo",
+    ],
 )
 def test_commands_start_without_torch(module: str) -> None:
     """--help answers at once, and TQDM_DISABLE, which tqdm reads once (torch imports it), can still be set."""
@@ -234,9 +244,9 @@ def test_commands_start_without_torch(module: str) -> None:
     assert run(sys.executable, "-c", code).returncode == 0
 
 
-def test_dlqat_train_starts_without_transformers() -> None:
-    """Two seconds of --help in place of five; and its remarks on torchao come where quiet() holds them back."""
-    code = "import sys, dlqat.trainer.cli; sys.exit('transformers' in sys.modules)"
+def test_choices_of_dlqat_train_are_checked_without_transformers() -> None:
+    """A wrong one is refused in two seconds; and its remarks on torchao come where quiet() holds them back."""
+    code = "import sys, dlqat.trainer.compose; sys.exit('transformers' in sys.modules)"
     assert run(sys.executable, "-c", code).returncode == 0
 
 

@@ -104,18 +104,19 @@ def test_files_and_card_are_there(hub: Hub, checked: Path) -> None:
     code, said = push(hub, checked, "--private")
     assert code == 0, said
     assert hub.created[0]["visibility"] == "private"
-    assert set(hub.files) == {"README.md", "manifest.json", "dlqat-app.json", "model.gguf"}
+    assert set(hub.files) == {"README.md", "badge.svg", "manifest.json", "dlqat-app.json", "model.gguf"}
     assert all(hub.files[name] == (checked / name).read_bytes() for name in hub.files)
     text = hub.files["README.md"].decode()
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["library_name"] == "gguf" and {"dlqat", "4-bit", "8-bit"} <= set(front["tags"])
     assert "llama-cli -m me/tiny/model.gguf" in text and "| L0 | integers" in text
     assert str(checked.parent) not in text
+    assert "![dlqat: integers verified, 4 bit](badge.svg)" in text
 
 
 def test_nothing_is_sent_in_a_dry_run(hub: Hub, checked: Path) -> None:
     code, said = push(hub, checked, "--dry-run")
-    assert code == 0 and "4 files would go to me/tiny" in said and not hub.created
+    assert code == 0 and "5 files would go to me/tiny" in said and not hub.created
 
 
 def test_the_hubs_own_words_are_shown(hub: Hub, checked: Path) -> None:

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from dlqat import architecture, source
 from dlqat.refusal import Refusal
+from dlqat.source import pretrained
 from models import CAPPED, FAMILIES, tiny
 from toy_tokenizer import toy_tokenizer
 
@@ -274,6 +275,18 @@ def test_a_tensor_that_is_no_number_is_named(tmp_path: Path, value: float) -> No
         source.load(source.resolve(str(tmp_path)))
 
 
+def test_a_family_that_transformers_does_not_have_yet_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Families come with a version of transformers: one line, wherever a config is read."""
+    tiny("llama").save_pretrained(tmp_path / "model")
+    toy_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(pretrained, "CONFIG_MAPPING", {})
+    for load in (lambda path: source.resolve(str(path)), pretrained.model):
+        with pytest.raises(Refusal, match=r"^transformers [\d.]+ does not know llama; pip install -U transformers$"):
+            load(tmp_path / "model")
+
+
 def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     with pytest.raises(Refusal, match="has no tokenizer.json; copy"):
@@ -345,7 +358,7 @@ def test_shards_are_downloaded_under_the_names_of_the_index(hub: Path, monkeypat
     index.write_text(index.read_text().replace("model-", "[part]-"))
     (remote / "notes.safetensors").touch()
 
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, revision: str | None, allow_patterns: list[str], **_: object) -> str:
         hub.mkdir(exist_ok=True)
         for path in remote.iterdir():
             if any(fnmatch(path.name, pattern) for pattern in allow_patterns):

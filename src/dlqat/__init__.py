@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dlqat.refusal import Refusal
     from dlqat.trainer.options import Options
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Options", "Refusal", "check", "evaluate", "export", "fold", "load_folded", "prepare", "save", "train"]
 
 

@@ -163,7 +163,7 @@ def evaluate(
     beside = artifacts.folded_beside(folder) if reference is None else Path(reference)
     request = EvalRequest(
         found,
-        isolated(usable(device, found.format)),
+        isolated(usable(device, found)),
         beside,
         tuple(tasks),
         None if data is None else Path(data),

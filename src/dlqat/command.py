@@ -19,6 +19,7 @@ VERBS = {
     "chat": ("dlqat.talk", "talk with an artifact"),
     "app": ("dlqat.apps.cli", "an artifact in a web, React Native, Android or iOS app"),
     "push": ("dlqat.publish", "a checked artifact on the Hugging Face hub, with a model card"),
+    "schema": ("dlqat.schemas", "the JSON Schema of report.json or manifest.json"),
     "demo": ("dlqat.demo", "all of it on a real model, in minutes"),
 }
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dlqat import first_lines
+from dlqat import badge, first_lines
 from dlqat.visible import markdown
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,6 +26,8 @@ def card(
         *_front(manifest, target, licence),
         "",
         f"# {markdown(name.partition('/')[2])}",
+        "",
+        f"![{badge.LABEL}: {badge.said(report)[0]}]({badge.NAME})",
         "",
         "The integers in these files are the ones that were trained: [dlqat](https://pypi.org/project/dlqat/) fine-tuned the",
         "model on its integer grid and wrote it without rounding it again. `manifest.json` has the digest of every file.",

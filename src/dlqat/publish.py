@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """dlqat push: a checked artifact on the Hugging Face hub, with a model card made from its reports.
 
-Only what manifest.json names goes up, manifest.json and the card: no reports, which name folders of this machine, and no
+Only what manifest.json names goes up, manifest.json, the card and its badge: no reports, which name folders of this machine, and no
 answers. Refused: files that are not the ones that were written, and an artifact that was not checked or failed.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from dlqat import artifact, atomic, json_file, model_card, model_dir, own_folder, refusal
+from dlqat import artifact, atomic, badge, json_file, model_card, model_dir, own_folder, refusal
 from dlqat.artifact import Artifact
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
@@ -43,13 +43,15 @@ def push(
         raise Refusal(f"{repository} is not a model of the hub; name it as org/name")
     found = artifact.find(folder)
     text = card(found, repository)
-    if (folder / CARD).exists() and CARD not in own_folder.written(folder):
-        raise Refusal(f"{folder / CARD} is not dlqat's; move it, for the model card goes there")
-    atomic.text(folder / CARD, text)
-    if own_folder.marked(folder):
-        own_folder.note(folder, folder / CARD)
+    own = {CARD: text, badge.NAME: badge.svg(json_file.read(folder / "report.json"))}
+    for name, content in own.items():
+        if (folder / name).exists() and name not in own_folder.written(folder):
+            raise Refusal(f"{folder / name} is not dlqat's; move it, for a file of the model card goes there")
+        atomic.text(folder / name, content)
+        if own_folder.marked(folder):
+            own_folder.note(folder, folder / name)
     console = Terminal()
-    files = [CARD, artifact.MANIFEST, *sorted(found.manifest.files)]
+    files = [*own, artifact.MANIFEST, *sorted(found.manifest.files)]
     if dry_run:
         console.print(f"{folder / CARD} is written; {len(files)} files would go to {repository}", soft_wrap=True)
         return

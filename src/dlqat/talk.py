@@ -66,7 +66,7 @@ class Speaker:
 
 def _speaker(folder: Path, device_name: str | None, threads: int) -> Speaker:
     found = artifacts.find(folder)
-    chosen = isolated(usable(device_name, found.format))
+    chosen = isolated(usable(device_name, found))
     from dlqat import source
     from dlqat.runtime_tests.eval.run import end_tokens
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dlqat.devices.device import Device
+from dlqat.artifact import Artifact
+from dlqat.devices.device import Device, lacks
 from dlqat.devices.host.coreml import HostCoreml
 from dlqat.devices.host.coreml_reference import CoremlReference
 from dlqat.devices.host.executorch import HostExecutorch
@@ -56,9 +57,14 @@ def device(name: str | None, form: str) -> Device:
     return DEVICES[name]
 
 
-def usable(name: str | None, form: str) -> Device:
-    """`device`, if it can run here. Refusal with the reason if not."""
-    chosen = device(name, form)
-    if (reason := chosen.available()) is not None:
+def usable(name: str | None, artifact: Artifact) -> Device:
+    """`device`, if it can run here and loads this artifact's form. Refusal with the reason if not."""
+    chosen = device(name, artifact.format)
+    if (reason := why_not(chosen, artifact)) is not None:
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
     return chosen
+
+
+def why_not(chosen: Device, artifact: Artifact) -> str | None:
+    """Why a device cannot run an artifact of its format here, or None."""
+    return chosen.available() or lacks(chosen, artifact.manifest.form)

@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 import dlqat
 from dlqat import artifact, atomic, json_file
@@ -28,8 +30,28 @@ from dlqat.formats import FORMATS
 from dlqat.grid import as_json
 from dlqat.refusal import Refusal
 
-_REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{"}
+_REPORTS = {"report.md": "# dlqat-check: ", "report.html": "<!doctype html>", "report.json": "{", "badge.svg": "<svg "}
 """How the files begin that dlqat-check puts into an artifact."""
+
+
+class Content(artifact.Manifest, frozen=True, kw_only=True):
+    """What every target writes; details of a target stand beside it."""
+
+    format: Literal[1]
+    specs: list[dict[str, Any]]
+    parameters: int
+    bits_per_weight: float
+    bytes: dict[str, int]
+    versions: dict[str, str]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of manifest.json as it is written; reading asks for less (artifact.Manifest)."""
+    found = msgspec.json.schema(Content)
+    fields = found["$defs"][Content.__name__]
+    optional = ("generator", "context")  # of some targets
+    fields["required"] = [name for name in fields["properties"] if name not in optional]
+    return found
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,7 @@ def write(made: Written, model: FoldedModel, source: Path, folder: Path) -> dict
         "versions": {"dlqat": dlqat.__version__}
         | {name: importlib.metadata.version(name) for name in (*FORMATS[made.target].written_with, "torch")},
     }
-    json_file.convert(content, artifact.Manifest, NAME)  # the schema by which it is read
+    json_file.convert(content, Content, NAME)
     (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
 

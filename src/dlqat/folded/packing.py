@@ -38,7 +38,7 @@ def write(leaf: Quantized, name: str, file: Writer) -> None:
         return
     (out, inputs), bits = leaf.codes.shape, leaf.grid.bits
     pack = words.pack if bits in words.WIDTHS else _packing().pack_to_int32
-    packed = (pack(leaf.codes[block], bits) for block in blocks(out, inputs))
+    packed = (pack(leaf.codes[block], bits).contiguous() for block in blocks(out, inputs))
     file.rows(f"{name}.weight_packed", torch.int32, (out, -(-inputs * bits // 32)), packed)
     file.add(f"{name}.weight_shape", torch.tensor(leaf.codes.shape))
 

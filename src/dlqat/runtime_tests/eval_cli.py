@@ -120,7 +120,7 @@ def command(
     if answers is not None:
         _score(found, prompts, answers, reference, output, alone=no_reference)
         return
-    chosen = usable(device_name, found.format)
+    chosen = usable(device_name, found)
     if not atomic.writable(folder := output or artifact):
         raise Refusal(f"{folder} cannot be written to; say where results go with --output FOLDER")
     beside = None

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -107,9 +109,17 @@ def generation_config(folder: Path) -> GenerationConfig:
 
 def config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """The config object of a config.json's fields; raises what transformers raises where they make none."""
+    _refuse_younger(fields)
     found = AutoConfig.for_model(**fields)
     found._attn_implementation = _attention(fields)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # the setter is called so
     return found
+
+
+def _refuse_younger(fields: Mapping[str, Any]) -> None:
+    """Refusal of a family that dlqat knows and the installed transformers does not."""
+    family = str(fields.get("model_type"))
+    if family in architecture.FAMILIES and family not in CONFIG_MAPPING:
+        raise Refusal(f"transformers {transformers.__version__} does not know {family}; pip install -U transformers")
 
 
 def _attention(fields: Mapping[str, Any]) -> str:
@@ -139,6 +149,7 @@ def model(folder: Path) -> Any:
     """The model in a folder as transformers loads it, in float32. Refusal of code and of an unknown architecture."""
     look(folder)
     fields = json_file.read(folder / "config.json")
+    _refuse_younger(fields)
     decoder = architecture.read(fields)
     stored = {name.removesuffix("_packed") for name in tensor_file.names(folder / "model.safetensors")}
     needed = [*(f"{path}.weight" for path in decoder.linears()), "model.embed_tokens.weight", "model.norm.weight"]

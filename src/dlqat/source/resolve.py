@@ -17,11 +17,12 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -174,13 +175,14 @@ def _download(name: str, revision: str | None, *, text_only: bool) -> Path:
     """The snapshot folder of a hub model: its config first, and the rest only if we know the architecture."""
     tokenizer = [*disk.TOKENIZER_FILES, disk.MORE_TEMPLATES]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
+        fetch = partial(snapshot_download, name, local_files_only=constants.HF_HUB_OFFLINE)  # 1.33 asks all the same
+        folder = Path(fetch(revision=revision, allow_patterns=["config.json"]))
         float_model.complete(hf_folder.config(folder, text_only=text_only), torch.float32)
         pretrained.look(folder)
         wanted = ["config.json", hf_folder.SINGLE, hf_folder.INDEX, *tokenizer]
-        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+        fetch(revision=folder.name, allow_patterns=wanted)
         shards = [glob.escape(shard) for shard in hf_folder.shards(folder)]  # under whatever names
-        return Path(snapshot_download(name, revision=folder.name, allow_patterns=[*wanted, *shards]))
+        return Path(fetch(revision=folder.name, allow_patterns=[*wanted, *shards]))
     except Refusal:
         raise
     except Exception as error:  # the hub, httpx and the cache raise unrelated classes

@@ -14,10 +14,7 @@ import typer
 from dlqat import refusal
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal, starting
-from dlqat.trainer import compose
-from dlqat.trainer.compose import DLQAT, START, TWO_BITS
-from dlqat.trainer.options import Options
-from dlqat.trainer.starts.by_name import OTHER_NAMES, STARTS
+from dlqat.trainer.options import DLQAT, OTHER_NAMES, START, STARTS, TWO_BITS, Options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 _DEFAULT = Options()
@@ -224,6 +221,8 @@ def train(
         save_every=save_every,
     )
     starting()
+    from dlqat.trainer import compose  # with torch, and --help imports this file
+
     request = compose.request(
         model,
         output,

@@ -13,7 +13,7 @@ from dlqat import recipe
 from dlqat.recipe import BLOCKS, Recipe, Rule
 from dlqat.refusal import Refusal
 from dlqat.terminal import Terminal
-from dlqat.trainer.options import Options
+from dlqat.trainer.options import DLQAT, NOTHING, START, TWO_BITS, Options
 from dlqat.trainer.starts.by_name import parse
 from dlqat.trainer.starts.start import Start
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:  # with transformers, and --help imports this file
     from dlqat.trainer.own_loop import Prepared
     from dlqat.trainer.request import TrainRequest
 
-DLQAT, NOTHING = "dlqat", "nothing"
 DEFAULT = Options()
-START, TWO_BITS = "weighted", "blocks"
-"""Start of a model; start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
 UNTRAINED = {"rank": 0, "magnitude": False, "train_scales": False}
 
 

@@ -6,6 +6,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+DLQAT, NOTHING = "dlqat", "nothing"
+"""What may follow a start."""
+STARTS = ("mse", "weighted", "gptq", "blocks", "swsc", "casp", "nm")
+"""Names only: --help tells them without importing torch. starts/by_name.py has what they are."""
+OTHER_NAMES = {"rtn": "mse"}
+"""What the field calls it."""
+START, TWO_BITS = "weighted", "blocks"
+"""Start of a model; start of a model with 2 bits: 40 steps do not bring it back from rounding to nearest (docs/training.md)."""
+
 MAGNITUDE_FLOOR = 0.05
 """m is kept above this after every step: it must stay positive to fold."""
 

@@ -22,7 +22,7 @@ from dlqat.refusal import Refusal
 from dlqat.source import Source
 from dlqat.trainer import precision
 from dlqat.trainer.data import template, training_data
-from dlqat.trainer.options import Options
+from dlqat.trainer.options import OTHER_NAMES, Options
 from dlqat.trainer.starts import by_name
 from dlqat.trainer.starts.start import Start
 
@@ -154,7 +154,7 @@ def _renew(found: dict[str, Any]) -> None:
     """Say what was recorded before `--init` and `--method` were one, and before there were the newer options."""
     options: dict[str, Any] = found["options"]
     init, method = options.pop("init", "mse"), found.pop("method", None) or {"name": "dlqat"}
-    name = str(init) if method["name"] == "dlqat" else by_name.OTHER_NAMES.get(method["name"], method["name"])
+    name = str(init) if method["name"] == "dlqat" else OTHER_NAMES.get(method["name"], method["name"])
     found["start"] = {**method, "name": name}
     options.setdefault("block_distance", 0.0)
 

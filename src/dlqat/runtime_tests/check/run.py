@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from dlqat import atomic, folder_lock
 from dlqat.artifact import Artifact
-from dlqat.devices.all import device
-from dlqat.devices.device import lacks
+from dlqat.devices.all import device, why_not
 from dlqat.devices.process.isolated import isolated
 from dlqat.refusal import Refusal
 from dlqat.runtime_tests.report import versions
@@ -90,7 +89,7 @@ def prove(
 
     `tell` hears what is looked at, `done` of every check."""
     chosen = device(request.device, request.artifact.format)
-    reason = chosen.available() or lacks(chosen, request.artifact.manifest.form)
+    reason = why_not(chosen, request.artifact)
     if reason is not None and not (request.device is None and getattr(chosen, "fetched", False)):
         raise Refusal(f"device {chosen.name} cannot run here: {reason}")
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers and compressed-tensors draw bars of their own

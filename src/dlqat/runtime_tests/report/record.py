@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a check, beside the artifact: report.json, and report.md and report.html drawn from it.
+"""The record of a check, beside the artifact: report.json, and report.md, report.html and badge.svg drawn from it.
 
 A status is one of three. "not verified" means that a thing could not be judged here, with the reason; it
 never counts as passed, and it does not fail the check.
@@ -12,9 +12,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dlqat import atomic, own_folder
+import msgspec
+
+from dlqat import atomic, badge, own_folder
 from dlqat.runtime_tests.report import page
 from dlqat.visible import code, line
 from dlqat.visible import markdown as escaped
@@ -65,13 +67,27 @@ def as_dict(report: Report) -> dict[str, Any]:
     return plain({"format": FORMAT, "verdict": report.verdict, **asdict(report)})
 
 
-def write(report: Report, folder: Path) -> tuple[Path, Path, Path]:
-    """Write report.json, report.md and report.html into `folder`, each atomically."""
-    paths = folder / "report.json", folder / "report.md", folder / "report.html"
+def schema() -> dict[str, Any]:
+    """JSON Schema of report.json."""
+    found = msgspec.json.schema(Report)
+    fields = found["$defs"][Report.__name__]
+    fields["properties"] = {
+        "format": {"const": FORMAT},
+        "verdict": {"enum": list(get_args(Status))},
+        **fields["properties"],
+    }
+    fields["required"] = list(fields["properties"])
+    return found
+
+
+def write(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Write report.json, report.md, report.html and badge.svg into `folder`, each atomically."""
+    paths = folder / "report.json", folder / "report.md", folder / "report.html", folder / badge.NAME
     content = as_dict(report)
     atomic.text(paths[0], json.dumps(content, indent=1, allow_nan=False) + "\n")
     atomic.text(paths[2], page.html(content))
     atomic.text(paths[1], "\n".join(markdown(report)) + "\n")
+    atomic.text(paths[3], badge.svg(content))
     if own_folder.marked(folder):
         own_folder.note(folder, *paths)
     return paths

@@ -12,14 +12,14 @@ from dlqat.refusal import Refusal
 from dlqat.trainer.methods.casp import Casp
 from dlqat.trainer.methods.nm import Nm
 from dlqat.trainer.methods.swsc import Swsc
+from dlqat.trainer.options import OTHER_NAMES, STARTS
 from dlqat.trainer.starts.compressed import Compressed
 from dlqat.trainer.starts.one_grid import Blocks, Gptq, Mse, Weighted
 from dlqat.trainer.starts.start import Start
 
 METHODS: dict[str, type[Any]] = {"swsc": Swsc, "casp": Casp, "nm": Nm}
-STARTS: dict[str, type[Any]] = {"mse": Mse, "weighted": Weighted, "gptq": Gptq, "blocks": Blocks, **METHODS}
-OTHER_NAMES = {"rtn": "mse"}
-"""What the field calls it."""
+KINDS: dict[str, type[Any]] = {"mse": Mse, "weighted": Weighted, "gptq": Gptq, "blocks": Blocks, **METHODS}
+assert tuple(KINDS) == STARTS
 
 
 def parse(name: str, settings: Sequence[str] = (), option: str = "--init") -> Start:
@@ -30,9 +30,9 @@ def parse(name: str, settings: Sequence[str] = (), option: str = "--init") -> St
 
 def value(name: str, settings: Sequence[str] = (), option: str = "--init") -> Any:
     """What the start is made of: the Method of a compression, else itself."""
-    if (name := OTHER_NAMES.get(name, name)) not in STARTS:
+    if (name := OTHER_NAMES.get(name, name)) not in KINDS:
         raise Refusal(f"{option} {name} is not one of {', '.join([*STARTS, *OTHER_NAMES])}")
-    kind = STARTS[name]
+    kind = KINDS[name]
     known = {f.name: type(f.default) for f in fields(kind)}
     values: dict[str, Any] = {}
     for setting in settings:
@@ -52,5 +52,5 @@ def value(name: str, settings: Sequence[str] = (), option: str = "--init") -> An
 def record(start: Start) -> dict[str, Any]:
     """What model_dir/dlqat.json says of it: its name and every option."""
     value = start.method if isinstance(start, Compressed) else start
-    name = next(n for n, kind in STARTS.items() if type(value) is kind)
+    name = next(n for n, kind in KINDS.items() if type(value) is kind)
     return {"name": name, **asdict(cast(Any, value))}

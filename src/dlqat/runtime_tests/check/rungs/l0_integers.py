@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -62,13 +63,22 @@ def integers_equal(proof: Proof) -> Iterator[Check]:
     for program in proof.artifact.programs:
         contents = proof.contents if program == proof.artifact.program else readers.read(program)
         result = integers.compare(contents, proof.wanted, proof.progress, proof.positions)
-        figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {"form": contents.form}
+        figures = {k: v for k, v in asdict(result).items() if k != "differences"} | {
+            "form": contents.form,
+            **_bits(proof),
+        }
         good = (
             f"{result.codes:,} codes, {result.scales:,} scales, {result.zero_points:,} zero-points and "
             f"{result.floats:,} float parameters equal, bit for bit, in {result.weights} multiplications; {result.facts:,} "
             "numbers of norms, attention and rotary positions as config.json means them"
         )
         yield judged("L0", f"integers of {program.name}", [str(d) for d in result.differences], good, figures)
+
+
+def _bits(proof: Proof) -> dict[str, int]:
+    """Bits that most layers were trained with, as far as folded/ says."""
+    found = Counter(spec.bits for spec in proof.reference.model.specs.values()).most_common(1)
+    return {"bits": found[0][0]} if found else {}
 
 
 def reference_equal(proof: Proof) -> Iterator[Check]:
