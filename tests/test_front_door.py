@@ -58,7 +58,7 @@ def test_the_road_in_python(road: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda road: dlqat.train("base", "out", [], bits=5), "bits"),
+        (lambda road: dlqat.train("base", "out", [], bits=6), "bits"),
         (lambda road: dlqat.export(road.model_dir, "tflite"), "target 'tflite' is not known"),
         (lambda road: dlqat.export(road.model_dir, "onnx", form="fast"), "fast"),
         (lambda road: dlqat.check(road.artifact, rungs=["L9"]), "L9 is not a rung"),

@@ -73,7 +73,7 @@ def test_a_group_that_does_not_divide_is_refused_with_the_sizes_that_do(inputs: 
     assert Grid(4, None).refuses(inputs) is None
 
 
-@pytest.mark.parametrize("bad", [{"bits": 5}, {"group_size": 48}])
+@pytest.mark.parametrize("bad", [{"bits": 6}, {"group_size": 48}])
 def test_a_grid_that_no_target_has_cannot_be_made(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is not one of"):
         Grid(**bad)

@@ -426,7 +426,7 @@ REFERENCES: dict[str, Callable[[Path], object]] = {
     "vocabulary": fields(vocab_size=1 << 24),
     "specs": lambda f: change(f / "dlqat.json", specs={"x": {"bits": "4"}}),
     "unknown spec": lambda f: change(f / "dlqat.json", specs={"x": {"colour": 4}}),
-    "layer": lambda f: change(f / "dlqat.json", layers={"model.layers.0.mlp.up_proj": {"kind": "quantized", "bits": 5}}),
+    "layer": lambda f: change(f / "dlqat.json", layers={"model.layers.0.mlp.up_proj": {"kind": "quantized", "bits": 6}}),
     "kind": lambda f: change(f / "dlqat.json", layers={"model.layers.0.mlp.up_proj": {"kind": "sum", "parts": [1]}}),
 }  # fmt: skip
 

@@ -69,7 +69,7 @@ def test_a_match_is_of_the_whole_name() -> None:
         ("[[rule]]\nmatch = '('", r"rule 1 needs match = 'regex' \(missing \)"),
         ("[[rule]]\nmatch = 'x'\nbit = 4", "unknown field 'bit'; known: bits, "),
         ("[[rule]]\nmatch = 'x'\nbits = '4'", "bits = '4': Expected int, got str"),
-        ("[[rule]]\nmatch = 'x'\nbits = 5", "bits = 5 is not one of"),
+        ("[[rule]]\nmatch = 'x'\nbits = 6", "bits = 6 is not one of"),
         ("[[rule]]\nmatch = 'x'\ngroup_size = 48", "group_size = 48 is not one of"),
         ("[[rule]]\nmatch = 'x'\nactivation_bits = 4", "activation_bits = 4 is not 0 or 8"),
         ("[[rule]]\nmatch = 'x'\nrank = -1", "rank = -1, .*: numbers of 0 or more"),

@@ -348,7 +348,7 @@ def test_another_tokenizer_is_refused(base: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        (["--bits", "5"], "bits = 5"),
+        (["--bits", "6"], "bits = 6"),
         (["--group-size", "128"], "does not divide"),
         (["--init", "magic"], "not one of"),
         (["--kd", "0"], "not both 0"),
