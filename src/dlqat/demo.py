@@ -150,16 +150,18 @@ def report(device: str, folder: str) -> Path:
 
 
 def matrix(folders: Sequence[Path]) -> Table:
-    """Every device that is here, and what was proved of each artifact on it; below, why the others are not here."""
-    table = Table(title="Where it runs", title_justify="left", caption_justify="left")
-    for column in ("device", *(f.name for f in folders)):
-        table.add_column(column, overflow="fold", no_wrap=column == "device")
+    """What was proved of each artifact on which device, and which others could run it; below, why some are not here."""
+    table = Table(title="Where it runs", title_justify="left", caption_justify="left", show_lines=True)
+    table.add_column("artifact", no_wrap=True)
+    for column in ("checked on", "here, not tried"):
+        table.add_column(column)
     missing = {d.name: reason.partition(";")[0] for d in ALL if (reason := d.available()) is not None}
     proved = {(r["device"], Path(r["artifact"]).name): r["verdict"] for r in map(_json, HOME.glob("**/report.json"))}
-    for device in (d for d in ALL if d.name not in missing):
-        formats = {f: find(f).format in device.formats for f in folders}
-        cells = [proved.get((device.name, f.name), "not tried") if runs else "" for f, runs in formats.items()]
-        table.add_row(device.name, *cells)
+    for folder in folders:
+        here = [d.name for d in ALL if d.name not in missing and find(folder).format in d.formats]
+        verdicts = {name: proved.get((name, folder.name)) for name in here}
+        checked = [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict]
+        table.add_row(folder.name, "\n".join(checked), ", ".join(n for n, v in verdicts.items() if not v))
     table.caption = "\n".join(f"{name}: not here ({reason})" for name, reason in missing.items())
     return table
 
