@@ -235,7 +235,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"bits": 4, "group_size": 32, "symmetric": False},
         "would be rounded; recipe: scale_bits = 7",
     ),
-    "8-bit zero-points": ({"bits": 8, "group_size": 32, "symmetric": False}, "no GGUF type has 8 bits and zero-points"),
+    "8-bit zero-points": (
+        {"bits": 8, "group_size": 32, "symmetric": False},
+        "of GGUF's types with zero-points none has so many bits",
+    ),
 }
 
 

@@ -381,7 +381,7 @@ def test_plans_travel_as_json_and_count_their_bits() -> None:
         ("casp", ["keep=x"], "not a float"),
         ("casp", ["kept=0.5"], "keep, average"),
         ("casp", ["keep=2"], "between 0 and 1"),
-        ("casp", ["choices=2,5"], "bits are"),
+        ("casp", ["choices=2,6"], "bits are"),
         ("casp", ["layers=("], "casp"),
         ("swsc", ["clusters=0"], "between 0 and 1"),
         ("swsc", ["rounding=up"], "mse, gptq"),

@@ -36,7 +36,7 @@ def matrices(draw: st.DrawFn) -> dict[str, Any]:
         "codes": rng.integers(low, high, (out, inputs)).astype(np.int8),
         "scales": rng.uniform(0.001, 2, (out, groups)).astype(np.float32),
         "zeros": None if symmetric else rng.integers(low, high, (out, groups)).astype(np.int8),
-        "bits": {3: 4}.get(bits, bits),
+        "bits": {3: 4, 5: 8}.get(bits, bits),
     }
 
 

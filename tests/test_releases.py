@@ -14,7 +14,8 @@ from dlqat.devices.all import DEVICES
 from dlqat.devices.releases import RELEASES, EmulatedRelease, Released
 from dlqat.runtime_tests.check import ladder
 
-FORMS = [(d, form) for d in RELEASES for form in (("xnnpack",) if "executorch" in d.formats else ("qdq", "ort", "web"))]
+ENDS = [d for d in RELEASES if d.name != "qemu-arm64-executorch@1.2"]  # a minute between 1.0 and today's; by hand
+FORMS = [(d, form) for d in ENDS for form in (("xnnpack",) if "executorch" in d.formats else ("qdq", "ort", "web"))]
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def _check_leaf(leaf: Quantized) -> str | None:
     groups = (out, leaf.grid.groups(inputs))
     if tuple(leaf.scales.shape) != groups:
         return f"scales have shape {tuple(leaf.scales.shape)}, its grid needs {groups}"
-    least, most = map(float, torch.aminmax(leaf.scales))
+    least, most = map(float, torch.aminmax(leaf.scales.detach()))
     if not (math.isfinite(least) and math.isfinite(most)):
         return "a scale is NaN or infinite"
     if least <= 0:
