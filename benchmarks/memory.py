@@ -25,6 +25,8 @@ import torch
 from _common import Results, command, smollm2
 from safetensors.torch import save_file
 
+from dlqat import source
+
 LIMIT = 10_000_000
 """KB of anonymous memory at which a process is stopped: this machine has other work."""
 SHAPES: dict[str, dict[str, Any]] = {
@@ -91,9 +93,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "gguf": ("--target", "gguf"),
     "mlx": ("--target", "mlx"),
 }
-TOKENIZER = (
-    "import sys; from dlqat import source as s; s.load(s.resolve(sys.argv[1])).tokenizer.save_pretrained(sys.argv[2])"
-)
 CONTEXT = ("--max-context", "256")
 """The cache is the runtime's, and it is not what is measured."""
 
@@ -177,7 +176,7 @@ def float_model(name: str, folder: Path) -> Path:
         save_file({n: _random(shapes[n]) for n in names}, folder / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {n: file for file, names in shards.items() for n in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    subprocess.run([sys.executable, "-c", TOKENIZER, smollm2(), folder], check=True)  # here gguf is benchmarks/gguf.py
+    source.load(source.resolve(smollm2())).tokenizer.save_pretrained(folder)
     generation = {"eos_token_id": 2, "bos_token_id": 1}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     kept = {**SHAPES[name], **generation, "dtype": "bfloat16", "architectures": [type(config).__name__]}
@@ -199,7 +198,7 @@ def _random(shape: tuple[int, ...]) -> torch.Tensor:
 
 def model_dir(model: Path, folder: Path) -> Path:
     """What `dlqat-train --method rtn` leaves, with scales of the largest weight: nobody searches random numbers."""
-    from dlqat import adapter, source
+    from dlqat import adapter
     from dlqat.folded import disk
     from dlqat.model_dir import ADAPTERS, RECORD
     from dlqat.terminal import Terminal

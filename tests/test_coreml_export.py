@@ -124,6 +124,15 @@ def test_integers_of_every_grid(packages: dict[str, Path], target: str) -> None:
     np.testing.assert_allclose(run(packages[target]), reference(model), atol=2e-5)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_five_bits_stand_in_bytes(tmp_path: Path, symmetric: bool) -> None:
+    asked = Recipe((Rule(".*", {"bits": 5, "group_size": 32, "symmetric": symmetric}),))
+    model = models.fold_model(models.tiny("llama"), asked)
+    package = coreml_runs.write(model, tmp_path)
+    assert integers.compare(readers.read(package), integers.wanted(model)).differences == ()
+    np.testing.assert_allclose(run(package), reference(model), atol=2e-5)
+
+
 def test_true_widths(packages: dict[str, Path]) -> None:
     """A 3-bit weight takes 3 bits a code: one table for all from iOS26. Below there is one per group, and where that
     costs more than the bit that it saves, the codes stand in 4 bits."""

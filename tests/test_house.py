@@ -217,6 +217,12 @@ def test_banned(line: str) -> None:
     assert "TID251" in checked.stdout
 
 
+def test_no_benchmark_hides_a_package() -> None:
+    """A script's folder comes first on its path: gguf.py there was found in place of the package gguf."""
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts and not scripts & {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names}
+
+
 def test_every_python_file_names_its_licence() -> None:
     folders = ("src", "tests", "benchmarks")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

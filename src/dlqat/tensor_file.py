@@ -50,4 +50,4 @@ def every(path: Path, advice: str = "") -> dict[str, Tensor]:
 def finite(tensor: Tensor) -> bool:
     """Whether no number of it is NaN or infinity. In one pass and without torch.isfinite's tensors of the same size: a NaN is
     the least and the largest of all, and so is an infinity one of the two."""
-    return not tensor.numel() or all(math.isfinite(float(x)) for x in torch.aminmax(tensor))
+    return not tensor.numel() or all(math.isfinite(float(x)) for x in torch.aminmax(tensor.detach()))

@@ -63,10 +63,9 @@ def _unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
         return words.unpack(packed, bits, shape[1]).contiguous()
     helpers = _packing()
     codes = torch.empty(shape, dtype=torch.int8)
-    step = max(1, (1 << 22) // shape[1])
-    for first in range(0, shape[0], step):
-        part = packed[first : first + step]
-        codes[first : first + step] = helpers.unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
+    for block in blocks(*shape):
+        part = packed[block]
+        codes[block] = helpers.unpack_from_int32(part, bits, torch.Size((len(part), shape[1])))
     return codes
 
 

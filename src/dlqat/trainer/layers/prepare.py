@@ -151,8 +151,7 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put adapter tensors (by full name) into a prepared model; Refusal if one is missing or misshapen."""
     with torch.no_grad():
         for name, layer in qat_layers(model).items():
-            if name == EMBEDDING or isinstance(layer, QATLinear):
-                put_offset(model, name, tensors.get(f"{name}.offset"))
+            put_offset(model, name, tensors.get(f"{name}.offset"))
             if isinstance(layer, QATLinear):
                 layer.mask = tensors.get(f"{name}.mask")
             for field, own in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:

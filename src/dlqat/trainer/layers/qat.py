@@ -90,7 +90,8 @@ class QATEmbedding(QATLayer):
 class QATLinear(QATLayer):
     """y = act(x) W'^T + b with W' = snap(m s) (q - z): LoRA inside the rounding, one m per group.
 
-    `mask` bool [out, in]: False where the weight is pruned. The weight W' is made anew in forward and in backward; autograd keeps x, W0 and the small tensors only.
+    `mask` bool [out, in]: False where the weight is pruned. The weight W' is made anew in forward and in backward; autograd
+    keeps x, W0 and the small tensors only.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our .gguf of a trained model beside llama.cpp's own quantizations of the float model: bytes, distance, tasks, speed.
 
-    python benchmarks/gguf.py --tools llama.cpp/build/bin --converter llama.cpp/convert_hf_to_gguf.py \
+    python benchmarks/gguf_files.py --tools llama.cpp/build/bin --converter llama.cpp/convert_hf_to_gguf.py \
         --base FLOAT_FOLDER --ours "DL-QAT 4 bits=model_dir" [--work /tmp/gguf]
 
 llama.cpp judges: llama-perplexity --kl-divergence against its own float32 file, on the first chunks of WikiText-2 test (the
